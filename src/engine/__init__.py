@@ -1,0 +1,1 @@
+"""Steps any Method: device, optimiser, schedule, training step, loop, evaluation, checkpoints, logs."""

@@ -1,0 +1,112 @@
+"""Self-describing checkpoints: weights, the resolved recipe, versions, and what resuming needs.
+
+One MindSpore `.ckpt` file. Weights stand under their own names, the training state (AdamW moments, draw counters)
+under `state/`, and one JSON text `meta` holds the rest. A file is written under a temporary name, synced and renamed,
+so that there is always a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from .. import __version__
+
+STATE = "state/"
+DRAWS = ".draws"  # draw counters of random cells: training state, not weights
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; one line for the user."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds. `meta`: recipe (YAML text), method, epoch, step, versions, metrics, classes, names."""
+
+    path: Path
+    meta: dict[str, Any]
+    weights: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+
+
+def weights_of(method: Any) -> dict[str, Parameter]:
+    """Parameters that make up the network, by name."""
+    return {p.name: p for p in method.get_parameters() if not p.name.endswith(DRAWS)}
+
+
+def counters_of(method: Any) -> dict[str, Parameter]:
+    """Draw counters of the random cells, by name."""
+    return {p.name: p for p in method.get_parameters() if p.name.endswith(DRAWS)}
+
+
+def save(
+    path: Path, weights: dict[str, Parameter], state: dict[str, Parameter], meta: dict[str, Any]
+) -> None:
+    """Write a checkpoint whole or not at all."""
+    items = [{"name": name, "data": value} for name, value in weights.items()]
+    items += [{"name": STATE + name, "data": value} for name, value in state.items()]
+    versions = {"mindspore": ms.__version__, "numpy": np.__version__, "code": __version__}
+    text = json.dumps({"format": 1, "versions": versions, "names": [i["name"] for i in items], **meta})
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.ckpt")
+    try:
+        ms.save_checkpoint(items, str(temporary), append_dict={"meta": text}, crc_check=True)
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint of this project.
+
+    Raises:
+        CheckpointError: missing, damaged, cut short, or written by something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    if path.suffix != ".ckpt":
+        raise CheckpointError(f"{path}: not a .ckpt file")
+    try:
+        items = ms.load_checkpoint(str(path), crc_check=True)
+    except (ValueError, RuntimeError, TypeError, OSError):
+        raise CheckpointError(
+            f"{path}: damaged or not a MindSpore checkpoint; its content cannot be read"
+        ) from None
+    if "meta" not in items:
+        raise CheckpointError(
+            f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it"
+        )
+    meta = json.loads(str(items.pop("meta")))
+    missing = set(meta["names"]) - set(items)
+    if missing:
+        raise CheckpointError(f"{path}: cut short, {len(missing)} of {len(meta['names'])} arrays are missing")
+    arrays = {name: value.asnumpy() for name, value in items.items()}
+    state = {name.removeprefix(STATE): arrays.pop(name) for name in list(arrays) if name.startswith(STATE)}
+    return Checkpoint(path, meta, arrays, state)
+
+
+def assign(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], source: Path) -> None:
+    """Set every parameter from an array of the same name and shape; neither may have names of its own."""
+    unknown, missing = sorted(set(arrays) - set(parameters)), sorted(set(parameters) - set(arrays))
+    if unknown or missing:
+        text = f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""
+        text += " and " if missing and unknown else ""
+        text += f"{len(unknown)} unknown ({', '.join(unknown[:3])})" if unknown else ""
+        raise CheckpointError(f"{source}: does not fit this recipe: {text}")
+    for name, parameter in parameters.items():
+        if tuple(parameter.shape) != arrays[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {list(arrays[name].shape)}, this recipe needs {list(parameter.shape)}"
+            )
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(arrays[name]))

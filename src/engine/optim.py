@@ -1,0 +1,109 @@
+"""Parameter groups and AdamW, equal to PyTorch's.
+
+`nn.AdamWeightDecay` has no bias correction. The fused primitive underneath it becomes AdamW when the correction is
+folded into its learning rate, epsilon and decay, which the host computes in float64 for each step:
+
+    p -= lr * (m / bc1) / (sqrt(v / bc2) + eps) + lr * wd * p,   bc = 1 - beta^t
+       = lr_t * m / (sqrt(v) + eps_t) + lr_t * wd_t * p
+    lr_t = lr * sqrt(bc2) / bc1,   eps_t = eps * sqrt(bc2),   wd_t = wd * bc1 / sqrt(bc2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from ..config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share learning rate and weight decay."""
+
+    layer: int
+    lr_scale: float
+    weight_decay: float
+    parameters: list[Parameter]
+
+
+def parameter_groups(method: Any, train: TrainConfig) -> list[Group]:
+    """Groups by layer and decay, in order of first appearance.
+
+    Biases and other 1-D parameters are never decayed; tokens and tables the Method names only with `decay_tokens`.
+    A layer's rate is layer_decay ** (layers above it) (BEiT; FastMIM util/lr_decay.py).
+    """
+    spared = set() if train.decay_tokens else method.no_weight_decay()
+    layers = method.num_layers
+    groups: dict[tuple[int, bool], Group] = {}
+    for parameter in method.trainable_params():
+        name = parameter.name
+        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in spared
+        layer = method.layer_of(name) if train.layer_decay < 1 else layers - 1
+        scale = train.layer_decay ** (layers - 1 - layer)
+        weight_decay = train.weight_decay if decayed else 0.0
+        groups.setdefault((layer, decayed), Group(layer, scale, weight_decay, [])).parameters.append(
+            parameter
+        )
+    return list(groups.values())
+
+
+class AdamW(nn.Cell):
+    """Decoupled weight decay and bias-corrected moments, one fused update per parameter.
+
+    Args:
+        groups: parameters with their rates and decay.
+        betas, eps: as in PyTorch.
+    """
+
+    def __init__(self, groups: list[Group], betas: tuple[float, float], eps: float):
+        super().__init__(auto_prefix=False)
+        self.groups = groups
+        self.beta1, self.beta2, self.eps = betas[0], betas[1], eps
+        self.weights = ParameterTuple([p for group in groups for p in group.parameters])
+        self.group_of = [number for number, group in enumerate(groups) for _ in group.parameters]
+        self.first = self.weights.clone(prefix="adam_m", init="zeros")
+        self.second = self.weights.clone(prefix="adam_v", init="zeros")
+        self.update = ops.AdamWeightDecay()
+
+    def step_values(self, rate_of: Callable[[float], float], step: int) -> Tensor:
+        """What `construct` needs of update number `step` (from 1): lr_t and wd_t of each group, then eps_t.
+
+        Args:
+            rate_of: learning rate of a group's layer-decay factor.
+        """
+        bc1, bc2 = 1 - self.beta1**step, 1 - self.beta2**step
+        rates = [rate_of(group.lr_scale) * bc2**0.5 / bc1 for group in self.groups]
+        decays = [group.weight_decay * bc1 / bc2**0.5 for group in self.groups]
+        return Tensor(np.array([*rates, *decays, self.eps * bc2**0.5], np.float32))
+
+    def construct(self, values: Tensor, grads: tuple[Tensor, ...]) -> bool:
+        """One update of all parameters."""
+        count = len(self.groups)
+        eps = values[2 * count]
+        for number in range(len(self.weights)):
+            group = self.group_of[number]
+            self.update(
+                self.weights[number],
+                self.first[number],
+                self.second[number],
+                values[group],
+                self.beta1,
+                self.beta2,
+                eps,
+                values[count + group],
+                grads[number],
+            )
+        return True
+
+    def state(self) -> dict[str, Parameter]:
+        """Moments by name, for checkpoints."""
+        return {p.name: p for p in (*self.first, *self.second)}
+
+
+def build_optimizer(method: Any, train: TrainConfig) -> AdamW:
+    """AdamW on the Method's trainable parameters."""
+    return AdamW(parameter_groups(method, train), train.betas, train.eps)

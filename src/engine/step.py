@@ -1,0 +1,69 @@
+"""One training step as a graph: forward, gradient, norm, clipping, update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from .optim import AdamW
+
+
+class TrainStep(nn.Cell):
+    """Loss, gradients and update of any Method.
+
+    Args:
+        method: returns (loss, *parts).
+        optimizer: updates the Method's parameters.
+        clip_norm: global gradient norm above which gradients are scaled down; 0 only measures.
+        accumulate: forward passes per update; the earlier ones go through `Accumulate`.
+    """
+
+    def __init__(self, method: Any, optimizer: AdamW, clip_norm: float = 0.0, accumulate: int = 1):
+        super().__init__(auto_prefix=False)
+        self.method, self.optimizer = method, optimizer
+        self.clip_norm, self.accumulate = clip_norm, accumulate
+        self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
+        self.sums = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
+
+    def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
+        """`values` of AdamW.step_values and a batch -> (loss, *parts, gradient norm before clipping)."""
+        outputs, grads = self.value_and_grad(*batch)
+        if self.sums is not None:
+            grads = self._mean(grads)
+        norm = global_norm(grads)
+        if self.clip_norm > 0:
+            # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
+            factor = ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
+            grads = [grad * factor for grad in grads]
+        return ops.depend((*outputs, norm), self.optimizer(values, grads))
+
+    def _mean(self, grads: tuple[Tensor, ...]) -> list[Tensor]:
+        """Mean over the accumulated passes and this one; empties the sums."""
+        means = []
+        for number in range(len(grads)):
+            mean = (self.sums[number] + grads[number]) / self.accumulate
+            means.append(ops.depend(mean, ops.assign(self.sums[number], ops.zeros_like(mean))))
+        return means
+
+
+class Accumulate(nn.Cell):
+    """Adds the gradients of a batch to the sums of a `TrainStep` without updating."""
+
+    def __init__(self, step: TrainStep):
+        super().__init__(auto_prefix=False)
+        self.method = step.method
+        self.value_and_grad = step.value_and_grad
+        self.sums: ParameterTuple = step.sums
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """A batch -> (loss, *parts)."""
+        outputs, grads = self.value_and_grad(*batch)
+        for number in range(len(grads)):
+            outputs = ops.depend(outputs, ops.assign_add(self.sums[number], grads[number]))
+        return outputs
+
+
+def global_norm(grads: tuple[Tensor, ...]) -> Tensor:
+    """L2 norm of all gradients together."""
+    return ops.sqrt(ops.addn([(grad * grad).sum() for grad in grads]))

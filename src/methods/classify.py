@@ -1,0 +1,73 @@
+"""Supervised training of a classifier: hard labels with smoothing, or soft targets."""
+
+from __future__ import annotations
+
+import mindspore
+from mindspore import Tensor, nn, ops
+
+from ..models import Classifier
+
+
+class Classify(nn.Cell):
+    """Cross-entropy of a classifier.
+
+    Args:
+        classifier: encoder, pooling and head.
+        label_smoothing: share of the target spread evenly over all classes, the true one included (timm).
+    """
+
+    columns = ("image", "label")
+    parts = ("baseline",)
+    metrics = ("loss", "top1", "top5")
+    best = ("top1", "max")
+
+    def __init__(self, classifier: Classifier, label_smoothing: float):
+        super().__init__(
+            auto_prefix=False
+        )  # parameters keep the classifier's names: encoder.*, fc_norm.*, head.*
+        self.classifier = classifier
+        self.num_layers = classifier.encoder.num_layers
+        self.num_classes = classifier.head.weight.shape[0]
+        self.smoothing = label_smoothing
+        self.top = min(5, self.num_classes)
+
+    def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels (B,) int or soft targets (B, classes) -> loss, and the entropy of the mean target."""
+        target = label if label.ndim == 2 else smooth(label, self.num_classes, self.smoothing)
+        loss = soft_cross_entropy(self.classifier(image), target)
+        mean = target.mean(axis=0)
+        return loss, -(mean * ops.log(ops.maximum(mean, 1e-12))).sum()
+
+    def measure(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        """Sums over the images with label >= 0: count, cross-entropy without smoothing, top-1 and top-5 hits."""
+        logits = self.classifier(image)
+        counted = (label >= 0).astype(mindspore.float32)
+        loss = -ops.gather_elements(ops.log_softmax(logits), 1, ops.maximum(label, 0).expand_dims(1)).squeeze(
+            1
+        )
+        ranked = ops.topk(logits, self.top)[1]
+        hits = (ranked == label.astype(ranked.dtype).expand_dims(1)).astype(mindspore.float32)
+        return (
+            counted.sum(),
+            (loss * counted).sum(),
+            (hits[:, 0] * counted).sum(),
+            (hits.sum(axis=1) * counted).sum(),
+        )
+
+    def layer_of(self, name: str) -> int:
+        return self.classifier.layer_of(name)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that `decay_tokens: false` leaves without weight decay."""
+        return {f"encoder.{name}" for name in self.classifier.encoder.no_weight_decay()}
+
+
+def smooth(label: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """One-hot targets (B, classes) with label smoothing."""
+    hot = ops.one_hot(label.astype(mindspore.int32), num_classes, 1.0, 0.0)
+    return hot * (1.0 - smoothing) + smoothing / num_classes
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of -sum(target * log softmax(logits))."""
+    return -(target * ops.log_softmax(logits)).sum(axis=-1).mean()

@@ -1,0 +1,52 @@
+"""From encoder tokens to predictions of the target."""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn
+
+from ..config import TransformerDecoderConfig
+from ..models.layers import Block, LayerNorm, Linear
+
+HEAD_WIDTH = 32  # FastMIM: heads = decoder width / 32
+
+
+class TransformerDecoder(nn.Cell):
+    """FastMIM's decoder: linear, blocks, norm, linear; no position of its own.
+
+    With depth 0 there is no first linear layer: norm and prediction act on the encoder's output.
+
+    Args:
+        config: width and depth.
+        in_dim: width of the encoder's tokens.
+        out_dim: values predicted per token.
+        num_prefix_tokens: leading tokens that take part in the blocks and are dropped at the end.
+        norm_eps: epsilon of the norms.
+    """
+
+    def __init__(
+        self,
+        config: TransformerDecoderConfig,
+        in_dim: int,
+        out_dim: int,
+        num_prefix_tokens: int,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.prefix, self.depth, self.out_dim = num_prefix_tokens, config.depth, out_dim
+        width = config.width
+        self.embed = Linear(in_dim, width) if config.depth else None
+        self.blocks = nn.CellList(
+            [Block(width, width // HEAD_WIDTH, norm_eps=norm_eps) for _ in range(config.depth)]
+        )
+        self.norm = LayerNorm(width, norm_eps)
+        self.pred = Linear(width, out_dim)
+
+    def construct(self, sequence: Tensor) -> Tensor:
+        """(B, prefix + N, in_dim) -> (B, N, out_dim)."""
+        batch, length, dim = sequence.shape
+        rows = sequence.reshape(batch * length, dim)
+        if self.embed is not None:
+            rows = self.embed(rows)
+        for number in range(self.depth):
+            rows = self.blocks[number](rows, batch, length)
+        return self.pred(self.norm(rows)).reshape(batch, length, self.out_dim)[:, self.prefix :]

@@ -1,0 +1,102 @@
+"""Masked image modelling: one Method for every combination of encoder, mask, target and decoder."""
+
+from __future__ import annotations
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Normal
+
+from ..config import HOGConfig, MIMConfig, PixelsConfig
+from ..models.encoder import Encoder
+from ..models.layers import parameter
+from .decoders import TransformerDecoder
+from .masking import BlockMask, resize_mask
+from .targets import HOG, Pixels
+
+
+class MaskedImageModel(nn.Cell):
+    """Hide blocks of the image, encode, predict the target of the hidden tokens.
+
+    FastMIM (mim_vit_pretrain.py): a learned colour replaces the masked pixels before the patch embedding, a
+    transformer decoder predicts HOG or pixels, mean squared error over masked tokens.
+
+    Args:
+        encoder: any encoder with its final norm.
+        config: mask, target and decoder.
+        image_size: height and width of the training images.
+        norm_eps: epsilon of the decoder's norms.
+    """
+
+    columns = ("image",)
+    parts = ("baseline",)
+    metrics = ("loss", "baseline")
+    best = ("loss", "min")
+
+    def __init__(
+        self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int], norm_eps: float = 1e-6
+    ):
+        super().__init__()
+        self.mask_token = parameter(Normal(0.02), 1, encoder.in_chans, 1, 1)
+        self.encoder = encoder
+        self.num_layers = encoder.num_layers
+        self.target = {HOGConfig: HOG, PixelsConfig: Pixels}[type(config.target)](
+            config.target, encoder.stride, encoder.in_chans
+        )
+        self.decoder = TransformerDecoder(
+            config.decoder, encoder.out_dim, self.target.dim, encoder.num_prefix_tokens, norm_eps
+        )
+        self.grid = encoder.grid(image_size)
+        self.image_size = image_size
+        block = config.mask_block
+        self.mask = BlockMask((image_size[0] // block, image_size[1] // block), config.mask_ratio)
+
+    def construct(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> loss of a random mask, and the loss of predicting the mean target."""
+        loss, baseline, _, _ = self.run(image, self.mask(image.shape[0]))
+        return loss, baseline
+
+    def run(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """With a given block mask (B, rows, cols): loss, baseline, prediction (B, N, dim), target (B, N, dim)."""
+        prediction = self.decoder(self.encoder(self.hide(image, mask)))
+        target = ops.stop_gradient(self.target(image))
+        weights = self.target.weights(mask, self.grid)
+        loss = masked_mean_square(prediction - target, weights)
+        mean = (target * weights).sum(axis=(0, 1)) / ops.maximum(
+            ops.broadcast_to(weights, target.shape).sum(axis=(0, 1)), 1.0
+        )
+        return loss, ops.stop_gradient(masked_mean_square(target - mean, weights)), prediction, target
+
+    def hide(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The image with the mask token's colour on masked blocks."""
+        pixels = resize_mask(mask, self.image_size).expand_dims(1)  # (B, 1, H, W)
+        return image * (1.0 - pixels) + self.mask_token * pixels
+
+    def measure(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the images that count (label >= 0), with the same mask every time: count, loss, baseline."""
+        counted = (label >= 0).astype(mindspore.float32)
+        mask = self.fixed_mask(image.shape[0]) * counted.reshape(-1, 1, 1)
+        loss, baseline, _, _ = self.run(image, mask)
+        count = counted.sum()
+        return count, loss * count, baseline * count
+
+    def fixed_mask(self, batch: int) -> Tensor:
+        """The masks (B, rows, cols) of evaluations and pictures: the same in every run and epoch."""
+        blocks = self.mask.grid[0] * self.mask.grid[1]
+        return self.mask.from_noise(Tensor(np.random.default_rng(0).random((batch, blocks), np.float32)))
+
+    def layer_of(self, name: str) -> int:
+        """Learning-rate layer: the encoder's own, everything else on top."""
+        if name.startswith("encoder."):
+            return self.encoder.layer_of(name.removeprefix("encoder."))
+        return self.encoder.num_layers - 1
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that `decay_tokens: false` leaves without weight decay."""
+        return {"mask_token"} | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+
+def masked_mean_square(error: Tensor, weights: Tensor) -> Tensor:
+    """Mean of squares over the values whose weight is 1; weights (B, N, 1) or like the error."""
+    total = (error * error * weights).sum()
+    return total / (weights.sum() * (error.shape[-1] // weights.shape[-1]))

@@ -1,0 +1,171 @@
+"""What a masked image model predicts: HOG or pixels, laid out per token, and the way back to a picture.
+
+A target is a Cell without trained parameters. All constants are made once, in `__init__`. Shapes: images (B, C, H, W)
+normalised with mean and std, tokens in row order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from ..config import HOGConfig, PixelsConfig
+from .masking import resize_mask
+
+
+class HOG(nn.Cell):
+    """Histograms of oriented gradients (FastMIM util/hog_layer.py HOGLayerC).
+
+    3x3 Sobel differences with reflected borders, direction atan2(gx, gy) folded to 180 degrees in `bins` bins without
+    interpolation, weighted by the gradient's length (times a tiled Gaussian when `gaussian_window` is set), summed
+    over cells of cell x cell pixels, L2-normalised over the bins of each cell and channel.
+
+    Channel order inside a token: image channel, bin, cell row, cell column.
+
+    Args:
+        config: bins, cell, normalisation, window.
+        stride: pixels per side of a token.
+        in_chans: image channels.
+    """
+
+    def __init__(self, config: HOGConfig, stride: int, in_chans: int):
+        super().__init__()
+        self.bins, self.cell, self.normalize = config.bins, config.cell, config.normalize
+        self.units = stride // config.cell  # cells per token side: the finest a mask can separate
+        self.in_chans = in_chans
+        self.dim = in_chans * config.bins * self.units**2
+        window = config.gaussian_window
+        self.window = Tensor(gaussian_window(window)) if window else None
+        # One-hot comparison against the bin numbers replaces a scatter; the division by pi happens once per pixel.
+        self.bin_numbers = Tensor(np.arange(config.bins, dtype=np.float32).reshape(-1, 1, 1, 1))
+        self.atan2 = ops.Atan2()
+
+    def histograms(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> histograms (B, C*bins, H/cell, W/cell)."""
+        batch, chans, height, width = image.shape
+        gx, gy = self.gradients(image)
+        length = ops.sqrt(gx * gx + gy * gy)
+        if self.window is not None:
+            size = self.window.shape[0]
+            length = length * ops.tile(self.window, (height // size, width // size))
+        bin_of = ops.floor(self.atan2(gx, gy) / math.pi * self.bins)
+        bin_of = bin_of - self.bins * ops.floor(bin_of / self.bins)
+        rows, cols = height // self.cell, width // self.cell
+        length = length.reshape(1, batch * chans * rows, self.cell, -1)
+        bin_of = bin_of.reshape(1, batch * chans * rows, self.cell, -1)
+        # (bins, B*C*rows, W): the pixel rows of a cell are summed first, which keeps the next sum small
+        summed = ops.where(bin_of == self.bin_numbers, length, ops.zeros_like(length)).sum(axis=2)
+        summed = summed.reshape(self.bins, batch, chans, rows, cols, self.cell).sum(axis=-1)
+        hist = summed.transpose(1, 2, 0, 3, 4)  # (B, C, bins, rows, cols)
+        if self.normalize:
+            norm = ops.sqrt((hist * hist).sum(axis=2, keepdims=True))
+            hist = hist / ops.maximum(norm, 1e-12)
+        return hist.reshape(batch, chans * self.bins, rows, cols)
+
+    def gradients(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Sobel differences left - right and top - bottom, borders reflected without repeating the edge."""
+        height, width = image.shape[2], image.shape[3]
+        padded = ops.cat((image[:, :, 1:2], image, image[:, :, height - 2 : height - 1]), axis=2)
+        padded = ops.cat((padded[:, :, :, 1:2], padded, padded[:, :, :, width - 2 : width - 1]), axis=3)
+        smooth_rows = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
+        smooth_cols = padded[:, :, :, :-2] + 2.0 * padded[:, :, :, 1:-1] + padded[:, :, :, 2:]
+        return smooth_rows[:, :, :, :-2] - smooth_rows[:, :, :, 2:], smooth_cols[:, :, :-2] - smooth_cols[
+            :, :, 2:
+        ]
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, dim)."""
+        batch, _, height, width = image.shape
+        u = self.units
+        rows, cols = height // self.cell // u, width // self.cell // u
+        hist = self.histograms(image).reshape(batch, self.in_chans * self.bins, rows, u, cols, u)
+        return hist.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, self.dim)
+
+    def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N, 1) or (B, N, dim)."""
+        batch, u = mask.shape[0], self.units
+        if mask.shape[1] <= grid[0]:
+            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1], 1)
+        fine = resize_mask(mask, (grid[0] * u, grid[1] * u)).reshape(batch, grid[0], u, grid[1], u)
+        fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], 1, u * u)
+        repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], self.in_chans * self.bins, u * u))
+        return repeated.reshape(batch, grid[0] * grid[1], self.dim)
+
+    def unfold(self, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """Tokens (B, N, dim) -> histograms (B, C*bins, rows, cols) for glyph pictures."""
+        u, chans = self.units, self.in_chans * self.bins
+        cells = tokens.reshape(len(tokens), grid[0], grid[1], chans, u, u).transpose(0, 3, 1, 4, 2, 5)
+        return cells.reshape(len(tokens), chans, grid[0] * u, grid[1] * u)
+
+
+def gaussian_window(size: int) -> np.ndarray:
+    """(size, size) Gaussian with standard deviation size // 2 that sums to 1 (mmpretrain maskfeat.py)."""
+    offsets = np.arange(size, dtype=np.float64) - (size - 1) / 2
+    line = np.exp(-0.5 * (offsets / (size // 2)) ** 2)
+    window = np.outer(line, line)
+    return (window / window.sum()).astype(np.float32)
+
+
+class Pixels(nn.Cell):
+    """The pixels of each token, optionally normalised by the token's mean and unbiased variance (MAE norm_pix_loss).
+
+    Channel order inside a token: pixel row, pixel column, image channel.
+
+    Args:
+        config: normalisation.
+        stride: pixels per side of a token.
+        in_chans: image channels.
+    """
+
+    EPS = 1e-6  # added to the variance (MAE models_mae.py forward_loss)
+
+    def __init__(self, config: PixelsConfig, stride: int, in_chans: int):
+        super().__init__()
+        self.patch_norm = config.normalize == "patch"
+        self.stride, self.in_chans = stride, in_chans
+        self.dim = stride**2 * in_chans
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, dim)."""
+        tokens = self.patches(image)
+        if self.patch_norm:
+            centred = tokens - tokens.mean(axis=-1, keep_dims=True)
+            variance = (centred * centred).sum(axis=-1, keepdims=True) / (self.dim - 1)
+            tokens = centred / ops.sqrt(variance + self.EPS)
+        return tokens
+
+    def patches(self, image: Tensor) -> Tensor:
+        batch, chans, height, width = image.shape
+        p = self.stride
+        tokens = image.reshape(batch, chans, height // p, p, width // p, p).transpose(0, 2, 4, 3, 5, 1)
+        return tokens.reshape(batch, height // p * (width // p), self.dim)
+
+    def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N, 1) or (B, N, dim)."""
+        batch, p = mask.shape[0], self.stride
+        if mask.shape[1] <= grid[0]:
+            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1], 1)
+        fine = resize_mask(mask, (grid[0] * p, grid[1] * p)).reshape(batch, grid[0], p, grid[1], p)
+        fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], p * p, 1)
+        repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], p * p, self.in_chans))
+        return repeated.reshape(batch, grid[0] * grid[1], self.dim)
+
+    def to_image(self, tokens: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Tokens (B, N, dim) -> pixels (B, C, H, W) on the scale of `image`, from which patch statistics come."""
+        batch, chans, height, width = image.shape
+        p, rows, cols = self.stride, height // self.stride, width // self.stride
+        if self.patch_norm:
+            own = (
+                image.reshape(batch, chans, rows, p, cols, p)
+                .transpose(0, 2, 4, 3, 5, 1)
+                .reshape(tokens.shape)
+            )
+            scale = np.sqrt(own.var(axis=-1, ddof=1, keepdims=True) + self.EPS)
+            tokens = tokens * scale + own.mean(axis=-1, keepdims=True)
+        return (
+            tokens.reshape(batch, rows, cols, p, p, chans)
+            .transpose(0, 5, 1, 3, 2, 4)
+            .reshape(batch, chans, height, width)
+        )

@@ -1,0 +1,21 @@
+"""Encoders and the classifier built from them."""
+
+from __future__ import annotations
+
+from ..config import ClassifyConfig, EncoderConfig, ViTConfig
+from .classifier import Classifier
+from .encoder import Encoder
+from .vit import ViT
+
+
+def build_encoder(config: EncoderConfig, final_norm: bool = True) -> Encoder:
+    """The encoder of a recipe; `final_norm=False` leaves the last norm out (pooling brings its own)."""
+    return {ViTConfig: ViT}[type(config)](config, final_norm)
+
+
+def build_classifier(encoder: EncoderConfig, config: ClassifyConfig) -> Classifier:
+    """Encoder, pooling and linear head, as fine-tuning, evaluation, export and teachers use it."""
+    return Classifier(build_encoder(encoder, final_norm=not config.fc_norm), config)
+
+
+__all__ = ["Classifier", "Encoder", "build_classifier", "build_encoder"]

@@ -1,0 +1,43 @@
+"""Encoder, pooling and linear head: one network for fine-tuning, evaluation, export and teachers."""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn
+
+from ..config import ClassifyConfig
+from .encoder import Encoder
+from .layers import LayerNorm, Linear, trunc_normal
+
+
+class Classifier(nn.Cell):
+    """Logits of an image.
+
+    Args:
+        encoder: built without final norm when `config.fc_norm` is set.
+        config: classes and pooling. `pool: mean` averages the patch tokens (never the class token), `pool: cls` takes
+            the class token; `fc_norm` normalises after pooling (FastMIM models_vit.py).
+    """
+
+    def __init__(self, encoder: Encoder, config: ClassifyConfig):
+        super().__init__()
+        self.encoder = encoder
+        self.pool_mean = config.pool == "mean"
+        self.prefix = encoder.num_prefix_tokens
+        self.fc_norm = LayerNorm(encoder.out_dim, 1e-6) if config.fc_norm else None
+        self.head = Linear(encoder.out_dim, config.num_classes, init=trunc_normal(2e-5))
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> logits (B, num_classes)."""
+        return self.head(self.features(image))
+
+    def features(self, image: Tensor) -> Tensor:
+        """Pooled features (B, out_dim) that the head sees."""
+        sequence = self.encoder(image)
+        pooled = sequence[:, self.prefix :].mean(axis=1) if self.pool_mean else sequence[:, 0]
+        return pooled if self.fc_norm is None else self.fc_norm(pooled)
+
+    def layer_of(self, name: str) -> int:
+        """Learning-rate layer: the encoder's own, fc_norm and head on top."""
+        if name.startswith("encoder."):
+            return self.encoder.layer_of(name.removeprefix("encoder."))
+        return self.encoder.num_layers - 1

@@ -1,0 +1,52 @@
+"""The contract every encoder keeps, so that methods, optimiser and weight loading never ask which one it is."""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn
+
+
+class Encoder(nn.Cell):
+    """Image to tokens; knows nothing of masks, heads and losses.
+
+    Attributes set by every encoder:
+        out_dim: width of an output token.
+        stride: pixels per side of one output token.
+        patch_size: pixels per side of one input patch (of `embed`).
+        num_prefix_tokens: tokens before the patch tokens in the output (class token).
+        num_layers: number of learning-rate layers, `layer_of` + 1 at most.
+        in_chans: channels of the input image.
+    """
+
+    out_dim: int
+    stride: int
+    patch_size: int
+    num_prefix_tokens: int
+    num_layers: int
+    in_chans: int
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> patch tokens (B, N, C), before class token and position."""
+        raise NotImplementedError
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Patch tokens of `embed` -> (B, num_prefix_tokens + N', out_dim), final norm applied."""
+        raise NotImplementedError
+
+    def construct(self, image: Tensor) -> Tensor:
+        return self.encode(self.embed(image))
+
+    def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The sequences after the blocks of those numbers, before the final norm (distillation, probes)."""
+        raise NotImplementedError
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of output tokens for an image of (height, width) pixels."""
+        return image_size[0] // self.stride, image_size[1] // self.stride
+
+    def layer_of(self, name: str) -> int:
+        """Learning-rate layer of a parameter (name relative to the encoder): 0 the embedding, num_layers - 1 the top."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names (relative to the encoder) of tokens and tables that fine-tuning does not decay."""
+        raise NotImplementedError

@@ -1,0 +1,205 @@
+"""The layers all encoders and decoders share, written for MindSpore's graph mode.
+
+Why not the built-in cells: Conv2d with stride = kernel, BiasAdd and 5-D indexing are many times slower on CPU than the
+matrix products they stand for, and nn.GELU, nn.LayerNorm and nn.Dense have defaults that differ from the references
+(tanh GELU, epsilon 1e-7, random bias).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Initializer, TruncatedNormal, XavierUniform, initializer
+
+from .random import CounterUniform
+
+
+def parameter(init: str | Initializer, *shape: int, requires_grad: bool = True) -> Parameter:
+    """A float32 parameter; its name comes from the cell tree."""
+    return Parameter(initializer(init, shape), requires_grad=requires_grad)
+
+
+def trunc_normal(std: float = 0.02) -> Initializer:
+    """Normal cut at +-2 in absolute value, as timm's trunc_normal_ cuts it (no effect for small std)."""
+    return TruncatedNormal(std, 0.0, -2.0, 2.0)
+
+
+class Linear(nn.Cell):
+    """y = x W^T + b on the last axis of a 2-D input (rows, in_dim) -> (rows, out_dim)."""
+
+    def __init__(self, in_dim: int, out_dim: int, bias: bool = True, init: str | Initializer | None = None):
+        super().__init__()
+        self.weight = parameter(init or XavierUniform(), out_dim, in_dim)
+        self.bias = parameter("zeros", out_dim) if bias else None
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.matmul(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation over the last axis of (rows, dim), biased variance."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = parameter("ones", dim)
+        self.bias = parameter("zeros", dim)
+        self.norm = ops.LayerNorm(-1, -1, eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.norm(x, self.weight, self.bias)[0]
+
+
+class Gelu(nn.Cell):
+    """GELU with the exact error function (nn.GELU() is the tanh approximation)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+
+
+class Mlp(nn.Cell):
+    """Two linear layers with a GELU between, on (rows, dim)."""
+
+    def __init__(self, dim: int, hidden: int, init: str | Initializer | None = None):
+        super().__init__()
+        self.fc1 = Linear(dim, hidden, init=init)
+        self.act = Gelu()
+        self.fc2 = Linear(hidden, dim, init=init)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention; one product makes q, k and v, split on the last axis."""
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool = True, init: str | Initializer | None = None
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, init=init)
+        self.proj = Linear(dim, dim, init=init)
+        self.split = ops.Split(-1, 3)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
+        """(B*N, C) -> (B*N, C)."""
+        q, k, v = self.split(self.qkv(x))
+        weights = self.softmax(
+            self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens))
+        )
+        mixed = self.mix(weights, self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch * tokens, self.num_heads * self.head_dim))
+
+    def heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
+        return x.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+
+
+class Block(nn.Cell):
+    """Pre-norm transformer block on (B*N, C) rows."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        init: str | Initializer | None = None,
+    ):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias, init)
+        self.norm2 = LayerNorm(dim, norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), init)
+
+    def construct(
+        self, x: Tensor, batch: int, tokens: int, keep: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """`keep`: factors (B*N, 1) on the two branches (stochastic depth), None in evaluation."""
+        attended = self.attn(self.norm1(x), batch, tokens)
+        x = x + (attended if keep is None else attended * keep[0])
+        hidden = self.mlp(self.norm2(x))
+        return x + (hidden if keep is None else hidden * keep[1])
+
+
+class PatchEmbed(nn.Cell):
+    """Non-overlapping patches through one matrix product (a convolution with stride = kernel)."""
+
+    def __init__(self, in_chans: int, patch_size: int, dim: int, init: str | Initializer | None = None):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = PatchProjection(in_chans, patch_size, dim, init)
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, N, dim), patches in row order."""
+        batch, chans, height, width = image.shape
+        p = self.patch_size
+        patches = image.reshape(batch, chans, height // p, p, width // p, p).transpose(0, 2, 4, 1, 3, 5)
+        rows = patches.reshape(batch * (height // p) * (width // p), chans * p * p)
+        return self.proj(rows).reshape(batch, (height // p) * (width // p), -1)
+
+
+class PatchProjection(nn.Cell):
+    """The weights of `PatchEmbed` in the references' convolution layout (dim, in_chans, p, p)."""
+
+    def __init__(self, in_chans: int, patch_size: int, dim: int, init: str | Initializer | None = None):
+        super().__init__()
+        flat = Linear(in_chans * patch_size**2, dim, init=init)
+        self.weight = Parameter(flat.weight.init_data().reshape(dim, in_chans, patch_size, patch_size))
+        self.bias = parameter("zeros", dim)
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, rows: Tensor) -> Tensor:
+        return self.matmul(rows, self.weight.reshape(self.weight.shape[0], -1)) + self.bias
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth: which samples skip which branch, drawn once for the whole encoder.
+
+    Args:
+        rate: rate of the last block; block i of n has rate * i / (n - 1) (timm's linspace).
+        depth: number of blocks, two branches each.
+    """
+
+    def __init__(self, rate: float, depth: int):
+        super().__init__()
+        rates = np.repeat(np.linspace(0, rate, depth), 2).reshape(depth, 2, 1)
+        self.keep_prob = Tensor((1 - rates).astype(np.float32))
+        self.uniform = CounterUniform("drop path")
+
+    def construct(self, batch: int, tokens: int) -> Tensor:
+        """Factors (depth, 2, B*tokens, 1): 0 where a sample skips the branch, else 1 / keep probability."""
+        depth = self.keep_prob.shape[0]
+        kept = ops.floor(self.keep_prob + self.uniform((depth, 2, batch))) / self.keep_prob
+        kept = kept.reshape(depth, 2, batch, 1, 1)
+        return ops.broadcast_to(kept, (depth, 2, batch, tokens, 1)).reshape(depth, 2, batch * tokens, 1)
+
+
+def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:
+    """Fixed 2-D sine-cosine table (1, [1 +] rows*cols, dim), class-token row zero (MAE util/pos_embed.py).
+
+    The first half of the channels encodes the column, the second half the row: sines then cosines of position /
+    10000^(i / (dim/4)), computed in float64.
+    """
+    rows, cols = grid
+    omega = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4.0))
+    row, col = np.meshgrid(
+        np.arange(rows, dtype=np.float64), np.arange(cols, dtype=np.float64), indexing="ij"
+    )
+    halves = []
+    for position in (col, row):
+        angle = position.reshape(-1, 1) * omega
+        halves.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
+    table = np.concatenate(halves, axis=1)
+    if class_token:
+        table = np.concatenate([np.zeros((1, dim)), table])
+    return table[None].astype(np.float32)

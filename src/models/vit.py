@@ -1,0 +1,90 @@
+"""Vision Transformer in the encoder contract (FastMIM mim_vit_pretrain.py and models_vit.py, MAE, timm)."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal
+
+from ..config import ViTConfig
+from .encoder import Encoder
+from .layers import Block, DropPath, LayerNorm, PatchEmbed, parameter, sincos_position
+
+
+class ViT(Encoder):
+    """Patch embedding, class token, position table, pre-norm blocks, final norm.
+
+    Args:
+        config: sizes; `image_size` fixes the length of the position table.
+        final_norm: False leaves the final norm out, for pooling that brings its own.
+    """
+
+    def __init__(self, config: ViTConfig, final_norm: bool = True):
+        super().__init__()
+        dim = config.embed_dim
+        self.out_dim, self.stride, self.patch_size = dim, config.patch_size, config.patch_size
+        self.in_chans, self.depth, self.num_layers = config.in_chans, config.depth, config.depth + 2
+        self.num_prefix_tokens = int(config.class_token)
+        self.cls_token = parameter(Normal(0.02), 1, 1, dim) if config.class_token else None
+        self.pos_embed = position_table(config, self.grid(config.image_size))
+        self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim)
+        self.blocks = nn.CellList(
+            [
+                Block(dim, config.num_heads, config.mlp_ratio, config.qkv_bias, config.norm_eps)
+                for _ in range(config.depth)
+            ]
+        )
+        self.norm = LayerNorm(dim, config.norm_eps) if final_norm else None
+        self.drop_path = DropPath(config.drop_path, config.depth) if config.drop_path else None
+
+    def embed(self, image: Tensor) -> Tensor:
+        return self.patch_embed(image)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        batch, length = tokens.shape[0], tokens.shape[1] + self.num_prefix_tokens
+        rows = self._run(tokens, ())[0]
+        if self.norm is not None:
+            rows = self.norm(rows)
+        return rows.reshape(batch, length, self.out_dim)
+
+    def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
+        batch, length = tokens.shape[0], tokens.shape[1] + self.num_prefix_tokens
+        taken = self._run(tokens, indices)[1]
+        return tuple([rows.reshape(batch, length, self.out_dim) for rows in taken])
+
+    def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """All blocks on (B*length, C) rows; also the rows after the blocks in `indices`."""
+        batch = tokens.shape[0]
+        if self.cls_token is not None:
+            tokens = ops.cat((ops.broadcast_to(self.cls_token, (batch, 1, self.out_dim)), tokens), axis=1)
+        length = tokens.shape[1]
+        rows = (tokens + self.pos_embed).reshape(batch * length, self.out_dim)
+        factors = None
+        if self.drop_path is not None and self.training:
+            factors = self.drop_path(batch, length)
+        taken = []
+        for number in range(self.depth):
+            keep = None if factors is None else (factors[number, 0], factors[number, 1])
+            rows = self.blocks[number](rows, batch, length, keep)
+            if number in indices:
+                taken.append(rows)
+        return rows, taken
+
+    def layer_of(self, name: str) -> int:
+        if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers - 1
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "pos_embed"}
+
+
+def position_table(config: ViTConfig, grid: tuple[int, int]) -> Parameter:
+    """Learned (normal 0.02) or fixed sine-cosine positions; both are parameters, so that either loads the other."""
+    length = grid[0] * grid[1] + int(config.class_token)
+    if config.position == "learned":
+        return parameter(Normal(0.02), 1, length, config.embed_dim)
+    table = sincos_position(config.embed_dim, grid, config.class_token)
+    return Parameter(Tensor(np.ascontiguousarray(table)), requires_grad=False)

@@ -1,0 +1,318 @@
+"""Recipes in and out: YAML files with `base:` inheritance, `key=value` overrides, typed building, printing.
+
+Files and overrides take one path: plain nested dictionaries are merged (child over base, overrides last), then built
+into the dataclasses of `src.config` with every key and type checked. Each error is one line: file, dotted key, cause,
+what is legal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .config import PRESETS, FieldError, Recipe
+
+OVERRIDE = "command line"
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the text is one line made for the person who wrote it."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key=value` overrides and build the typed recipe.
+
+    Raises:
+        ConfigError: with one line that names file, dotted key, cause and remedy.
+    """
+    path = Path(path)
+    tree, origins = _read_tree(path, ())
+    for text in overrides:
+        _apply_override(tree, origins, text)
+    recipe = _build(Recipe, tree, _Place(str(path), origins))
+    return recipe if recipe.output else replace(recipe, output=f"runs/{path.stem}")
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Build a recipe from YAML text without inheritance, as checkpoints carry it; `source` names it in errors."""
+    return _build(Recipe, _parse_yaml(text, source), _Place(source, {}))
+
+
+def override(recipe: Recipe, overrides: Sequence[str], source: str) -> Recipe:
+    """The recipe with `key=value` changes, checked like a file; `source` names the recipe in errors."""
+    tree, origins = to_tree(recipe), {}
+    for text in overrides:
+        _apply_override(tree, origins, text)
+    return _build(Recipe, tree, _Place(source, origins))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; reading it back gives an equal recipe."""
+    return yaml.safe_dump(to_tree(recipe), sort_keys=False, default_flow_style=None, width=110)
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dictionaries and lists."""
+    tree = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            value = to_tree(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        tree[item.name] = value
+    return tree
+
+
+# --- reading and merging ----------------------------------------------------------------------------------------
+
+
+def _read_tree(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The merged dictionary of a file and its bases, and the file that set each dotted key."""
+    where = str(chain[-1]) if chain else str(path)
+    if path.resolve() in [p.resolve() for p in chain]:
+        cycle = " -> ".join(str(p) for p in (*chain, path))
+        raise ConfigError(
+            f"{where}: base: files inherit from each other in a circle ({cycle}); remove one of them"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else _one_line(error)
+        key = "base: " if chain else ""
+        near = _nearby_files(path)
+        raise ConfigError(f"{where}: {key}cannot read {path} ({reason}){near}") from None
+    own = _parse_yaml(text, str(path))
+    bases = own.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError(f"{path}: base: must be a file name or a list of file names, not {bases!r}")
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for base in bases:
+        base_tree, base_origins = _read_tree(path.parent / base, (*chain, path))
+        _merge(tree, base_tree)
+        origins.update(base_origins)
+    _merge(tree, own)
+    origins.update({key: str(path) for key in _dotted_keys(own)})
+    return tree, origins
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or _one_line(error)
+        raise ConfigError(f"{source}:{line} is not YAML ({problem}); write `key: value` lines") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{source}: must be a mapping of keys, not {type(tree).__name__}; write `key: value` lines"
+        )
+    return tree
+
+
+def _nearby_files(path: Path) -> str:
+    folder = path.parent
+    names = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"; did you mean {folder / close[0]}?"
+    if not names:
+        return "; no .yaml file in that folder" if folder.is_dir() else f"; there is no folder {folder}"
+    return f"; there is: {', '.join(names[:8])}"
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    """Deep merge; naming a preset of another class, or a preset as a plain string, replaces what stood there."""
+    for key, value in new.items():
+        old = into.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and not _other_class(key, old, value.get("name"))
+        ):
+            _merge(old, value)
+        else:
+            into[key] = value
+
+
+def _other_class(key: str, old: dict[str, Any], name: Any) -> bool:
+    presets = PRESETS.get(key, {})
+    return (
+        name in presets
+        and old.get("name") in presets
+        and type(presets[name]) is not type(presets[old["name"]])
+    )
+
+
+def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            keys.extend(_dotted_keys(value, f"{prefix}{key}."))
+    return keys
+
+
+def _apply_override(tree: dict[str, Any], origins: dict[str, str], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"{OVERRIDE}: {text!r} is not key=value; write for example train.epochs=10")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{OVERRIDE}: {key}: {value!r} is not a YAML value") from None
+    *parents, last = key.split(".")
+    node = tree
+    for part in parents:
+        child = node.get(part)
+        if isinstance(child, str) and part in PRESETS:
+            child = {"name": child}
+        if not isinstance(child, dict):
+            child = {}
+        if last == "name" and part == parents[-1] and _other_class(part, child, parsed):
+            child = {}
+        node[part] = child
+        node = child
+    node[last] = parsed
+    origins[key] = OVERRIDE
+
+
+# --- building typed values --------------------------------------------------------------------------------------
+
+
+class _Place:
+    """Where in which recipe a value stands, for error messages."""
+
+    def __init__(self, source: str, origins: dict[str, str], key: str = ""):
+        self.source, self.origins, self.key = source, origins, key
+
+    def at(self, key: str) -> _Place:
+        return _Place(self.source, self.origins, f"{self.key}.{key}" if self.key else key)
+
+    def error(self, message: str) -> ConfigError:
+        source = self.origins.get(self.key, self.source)
+        return ConfigError(f"{source}: {self.key + ': ' if self.key else ''}{message}")
+
+
+def _build(cls: type, tree: Any, place: _Place, preset: Any = None) -> Any:
+    """One dataclass from a mapping, starting from a preset or from the class defaults."""
+    if not isinstance(tree, dict):
+        raise place.error(f"must be a mapping of keys, not {tree!r}; valid keys: {_field_names(cls)}")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        here = place.at(str(key))
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise here.error(f"unknown key of {cls.__name__}; {hint}valid: {_field_names(cls)}")
+        current = getattr(preset, key) if preset is not None else _default(cls, key)
+        values[key] = _value(hints[key], value, here, key, current)
+    try:
+        return replace(preset, **values) if preset is not None else cls(**values)
+    except FieldError as error:
+        raise place.at(error.key).error(str(error)) from None
+
+
+def _default(cls: type, key: str) -> Any:
+    for item in fields(cls):
+        if item.name == key:
+            return item.default_factory() if item.default_factory is not MISSING else item.default
+    raise AssertionError(key)
+
+
+def _field_names(cls: type) -> str:
+    return ", ".join(item.name for item in fields(cls))
+
+
+def _value(hint: Any, value: Any, place: _Place, key: str, current: Any) -> Any:
+    """One field: a preset or dataclass, a choice, a tuple, or a plain value."""
+    if key in PRESETS:
+        return _named(PRESETS[key], value, place, current)
+    if is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, place)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise place.error(f"{value!r} is not one of {', '.join(map(str, get_args(hint)))}")
+        return value
+    if get_origin(hint) is tuple:
+        return _tuple(hint, value, place)
+    if get_origin(hint) in (typing.Union, UnionType):
+        raise AssertionError(f"{place.key}: a union needs presets")
+    return _plain(hint, value, place)
+
+
+def _named(presets: dict[str, Any], value: Any, place: _Place, current: Any) -> Any:
+    """A preset with single fields changed; without `name` the default's class stays."""
+    tree = {"name": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict):
+        raise place.error(f"must name a preset, not {value!r}; valid: {', '.join(presets)}")
+    name = tree.get("name", current.name)
+    if name not in presets:
+        close = difflib.get_close_matches(str(name), presets, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise place.at("name").error(f"unknown preset {name!r}; {hint}valid: {', '.join(presets)}")
+    preset = replace(presets[name], name=name)
+    return _build(type(preset), tree, place, preset)
+
+
+def _tuple(hint: Any, value: Any, place: _Place) -> tuple[Any, ...]:
+    args = get_args(hint)
+    if len(args) == 2 and args[1] is Ellipsis:
+        if not isinstance(value, list | tuple) or not value:
+            raise place.error(f"must be a list of {_type_name(args[0])}, not {value!r}")
+        return tuple(_plain(args[0], v, place) for v in value)
+    if place.key.endswith("image_size") and not isinstance(value, list | tuple):
+        value = [value] * 2
+    if not isinstance(value, list | tuple) or len(value) != len(args):
+        raise place.error(f"must be a list of {len(args)} x {_type_name(args[0])}, not {value!r}")
+    return tuple(_plain(arg, v, place) for arg, v in zip(args, value, strict=True))
+
+
+def _plain(hint: type, value: Any, place: _Place) -> Any:
+    """int, float, bool or str; numbers written like 1e-3, which YAML reads as text, are floats here."""
+    if hint is float and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if number == number and abs(number) != float("inf"):
+            return number
+    elif type(value) is hint or (hint is str and value is None):
+        return "" if value is None else value
+    raise place.error(f"must be {_type_name(hint)}, not {value!r}")
+
+
+def _type_name(hint: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m src.config", description="print the resolved recipe")
+    parser.add_argument("file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args(argv)
+    try:
+        sys.stdout.write(dump_recipe(load_recipe(args.file, args.overrides)))
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0

@@ -1,0 +1,376 @@
+"""Train, evaluate, export: the only module that sees every layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from .config import ClassifyConfig, MIMConfig, Recipe
+from .data.loader import Loader
+from .data.sources import DataError, ImageFolder, image_folder, labelled_share
+from .engine import checkpoint, device
+from .engine.evaluate import Measure, PatchMean, evaluate, features, knn_accuracy
+from .engine.log import RunError, RunFolder, duration
+from .engine.loop import Fit, Hooks, State
+from .engine.schedule import effective_batch, peak_rate
+from .methods import build_method
+from .models import build_classifier, build_encoder
+from .recipe import ConfigError, dump_recipe, override, parse_recipe
+from .visual.curves import draw_curves
+from .visual.gallery import draw_gallery
+from .weights.load import WeightsError, load_encoder
+
+#: errors that are the user's to mend: one line, exit code 2
+UserError = (
+    ConfigError,
+    DataError,
+    WeightsError,
+    RunError,
+    checkpoint.CheckpointError,
+    device.DeviceError,
+)
+
+
+def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
+    """Training images and validation images of a recipe."""
+    root = Path(recipe.data.root)
+    training = image_folder(root / recipe.data.train)
+    training = labelled_share(training, recipe.data.labels_per_class)
+    validation = image_folder(root / recipe.data.val) if recipe.data.val else None
+    if isinstance(recipe.method, ClassifyConfig):
+        check_classes(recipe, training)
+        if validation is not None and validation.classes != training.classes:
+            odd = sorted(set(validation.classes) ^ set(training.classes))
+            raise DataError(
+                f"data.val: {validation.folder} and {training.folder} differ in classes ({', '.join(odd[:5])})"
+            )
+    return training, validation
+
+
+def check_classes(recipe: Recipe, source: ImageFolder) -> None:
+    """The folder has the classes the head is built for."""
+    assert isinstance(recipe.method, ClassifyConfig)
+    if not source.classes:
+        raise DataError(f"data: {source.folder} has no class folders, which method classify needs")
+    if len(source.classes) != recipe.method.num_classes:
+        raise DataError(
+            f"method.num_classes: {recipe.method.num_classes}, but {source.folder} has {len(source.classes)} classes; "
+            f"write {len(source.classes)}"
+        )
+
+
+def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], training: bool) -> Loader:
+    """Batches of a split with the recipe's transform."""
+    return Loader(
+        source,
+        recipe.data,
+        recipe.encoder.image_size,
+        recipe.encoder.in_chans,
+        recipe.train.batch_size,
+        columns,
+        recipe.seed,
+        training,
+    )
+
+
+# --- train ------------------------------------------------------------------------------------------------------
+
+
+def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
+    """Run a recipe to its end; returns the metrics of the last evaluation.
+
+    Args:
+        recipe: the resolved recipe.
+        resume: a checkpoint of this run, or `auto` for the last one in the output folder (a fresh start, said so, if
+            there is none).
+    """
+    source, validation = load_sources(recipe)
+    used = device.set_up(recipe.device, recipe.seed)
+    method = build_method(recipe)
+    train_loader = loader(recipe, source, method.columns, training=True)
+    folder = RunFolder(Path(recipe.output), resume=bool(resume))
+    try:
+        return Training(recipe, method, train_loader, validation, folder, used).run(resume)
+    finally:
+        folder.close()
+
+
+class Training:
+    """One training run: what `train` wires together."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Any,
+        train_loader: Loader,
+        validation: ImageFolder | None,
+        folder: RunFolder,
+        used: str,
+    ):
+        self.recipe, self.method, self.folder, self.used = recipe, method, folder, used
+        self.train_loader, self.validation = train_loader, validation
+        self.measure = Measure(method)
+        self.encoder = (
+            method.classifier.encoder if isinstance(recipe.method, ClassifyConfig) else method.encoder
+        )
+        self.probe = PatchMean(self.encoder)
+        self.metrics: dict[str, float] = {}
+
+    def run(self, resume: str) -> dict[str, float]:
+        recipe, folder = self.recipe, self.folder
+        found = self._find(resume)
+        (folder.path / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        folder.write_environment(self.used)
+        self._introduce()
+        state = State()
+        meta = {
+            "recipe": dump_recipe(recipe),
+            "method": recipe.method.name,
+            "classes": self.train_loader.source.classes,
+        }
+        hooks = Hooks(self._evaluate, self._pictures, meta)
+        fit = Fit(self.method, self.train_loader, recipe.train, folder, hooks, state)
+        if found is not None:
+            self._restore(fit, found)
+        elif recipe.init_from:
+            self._init_from()
+        if state.epoch == 0 and recipe.train.knn:
+            self._log_metrics(self._knn(), 0)
+        fit.run()
+        draw_curves(folder.path)
+        folder.info(f"done: {folder.path}")
+        return self.metrics
+
+    def _introduce(self) -> None:
+        recipe, train = self.recipe, self.recipe.train
+        weights = checkpoint.weights_of(self.method)
+        size = sum(p.size for p in weights.values() if p.requires_grad) / 1e6
+        self.folder.info(f"output {self.folder.path}, device {self.used}, seed {recipe.seed}")
+        self.folder.info(f"{recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters")
+        self.folder.info(self.train_loader.source.summary())
+        if self.validation is not None:
+            self.folder.info(self.validation.summary())
+        self.folder.info(
+            f"effective batch {effective_batch(train)}, learning rate {peak_rate(train):.3g} "
+            f"(train.base_lr {train.base_lr:g}"
+            + (f" x {effective_batch(train)} / {train.lr_batch})" if train.lr_batch else ", not scaled)")
+            + f", {len(self.train_loader) // train.accumulate} updates per epoch, {train.epochs} epochs"
+        )
+
+    def _find(self, resume: str) -> checkpoint.Checkpoint | None:
+        """The checkpoint to go on from."""
+        if not resume:
+            return None
+        path = self.folder.path / "last.ckpt" if resume == "auto" else Path(resume)
+        if resume == "auto" and not path.exists():
+            self.folder.info(f"nothing to resume in {self.folder.path}: a fresh start")
+            return None
+        return checkpoint.load(path)
+
+    def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
+        if not found.state:
+            raise checkpoint.CheckpointError(
+                f"{found.path}: has weights but no training state; resume from last.ckpt, or use --init-from"
+            )
+        self._warn_about_changes(found)
+        checkpoint.assign(checkpoint.weights_of(self.method), found.weights, found.path)
+        fit.restore(found.state, found.path)
+        fit.state.epoch, fit.state.step, fit.state.best = (found.meta[k] for k in ("epoch", "step", "best"))
+        self.folder.info(f"resumed from {found.path} after epoch {fit.state.epoch} (step {fit.state.step})")
+
+    def _warn_about_changes(self, found: checkpoint.Checkpoint) -> None:
+        before = flatten(parse_recipe(found.meta["recipe"], str(found.path)))
+        now = flatten(self.recipe)
+        for key in sorted(now):
+            if before.get(key) != now[key] and key not in ("output", "init_from"):
+                self.folder.info(f"changed since the checkpoint: {key} was {before.get(key)}, is {now[key]}")
+
+    def _init_from(self) -> None:
+        found = checkpoint.load(Path(self.recipe.init_from))
+        report = load_encoder(checkpoint.weights_of(self.method), found.weights, found.path)
+        self.folder.info(f"encoder from {found.path} (epoch {found.meta['epoch']}): {report}")
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        batches = loader(self.recipe, self.validation, ("image", "label"), training=False)
+        self.metrics = evaluate(self.measure, batches.epoch(0)) | self._knn()
+        self._log_metrics(self.metrics, None)
+        return self.metrics
+
+    def _knn(self) -> dict[str, float]:
+        """k-NN accuracy of the frozen encoder: all training images are the bank."""
+        k = self.recipe.train.knn
+        if not k or self.validation is None or not self.validation.classes:
+            return {}
+        sets = []
+        for source in (self.train_loader.source, self.validation):
+            batches = loader(self.recipe, source, ("image", "label"), training=False)
+            sets.append(features(self.probe, batches.epoch(0)))
+        return {"knn_top1": knn_accuracy(sets[0], sets[1], k)}
+
+    def _log_metrics(self, metrics: dict[str, float], epoch: int | None) -> None:
+        if not metrics:
+            return
+        self.folder.metrics("eval", epoch=epoch, **{k: round(v, 6) for k, v in metrics.items()})
+        shown = ", ".join(f"{name} {show_metric(name, value)}" for name, value in metrics.items())
+        self.folder.info(f"evaluation{' before training' if epoch == 0 else ''}: {shown}")
+
+    def _pictures(self, epoch: int) -> None:
+        if not isinstance(self.recipe.method, MIMConfig):
+            return
+        source = self.validation or self.train_loader.source
+        chosen = np.linspace(0, len(source) - 1, min(8, len(source))).astype(int)
+        shown = replace(
+            source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen]
+        )
+        small = replace(self.recipe, train=replace(self.recipe.train, batch_size=len(chosen)))
+        batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))
+        path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
+        draw_gallery(self.method, batch[0], self.recipe.data.mean, self.recipe.data.std, path)
+        self.folder.info(f"gallery {path}")
+
+
+def show_metric(name: str, value: float) -> str:
+    """Accuracies in per cent, counts whole, everything else with four decimals."""
+    if "top" in name:
+        return f"{100 * value:.2f} %"
+    return f"{value:.0f}" if name == "count" else f"{value:.4f}"
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value of every field."""
+    from .recipe import to_tree
+
+    def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+        flat = {}
+        for key, value in tree.items():
+            flat.update(walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        return flat
+
+    return walk(to_tree(recipe), "")
+
+
+# --- evaluate and export ----------------------------------------------------------------------------------------
+
+
+def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
+    """A checkpoint and the recipe inside it, with overrides."""
+    found = checkpoint.load(Path(path))
+    recipe = parse_recipe(found.meta["recipe"], path)
+    return (override(recipe, overrides, path) if overrides else recipe), found
+
+
+def evaluate_checkpoint(path: str, data: str, overrides: list[str]) -> dict[str, float]:
+    """Accuracy of a checkpoint on its own validation folder or on another image folder `data`."""
+    recipe, found = open_checkpoint(path, overrides)
+    if not isinstance(recipe.method, ClassifyConfig):
+        raise checkpoint.CheckpointError(
+            f"{path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first with "
+            "train.py --init-from"
+        )
+    source = image_folder(
+        Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train)
+    )
+    if source.classes != found.meta["classes"]:
+        odd = sorted(set(source.classes) ^ set(found.meta["classes"]))
+        raise DataError(
+            f"data: the classes of {source.folder} are not the checkpoint's ({', '.join(odd[:5])})"
+        )
+    device.set_up(recipe.device, recipe.seed)
+    method = build_method(recipe)
+    checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
+    batches = loader(recipe, source, ("image", "label"), training=False)
+    return evaluate(Measure(method), batches.epoch(0))
+
+
+def network_of(recipe: Recipe) -> nn.Cell:
+    """What is deployed: the classifier, or the bare encoder of a pre-training recipe."""
+    if isinstance(recipe.method, ClassifyConfig):
+        return build_classifier(recipe.encoder, recipe.method)
+    return EncoderOnly(build_encoder(recipe.encoder))
+
+
+class EncoderOnly(nn.Cell):
+    """An encoder under the names it has in checkpoints."""
+
+    def __init__(self, encoder: nn.Cell):
+        super().__init__()
+        self.encoder = encoder
+
+    def construct(self, image: Tensor) -> Tensor:
+        return self.encoder(image)
+
+
+def export_checkpoint(path: str, file_format: str, output: str, overrides: list[str]) -> tuple[Path, float]:
+    """Write a MindIR beside a JSON of its preprocessing, read it back and compare outputs.
+
+    Returns:
+        The file and the largest difference of its outputs from the network's.
+
+    Raises:
+        RunError: the format cannot be written here, or the file gives other outputs.
+    """
+    if file_format == "air":
+        raise RunError("--format air: MindSpore writes AIR on Ascend only; write --format mindir")
+    recipe, found = open_checkpoint(path, overrides)
+    device.set_up(recipe.device, recipe.seed)
+    network = network_of(recipe)
+    own = {p.name: p for p in network.get_parameters() if not p.name.endswith(checkpoint.DRAWS)}
+    checkpoint.assign(own, {name: found.weights[name] for name in own if name in found.weights}, found.path)
+    network.set_train(False)
+    target = Path(output) if output else Path(path).with_suffix(".mindir")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image = example_images(recipe)
+    temporary = target.with_name(f".{target.stem}.partial.mindir")
+    ms.export(network, image, file_name=str(temporary.with_suffix("")), file_format="MINDIR")
+    reread = nn.GraphCell(ms.load(str(temporary)))
+    difference = float(np.abs(reread(image).asnumpy() - network(image).asnumpy()).max())
+    if not difference <= 1e-5:
+        temporary.unlink()
+        raise RunError(
+            f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written"
+        )
+    temporary.chmod(0o644)
+    temporary.replace(target)
+    target.with_suffix(".json").write_text(
+        json.dumps(preprocessing(recipe, found), indent=2) + "\n", encoding="utf-8"
+    )
+    return target, difference
+
+
+def example_images(recipe: Recipe) -> Tensor:
+    """Two validation images if the recipe's data is here, else noise."""
+    try:
+        source = image_folder(Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
+    except DataError:
+        shape = (2, recipe.encoder.in_chans, *recipe.encoder.image_size)
+        return Tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    small = replace(recipe, train=replace(recipe.train, batch_size=2))
+    return next(iter(loader(small, source, ("image",), training=False).epoch(0)))[0]
+
+
+def preprocessing(recipe: Recipe, found: checkpoint.Checkpoint) -> dict[str, Any]:
+    """How to turn a file into the network's input."""
+    height, width = recipe.encoder.image_size
+    crop = recipe.data.eval_crop
+    resize = [int(height / crop)] if height == width else [int(height / crop), int(width / crop)]
+    return {
+        "input": ["batch", recipe.encoder.in_chans, height, width],
+        "resize_short_side" if height == width else "resize": resize[0] if height == width else resize,
+        "interpolation": "bicubic as in Pillow",
+        "centre_crop": [height, width],
+        "scale": 1 / 255,
+        "mean": list(recipe.data.mean),
+        "std": list(recipe.data.std),
+        "classes": found.meta["classes"] if isinstance(recipe.method, ClassifyConfig) else [],
+    }
+
+
+__all__ = ["UserError", "duration", "evaluate_checkpoint", "export_checkpoint", "train"]

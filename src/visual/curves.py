@@ -1,0 +1,39 @@
+"""Loss and learning-rate curves of a run, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display needed
+
+import matplotlib.pyplot as plt
+
+
+def draw_curves(folder: Path) -> Path:
+    """Write curves.png beside metrics.jsonl: loss with the constant predictor's, learning rate, evaluations."""
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if line["event"] == "train"]
+    evaluations = [line for line in lines if line["event"] == "eval" and line.get("loss") is not None]
+    figure, (loss, rate) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    epochs = [line["epoch"] for line in steps]
+    loss.plot(epochs, [line["loss"] for line in steps], label="training loss", color="#1f5fa8")
+    baseline = [line["baseline"] for line in steps]
+    loss.plot(epochs, baseline, label="constant predictor", color="#888888", linestyle="--", linewidth=1)
+    if evaluations:
+        at, values = [line["epoch"] for line in evaluations], [line["loss"] for line in evaluations]
+        loss.plot(at, values, label="validation loss", color="#d9822b", marker="o", markersize=3)
+    loss.set(xlabel="epoch", ylabel="loss")
+    loss.legend(frameon=False, fontsize=8)
+    rate.plot(epochs, [line["lr"] for line in steps], color="#1f5fa8")
+    rate.set(xlabel="epoch", ylabel="learning rate")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    for axis in (loss, rate):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+    return path

@@ -1,0 +1,1 @@
+"""Names, loading and conversion of weights."""

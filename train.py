@@ -1,0 +1,35 @@
+"""Train a recipe: python train.py --config FILE [--resume auto|PATH] [--init-from CKPT] [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from src.cli import run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="train a recipe")
+    parser.add_argument("--config", required=True, help="recipe, a YAML file below config/")
+    parser.add_argument(
+        "--resume", default="", metavar="auto|PATH", help="go on from a checkpoint of this run"
+    )
+    parser.add_argument(
+        "--init-from", default="", metavar="CKPT", help="start from the encoder of a checkpoint"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    args = parser.parse_intermixed_args()
+    if args.init_from:
+        args.overrides.append(f"init_from={args.init_from}")
+
+    def command() -> None:
+        from src.recipe import load_recipe
+        from src.run import train
+
+        train(load_recipe(args.config, args.overrides), args.resume)
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
