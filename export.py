@@ -20,9 +20,7 @@ def main() -> int:
         from src.run import export_checkpoint
 
         path, difference = export_checkpoint(args.ckpt, args.format, args.output, args.overrides)
-        print(
-            f"{path}: outputs equal the checkpoint's within {difference:.1e}; preprocessing in {path.stem}.json"
-        )
+        print(f"{path}: outputs equal the checkpoint's within {difference:.1e}; preprocessing in {path.stem}.json")
 
     return run_command(command)
 

@@ -11,12 +11,8 @@ from src.cli import run_command
 def main() -> int:
     parser = argparse.ArgumentParser(description="train a recipe")
     parser.add_argument("--config", required=True, help="recipe, a YAML file below config/")
-    parser.add_argument(
-        "--resume", default="", metavar="auto|PATH", help="go on from a checkpoint of this run"
-    )
-    parser.add_argument(
-        "--init-from", default="", metavar="CKPT", help="start from the encoder of a checkpoint"
-    )
+    parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from a checkpoint of this run")
+    parser.add_argument("--init-from", default="", metavar="CKPT", help="start from the encoder of a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()
     if args.init_from:

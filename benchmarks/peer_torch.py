@@ -180,14 +180,10 @@ def positive(text: str) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="peer_torch.py", description="Time training steps of PyTorch, one for each line on stdin."
-    )
+    parser = Parser(prog="peer_torch.py", description="Time training steps of PyTorch, one for each line on stdin.")
     parser.add_argument("--case", choices=sorted(CASES), required=True)
     parser.add_argument("--batch", type=positive, default=32, help="images in a step (%(default)s)")
-    parser.add_argument(
-        "--image-size", type=positive, default=128, help="pixels, a multiple of 16 (%(default)s)"
-    )
+    parser.add_argument("--image-size", type=positive, default=128, help="pixels, a multiple of 16 (%(default)s)")
     parser.add_argument("--heads", type=positive, default=12, help="attention heads (%(default)s)")
     parser.add_argument("--threads", type=positive, default=2, help="threads of torch (%(default)s)")
     args = parser.parse_args(argv)

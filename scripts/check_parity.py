@@ -167,9 +167,7 @@ def hog(case: Case) -> Findings:
             yield from hog_sample(case, f"{name}[{sample}]", kind, sample, ours[sample], theirs[sample])
 
 
-def hog_sample(
-    case: Case, name: str, kind: str, sample: int, ours: np.ndarray, theirs: np.ndarray
-) -> Findings:
+def hog_sample(case: Case, name: str, kind: str, sample: int, ours: np.ndarray, theirs: np.ndarray) -> Findings:
     """Samples whose bins hang on rounding are compared where the case says that they can be."""
     chans = case.data["image"].shape[1]
     if kind == "flat_generic":  # zero or a unit vector in bin 0, as rounding has it
@@ -199,9 +197,7 @@ def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) ->
 def vit_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> ViTConfig:
     side = arguments.get("img_size", 224)
     size = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
-    taken = {
-        key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments
-    }
+    taken = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
     return ViTConfig(
         image_size=size,
         in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
@@ -336,9 +332,7 @@ def train10(
     ours = {p.name: p.asnumpy() for p in method.get_parameters()}
     for name, theirs in case.tensors("weights_final").items():
         difference = np.abs(ours[rename(name)].reshape(theirs.shape) - theirs)
-        if name.endswith(
-            "qkv.bias"
-        ):  # the key third has no gradient: Adam turns rounding noise into steps there
+        if name.endswith("qkv.bias"):  # the key third has no gradient: Adam turns rounding noise into steps there
             third = len(theirs) // 3
             difference[third : 2 * third] = 0
         yield f"final {name}", float(difference.max()), tolerance["final_weight_abs"]
@@ -359,9 +353,7 @@ def fastmim_schedule(path: Path) -> Findings:
         for number, theirs in enumerate(case["lr_used"]):
             here = position(number // per_epoch, number % per_epoch, per_epoch, case["accum_iter"])
             ours = [learning_rate(train, case["lr"], here, scale) for scale in case["layer_scales"]]
-            worst = max(
-                worst, float(np.max(np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(theirs), 1e-30)))
-            )
+            worst = max(worst, float(np.max(np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(theirs), 1e-30))))
         yield name, worst, 1e-9
 
 

@@ -79,9 +79,7 @@ def bands(width: int) -> dict[str, list[tuple[int, int]]]:
     """
     parts = 100 * PERIODS  # counted in whole numbers, so that the rounding is exact
     return {
-        split: [
-            (-(-(100 * k + low) * width // parts), (100 * k + high) * width // parts) for k in range(PERIODS)
-        ]
+        split: [(-(-(100 * k + low) * width // parts), (100 * k + high) * width // parts) for k in range(PERIODS)]
         for split, (low, high) in BAND_PERCENT.items()
     }
 

@@ -58,9 +58,7 @@ class ViTConfig:
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
 
     def __post_init__(self) -> None:
-        check_positive(
-            self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps"
-        )
+        check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
         for side in self.image_size:
             _need(
                 side > 0 and side % self.patch_size == 0,
@@ -173,9 +171,7 @@ class ClassifyConfig:
     name: str = "classify"
     num_classes: int = 1000
     pool: Literal["mean", "cls"] = "mean"
-    fc_norm: bool = (
-        True  # norm after pooling in place of the encoder's final norm (FastMIM, SimMIM and MAE ViT)
-    )
+    fc_norm: bool = True  # norm after pooling in place of the encoder's final norm (FastMIM, SimMIM and MAE ViT)
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
@@ -222,9 +218,7 @@ class DataConfig:
         for key in ("hflip", "brightness", "contrast"):
             check_rate(self, key, closed=True)
         _need(all(s > 0 for s in self.std), "std", f"{list(self.std)} has a value that is not above 0")
-        _need(
-            len(self.mean) == len(self.std), "std", f"has {len(self.std)} values, mean has {len(self.mean)}"
-        )
+        _need(len(self.mean) == len(self.std), "std", f"has {len(self.std)} values, mean has {len(self.mean)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,23 +238,17 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.05  # not for biases and other 1-D parameters
-    decay_tokens: bool = (
-        False  # decay position tables, class and mask tokens too (FastMIM's pre-training does)
-    )
+    decay_tokens: bool = False  # decay position tables, class and mask tokens too (FastMIM's pre-training does)
     layer_decay: float = 1.0  # learning-rate factor from one layer to the one below
     clip_norm: float = 0.0  # global gradient norm; 0 measures without clipping
     log_every: int = 50  # updates
     eval_every: int = 1  # epochs; 0: at the end only
     save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
     gallery_every: int = 0  # epochs between pictures of the reconstruction; 0: at the end only
-    knn: int = (
-        0  # neighbours of the k-NN probe of the frozen encoder, before training and at evaluations; 0 is off
-    )
+    knn: int = 0  # neighbours of the k-NN probe of the frozen encoder, before training and at evaluations; 0 is off
 
     def __post_init__(self) -> None:
-        check_positive(
-            self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every"
-        )
+        check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
         check_positive(self, "layer_decay", "decay_epochs", "gamma")
         check_not_negative(self, "lr_batch", "min_lr", "warmup_epochs", "weight_decay", "clip_norm")
         check_not_negative(self, "eval_every", "gallery_every", "knn")

@@ -49,7 +49,8 @@ def parse_recipe(text: str, source: str) -> Recipe:
 
 def override(recipe: Recipe, overrides: Sequence[str], source: str) -> Recipe:
     """The recipe with `key=value` changes, checked like a file; `source` names the recipe in errors."""
-    tree, origins = to_tree(recipe), {}
+    tree = to_tree(recipe)
+    origins: dict[str, str] = {}
     for text in overrides:
         _apply_override(tree, origins, text)
     return _build(Recipe, tree, _Place(source, origins))
@@ -81,9 +82,7 @@ def _read_tree(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dic
     where = str(chain[-1]) if chain else str(path)
     if path.resolve() in [p.resolve() for p in chain]:
         cycle = " -> ".join(str(p) for p in (*chain, path))
-        raise ConfigError(
-            f"{where}: base: files inherit from each other in a circle ({cycle}); remove one of them"
-        )
+        raise ConfigError(f"{where}: base: files inherit from each other in a circle ({cycle}); remove one of them")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -118,9 +117,7 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{source}: must be a mapping of keys, not {type(tree).__name__}; write `key: value` lines"
-        )
+        raise ConfigError(f"{source}: must be a mapping of keys, not {type(tree).__name__}; write `key: value` lines")
     return tree
 
 
@@ -139,11 +136,7 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Deep merge; naming a preset of another class, or a preset as a plain string, replaces what stood there."""
     for key, value in new.items():
         old = into.get(key)
-        if (
-            isinstance(value, dict)
-            and isinstance(old, dict)
-            and not _other_class(key, old, value.get("name"))
-        ):
+        if isinstance(value, dict) and isinstance(old, dict) and not _other_class(key, old, value.get("name")):
             _merge(old, value)
         else:
             into[key] = value
@@ -151,11 +144,7 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _other_class(key: str, old: dict[str, Any], name: Any) -> bool:
     presets = PRESETS.get(key, {})
-    return (
-        name in presets
-        and old.get("name") in presets
-        and type(presets[name]) is not type(presets[old["name"]])
-    )
+    return name in presets and old.get("name") in presets and type(presets[name]) is not type(presets[old["name"]])
 
 
 def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:

@@ -116,9 +116,7 @@ class Training:
         self.recipe, self.method, self.folder, self.used = recipe, method, folder, used
         self.train_loader, self.validation = train_loader, validation
         self.measure = Measure(method)
-        self.encoder = (
-            method.classifier.encoder if isinstance(recipe.method, ClassifyConfig) else method.encoder
-        )
+        self.encoder = method.classifier.encoder if isinstance(recipe.method, ClassifyConfig) else method.encoder
         self.probe = PatchMean(self.encoder)
         self.metrics: dict[str, float] = {}
 
@@ -227,9 +225,7 @@ class Training:
             return
         source = self.validation or self.train_loader.source
         chosen = np.linspace(0, len(source) - 1, min(8, len(source))).astype(int)
-        shown = replace(
-            source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen]
-        )
+        shown = replace(source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen])
         small = replace(self.recipe, train=replace(self.recipe.train, batch_size=len(chosen)))
         batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))
         path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
@@ -275,14 +271,10 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str]) -> dict[str,
             f"{path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first with "
             "train.py --init-from"
         )
-    source = image_folder(
-        Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train)
-    )
+    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
     if source.classes != found.meta["classes"]:
         odd = sorted(set(source.classes) ^ set(found.meta["classes"]))
-        raise DataError(
-            f"data: the classes of {source.folder} are not the checkpoint's ({', '.join(odd[:5])})"
-        )
+        raise DataError(f"data: the classes of {source.folder} are not the checkpoint's ({', '.join(odd[:5])})")
     device.set_up(recipe.device, recipe.seed)
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
@@ -334,14 +326,10 @@ def export_checkpoint(path: str, file_format: str, output: str, overrides: list[
     difference = float(np.abs(reread(image).asnumpy() - network(image).asnumpy()).max())
     if not difference <= 1e-5:
         temporary.unlink()
-        raise RunError(
-            f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written"
-        )
+        raise RunError(f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written")
     temporary.chmod(0o644)
     temporary.replace(target)
-    target.with_suffix(".json").write_text(
-        json.dumps(preprocessing(recipe, found), indent=2) + "\n", encoding="utf-8"
-    )
+    target.with_suffix(".json").write_text(json.dumps(preprocessing(recipe, found), indent=2) + "\n", encoding="utf-8")
     return target, difference
 
 

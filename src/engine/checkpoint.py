@@ -47,9 +47,7 @@ def counters_of(method: Any) -> dict[str, Parameter]:
     return {p.name: p for p in method.get_parameters() if p.name.endswith(DRAWS)}
 
 
-def save(
-    path: Path, weights: dict[str, Parameter], state: dict[str, Parameter], meta: dict[str, Any]
-) -> None:
+def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter], meta: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
     items = [{"name": name, "data": value} for name, value in weights.items()]
     items += [{"name": STATE + name, "data": value} for name, value in state.items()]
@@ -79,13 +77,9 @@ def load(path: Path) -> Checkpoint:
     try:
         items = ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError):
-        raise CheckpointError(
-            f"{path}: damaged or not a MindSpore checkpoint; its content cannot be read"
-        ) from None
+        raise CheckpointError(f"{path}: damaged or not a MindSpore checkpoint; its content cannot be read") from None
     if "meta" not in items:
-        raise CheckpointError(
-            f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it"
-        )
+        raise CheckpointError(f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it")
     meta = json.loads(str(items.pop("meta")))
     missing = set(meta["names"]) - set(items)
     if missing:

@@ -15,9 +15,7 @@ def set_up(device: str, seed: int) -> str:
     if device == "auto":
         device = next((name for name in ("Ascend", "GPU") if available(name)), "CPU")
     elif device != "CPU" and not available(device):
-        raise DeviceError(
-            f"device: this MindSpore {ms.__version__} finds no {device} here; write device=CPU or auto"
-        )
+        raise DeviceError(f"device: this MindSpore {ms.__version__} finds no {device} here; write device=CPU or auto")
     ms.set_device(device)
     ms.set_seed(seed)
     return device

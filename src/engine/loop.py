@@ -49,9 +49,7 @@ class Fit:
         RunError: the loss is not finite, or an epoch holds no update.
     """
 
-    def __init__(
-        self, method: Any, loader: Any, train: TrainConfig, folder: RunFolder, hooks: Hooks, state: State
-    ):
+    def __init__(self, method: Any, loader: Any, train: TrainConfig, folder: RunFolder, hooks: Hooks, state: State):
         self.method, self.loader, self.train, self.folder, self.hooks = method, loader, train, folder, hooks
         self.state = state
         self.updates = len(loader) // train.accumulate
@@ -142,13 +140,9 @@ class Fit:
         self.clock.reset()
         return outputs
 
-    def _log(
-        self, epoch: int, number: int, rate: float, waiting: list[tuple[Tensor, ...]], progress: Progress
-    ) -> None:
+    def _log(self, epoch: int, number: int, rate: float, waiting: list[tuple[Tensor, ...]], progress: Progress) -> None:
         values = np.array([[float(value) for value in outputs] for outputs in waiting])
-        means = dict(
-            zip(("loss", *self.method.parts, "grad_norm"), values.mean(axis=0).tolist(), strict=True)
-        )
+        means = dict(zip(("loss", *self.method.parts, "grad_norm"), values.mean(axis=0).tolist(), strict=True))
         if not math.isfinite(means["loss"] + means["grad_norm"]):
             raise RunError(
                 f"the loss is not finite before update {self.state.step} (epoch {epoch + 1}); the last checkpoint is "
@@ -156,11 +150,7 @@ class Fit:
             )
         speed, waited = self.clock.report()
         relative = means["loss"] / means["baseline"] if means["baseline"] > 0 else float("nan")
-        left = (
-            (self.train.epochs * self.updates - self.state.step)
-            * self.train.accumulate
-            * self.train.batch_size
-        )
+        left = (self.train.epochs * self.updates - self.state.step) * self.train.accumulate * self.train.batch_size
         eta = duration(left / speed) if speed else "?"
         self.folder.metrics(
             "train",

@@ -45,9 +45,7 @@ def parameter_groups(method: Any, train: TrainConfig) -> list[Group]:
         layer = method.layer_of(name) if train.layer_decay < 1 else layers - 1
         scale = train.layer_decay ** (layers - 1 - layer)
         weight_decay = train.weight_decay if decayed else 0.0
-        groups.setdefault((layer, decayed), Group(layer, scale, weight_decay, [])).parameters.append(
-            parameter
-        )
+        groups.setdefault((layer, decayed), Group(layer, scale, weight_decay, [])).parameters.append(parameter)
     return list(groups.values())
 
 

@@ -24,7 +24,7 @@ class TrainStep(nn.Cell):
         self.method, self.optimizer = method, optimizer
         self.clip_norm, self.accumulate = clip_norm, accumulate
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
-        self.sums = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
+        self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
     def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         """`values` of AdamW.step_values and a batch -> (loss, *parts, gradient norm before clipping)."""

@@ -22,9 +22,7 @@ class Classify(nn.Cell):
     best = ("top1", "max")
 
     def __init__(self, classifier: Classifier, label_smoothing: float):
-        super().__init__(
-            auto_prefix=False
-        )  # parameters keep the classifier's names: encoder.*, fc_norm.*, head.*
+        super().__init__(auto_prefix=False)  # parameters keep the classifier's names: encoder.*, fc_norm.*, head.*
         self.classifier = classifier
         self.num_layers = classifier.encoder.num_layers
         self.num_classes = classifier.head.weight.shape[0]
@@ -42,9 +40,7 @@ class Classify(nn.Cell):
         """Sums over the images with label >= 0: count, cross-entropy without smoothing, top-1 and top-5 hits."""
         logits = self.classifier(image)
         counted = (label >= 0).astype(mindspore.float32)
-        loss = -ops.gather_elements(ops.log_softmax(logits), 1, ops.maximum(label, 0).expand_dims(1)).squeeze(
-            1
-        )
+        loss = -ops.gather_elements(ops.log_softmax(logits), 1, ops.maximum(label, 0).expand_dims(1)).squeeze(1)
         ranked = ops.topk(logits, self.top)[1]
         hits = (ranked == label.astype(ranked.dtype).expand_dims(1)).astype(mindspore.float32)
         return (

@@ -35,9 +35,7 @@ class TransformerDecoder(nn.Cell):
         self.prefix, self.depth, self.out_dim = num_prefix_tokens, config.depth, out_dim
         width = config.width
         self.embed = Linear(in_dim, width) if config.depth else None
-        self.blocks = nn.CellList(
-            [Block(width, width // HEAD_WIDTH, norm_eps=norm_eps) for _ in range(config.depth)]
-        )
+        self.blocks = nn.CellList([Block(width, width // HEAD_WIDTH, norm_eps=norm_eps) for _ in range(config.depth)])
         self.norm = LayerNorm(width, norm_eps)
         self.pred = Linear(width, out_dim)
 

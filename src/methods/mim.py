@@ -33,9 +33,7 @@ class MaskedImageModel(nn.Cell):
     metrics = ("loss", "baseline")
     best = ("loss", "min")
 
-    def __init__(
-        self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int], norm_eps: float = 1e-6
-    ):
+    def __init__(self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int], norm_eps: float = 1e-6):
         super().__init__()
         self.mask_token = parameter(Normal(0.02), 1, encoder.in_chans, 1, 1)
         self.encoder = encoder

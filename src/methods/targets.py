@@ -71,9 +71,7 @@ class HOG(nn.Cell):
         padded = ops.cat((padded[:, :, :, 1:2], padded, padded[:, :, :, width - 2 : width - 1]), axis=3)
         smooth_rows = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
         smooth_cols = padded[:, :, :, :-2] + 2.0 * padded[:, :, :, 1:-1] + padded[:, :, :, 2:]
-        return smooth_rows[:, :, :, :-2] - smooth_rows[:, :, :, 2:], smooth_cols[:, :, :-2] - smooth_cols[
-            :, :, 2:
-        ]
+        return smooth_rows[:, :, :, :-2] - smooth_rows[:, :, :, 2:], smooth_cols[:, :, :-2] - smooth_cols[:, :, 2:]
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, dim)."""
@@ -157,11 +155,7 @@ class Pixels(nn.Cell):
         batch, chans, height, width = image.shape
         p, rows, cols = self.stride, height // self.stride, width // self.stride
         if self.patch_norm:
-            own = (
-                image.reshape(batch, chans, rows, p, cols, p)
-                .transpose(0, 2, 4, 3, 5, 1)
-                .reshape(tokens.shape)
-            )
+            own = image.reshape(batch, chans, rows, p, cols, p).transpose(0, 2, 4, 3, 5, 1).reshape(tokens.shape)
             scale = np.sqrt(own.var(axis=-1, ddof=1, keepdims=True) + self.EPS)
             tokens = tokens * scale + own.mean(axis=-1, keepdims=True)
         return (

@@ -76,9 +76,7 @@ class Mlp(nn.Cell):
 class Attention(nn.Cell):
     """Multi-head self-attention; one product makes q, k and v, split on the last axis."""
 
-    def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool = True, init: str | Initializer | None = None
-    ):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, init: str | Initializer | None = None):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -93,9 +91,7 @@ class Attention(nn.Cell):
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         """(B*N, C) -> (B*N, C)."""
         q, k, v = self.split(self.qkv(x))
-        weights = self.softmax(
-            self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens))
-        )
+        weights = self.softmax(self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens)))
         mixed = self.mix(weights, self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch * tokens, self.num_heads * self.head_dim))
 
@@ -121,9 +117,7 @@ class Block(nn.Cell):
         self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), init)
 
-    def construct(
-        self, x: Tensor, batch: int, tokens: int, keep: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def construct(self, x: Tensor, batch: int, tokens: int, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """`keep`: factors (B*N, 1) on the two branches (stochastic depth), None in evaluation."""
         attended = self.attn(self.norm1(x), batch, tokens)
         x = x + (attended if keep is None else attended * keep[0])
@@ -192,9 +186,7 @@ def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.nd
     """
     rows, cols = grid
     omega = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4.0))
-    row, col = np.meshgrid(
-        np.arange(rows, dtype=np.float64), np.arange(cols, dtype=np.float64), indexing="ij"
-    )
+    row, col = np.meshgrid(np.arange(rows, dtype=np.float64), np.arange(cols, dtype=np.float64), indexing="ij")
     halves = []
     for position in (col, row):
         angle = position.reshape(-1, 1) * omega

@@ -40,9 +40,7 @@ class CounterUniform(nn.Cell):
         index = ops.arange(math.prod(shape)).astype(mstype.int64)
         x = (index * self.index_factor + draw * self.draw_factor % P + self.offset) % P
         x = (self._fifth(x) * self.mix + index) % P
-        uniform = (self._fifth(x) // 128).astype(mstype.float32) / (
-            2**24
-        )  # the top 24 bits are exact in float32
+        uniform = (self._fifth(x) // 128).astype(mstype.float32) / (2**24)  # the top 24 bits are exact in float32
         return ops.depend(uniform.reshape(shape), ops.assign(self.draws, draw + 1))
 
     def _fifth(self, x: Tensor) -> Tensor:

@@ -32,9 +32,7 @@ class Reconstruct(nn.Cell):
         return prediction, target
 
 
-def draw_gallery(
-    method: Any, image: Tensor, mean: tuple[float, ...], std: tuple[float, ...], path: Path
-) -> None:
+def draw_gallery(method: Any, image: Tensor, mean: tuple[float, ...], std: tuple[float, ...], path: Path) -> None:
     """One row per image: input, masked input, target and prediction of the Method's kind.
 
     Args:

@@ -1,0 +1,154 @@
+"""Batches of an epoch: which images (a pure function of seed and epoch) and what happens to each.
+
+Decoding and augmentation are MindSpore's own operations, which run outside Python. The order is ours: a permutation
+drawn from (seed, epoch), so that a resumed run continues with the images the uninterrupted run would have seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore import Tensor
+from mindspore import dtype as mstype
+from mindspore.dataset import transforms, vision
+from mindspore.dataset.vision import Inter
+
+from ..config import DataConfig
+from .sources import DataError, ImageFolder
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches of one split.
+
+    Args:
+        source: the files.
+        config: augmentation or evaluation transform.
+        image_size: height and width of the result.
+        channels: 3 (RGB) or 1 (grey).
+        batch_size: images per batch.
+        columns: of `image`, `label`.
+        seed: of order and augmentation.
+        training: augmented and shuffled, incomplete last batch dropped; else resized and centre-cropped, in order, the
+            last batch filled up with label -1.
+    """
+
+    source: ImageFolder
+    config: DataConfig
+    image_size: tuple[int, int]
+    channels: int
+    batch_size: int
+    columns: tuple[str, ...]
+    seed: int = 0
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise DataError(f"encoder.in_chans: image files give 1 or 3 channels, not {self.channels}")
+        if self.training and not len(self):
+            raise DataError(
+                f"train.batch_size: {self.batch_size} is more than the {len(self.source)} images "
+                f"of {self.source.folder}; write {len(self.source)} or less"
+            )
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        if self.training:
+            return len(self.source) // self.batch_size
+        return -(-len(self.source) // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the epoch's images; -1 fills the last batch of an evaluation."""
+        count = len(self.source)
+        if self.training:
+            shuffled = np.random.default_rng([self.seed, epoch]).permutation(count)
+            return shuffled[: len(self) * self.batch_size]
+        return np.concatenate([np.arange(count), np.full(len(self) * self.batch_size - count, -1)])
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of an epoch as tensors in the order of `columns`.
+
+        Raises:
+            DataError: for a file that cannot be decoded, by name.
+        """
+        workers = min(self.config.workers, os.cpu_count() or 1)  # MindSpore refuses more
+        ds.config.set_seed(self._operation_seed(number))
+        data = ds.GeneratorDataset(
+            _Files(self.source, self.order(number)), ["image", "label"], shuffle=False, num_parallel_workers=1
+        )
+        data = data.map(self.operations(), ["image"], num_parallel_workers=workers)
+        data = data.batch(self.batch_size).project(list(self.columns))
+        try:
+            yield from data.create_tuple_iterator(num_epochs=1, do_copy=False)
+        except RuntimeError as error:
+            raise DataError(f"data: an image below {self.source.folder} cannot be read ({_cause(error)})") from None
+
+    def _operation_seed(self, epoch: int) -> int:
+        return int(np.random.default_rng([self.seed, epoch, 1]).integers(2**31))
+
+    def operations(self) -> list:
+        """What happens to one file: decode, crop, augment, normalise to (channels, H, W) float32."""
+        config = self.config
+        steps: list = [vision.Decode()]
+        if self.training:
+            # Inter.PILCUBIC equals Pillow's bicubic; Inter.BICUBIC is another filter
+            crop = vision.RandomResizedCrop(self.image_size, config.crop_scale, config.crop_ratio, Inter.PILCUBIC)
+            steps += [crop, vision.RandomHorizontalFlip(config.hflip)]
+            if config.brightness or config.contrast:
+                steps.append(vision.RandomColorAdjust(config.brightness, config.contrast))
+        else:
+            steps += evaluation_operations(self.image_size, config.eval_crop)
+        if self.channels == 1:  # luminance, as Pillow's "L"; stays in three equal planes until one is taken
+            steps += [
+                vision.ConvertColor(vision.ConvertMode.COLOR_RGB2GRAY),
+                vision.ConvertColor(vision.ConvertMode.COLOR_GRAY2BGR),
+            ]
+        steps += [vision.Rescale(1 / 255.0, 0.0), vision.HWC2CHW()]
+        if self.channels == 1:
+            steps.append(transforms.Slice(slice(0, 1, 1), ...))
+        steps.append(vision.Normalize(list(config.mean), list(config.std), is_hwc=False))
+        return [*steps, transforms.TypeCast(mstype.float32)]
+
+
+def evaluation_operations(image_size: tuple[int, int], eval_crop: float) -> list:
+    """Resize so that the crop is `eval_crop` of the shorter side, then cut the centre (torchvision on PIL images)."""
+    height, width = image_size
+    resized = int(height / eval_crop) if height == width else (int(height / eval_crop), int(width / eval_crop))
+    return [vision.Resize(resized, Inter.PILCUBIC), CentreCrop(image_size)]
+
+
+class CentreCrop:
+    """Cut (height, width) from the middle; half a pixel rounds to even as in torchvision (vision.CenterCrop floors)."""
+
+    def __init__(self, image_size: tuple[int, int]):
+        self.height, self.width = image_size
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        top = round((image.shape[0] - self.height) / 2)
+        left = round((image.shape[1] - self.width) / 2)
+        return image[top : top + self.height, left : left + self.width]
+
+
+class _Files:
+    """Raw bytes and label of the images at `order`, for GeneratorDataset."""
+
+    def __init__(self, source: ImageFolder, order: np.ndarray):
+        self.source, self.order = source, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        index = int(self.order[position])
+        path = self.source.files[max(index, 0)]
+        label = self.source.labels[index] if index >= 0 else -1
+        return np.fromfile(path, np.uint8), np.array(label, np.int32)
+
+
+def _cause(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("-")]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,103 @@
+"""Image folders: which files, which class, what is not an image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+#: what MindSpore's decoder reads (WebP and GIF fail)
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+
+
+class DataError(ValueError):
+    """A data folder that cannot be used; one line for the user."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Files of one split, sorted by class and name."""
+
+    folder: Path
+    files: list[Path]
+    labels: list[int]
+    classes: list[str]  # empty for an unlabelled folder
+    skipped: Counter[str] = field(default_factory=Counter)  # extension -> files that are not images
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        kind = f"{len(self.classes)} classes" if self.classes else "no labels"
+        text = f"{self.folder}: {len(self)} images, {kind}"
+        if self.skipped:
+            kinds = ", ".join(f"{count} x {suffix or 'no extension'}" for suffix, count in self.skipped.most_common(5))
+            text += f", {self.skipped.total()} other files skipped ({kinds})"
+        return text
+
+
+def image_folder(folder: Path) -> ImageFolder:
+    """List a folder: one subfolder per class, or images directly inside (then there are no labels).
+
+    Hidden files are ignored; other files that are not images are counted in `skipped`.
+
+    Raises:
+        DataError: missing, empty, or images both beside and inside class folders.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data: there is no folder {folder}; set data.root (and data.train, data.val) to your images")
+    skipped: Counter[str] = Counter()
+    flat = _images(folder, skipped)
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files: list[Path] = []
+    labels: list[int] = []
+    named: list[str] = []
+    for name in classes:
+        found = _images(folder / name, skipped, recursive=True)
+        if found:
+            files += found
+            labels += [len(named)] * len(found)
+            named.append(name)
+    if flat and files:
+        raise DataError(
+            f"data: {folder} holds images beside class folders (for example {flat[0].name} beside {named[0]}/); "
+            "move them into a class folder, or all of them into one flat folder"
+        )
+    if flat:
+        return ImageFolder(folder, flat, [0] * len(flat), [], skipped)
+    if not files:
+        seen = f" ({skipped.total()} other files)" if skipped else ""
+        raise DataError(f"data: no image in {folder}{seen}; readable are {', '.join(sorted(EXTENSIONS))}")
+    return ImageFolder(folder, files, labels, named, skipped)
+
+
+def _images(folder: Path, skipped: Counter[str], recursive: bool = False) -> list[Path]:
+    images = []
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if path.suffix.lower() in EXTENSIONS:
+            images.append(path)
+        else:
+            skipped[path.suffix.lower()] += 1
+    return images
+
+
+def labelled_share(source: ImageFolder, per_class: int) -> ImageFolder:
+    """`per_class` images of each class, spread evenly over its sorted files; 0 keeps all."""
+    if not per_class:
+        return source
+    chosen: list[int] = []
+    for label, name in enumerate(source.classes):
+        own = [i for i, value in enumerate(source.labels) if value == label]
+        if len(own) < per_class:
+            raise DataError(
+                f"data.labels_per_class: {per_class} asked, but {source.folder}/{name} has {len(own)} images; "
+                f"write {min(Counter(source.labels).values())} or less"
+            )
+        chosen += [own[int(i)] for i in np.linspace(0, len(own) - 1, per_class)]
+    files, labels = [source.files[i] for i in chosen], [source.labels[i] for i in chosen]
+    return ImageFolder(source.folder, files, labels, source.classes, source.skipped)
