@@ -1,0 +1,27 @@
+"""The last lines of the demo, from the metrics its runs wrote: python scripts/demo_summary.py FOLDER"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def evaluations(run: Path) -> list[dict[str, float]]:
+    """The evaluation lines of a run, in order."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["event"] == "eval"]
+
+
+def main() -> int:
+    folder = Path(sys.argv[1])
+    probe = evaluations(folder / "pretrain")
+    before, after = (100 * line["knn_top1"] for line in (probe[0], probe[-1]))
+    print(f"demo: k-NN top1 of the frozen encoder before={before:.1f} after={after:.1f}")
+    pretrained, scratch = (100 * evaluations(folder / run)[-1]["top1"] for run in ("finetune", "scratch"))
+    print(f"demo: top1 pretrained={pretrained:.1f} scratch={scratch:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
