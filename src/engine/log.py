@@ -29,7 +29,7 @@ class RunFolder:
         self.path = path
         if not resume and (path / "metrics.jsonl").exists():
             raise RunError(
-                f"output: {path} already holds a run; add --resume auto to go on with it, or write output=ANOTHER_FOLDER"
+                f"output: {path} already holds a run; go on with --resume auto, or write output=ANOTHER_FOLDER"
             )
         path.mkdir(parents=True, exist_ok=True)
         self.log = logging.getLogger(f"run.{path}")

@@ -65,5 +65,5 @@ class Accumulate(nn.Cell):
 
 
 def global_norm(grads: tuple[Tensor, ...]) -> Tensor:
-    """L2 norm of all gradients together."""
-    return ops.sqrt(ops.addn([(grad * grad).sum() for grad in grads]))
+    """L2 norm of all gradients together; the last axis is summed first, which is many times faster on CPU."""
+    return ops.sqrt(ops.addn([(grad * grad).sum(axis=-1).sum() for grad in grads]))

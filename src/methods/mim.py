@@ -60,15 +60,14 @@ class MaskedImageModel(nn.Cell):
         target = ops.stop_gradient(self.target(image))
         weights = self.target.weights(mask, self.grid)
         loss = masked_mean_square(prediction - target, weights)
-        mean = (target * weights).sum(axis=(0, 1)) / ops.maximum(
-            ops.broadcast_to(weights, target.shape).sum(axis=(0, 1)), 1.0
-        )
-        return loss, ops.stop_gradient(masked_mean_square(target - mean, weights)), prediction, target
+        return loss, ops.stop_gradient(mean_target_loss(target, weights)), prediction, target
 
     def hide(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image with the mask token's colour on masked blocks."""
-        pixels = resize_mask(mask, self.image_size).expand_dims(1)  # (B, 1, H, W)
-        return image * (1.0 - pixels) + self.mask_token * pixels
+        batch, chans, height, width = image.shape
+        pixels = ops.tile(resize_mask(mask, self.image_size).expand_dims(1), (1, chans, 1, 1))
+        colour = ops.tile(self.mask_token, (batch, 1, height, width))
+        return image * (1.0 - pixels) + colour * pixels
 
     def measure(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the images that count (label >= 0), with the same mask every time: count, loss, baseline."""
@@ -95,6 +94,22 @@ class MaskedImageModel(nn.Cell):
 
 
 def masked_mean_square(error: Tensor, weights: Tensor) -> Tensor:
-    """Mean of squares over the values whose weight is 1; weights (B, N, 1) or like the error."""
-    total = (error * error * weights).sum()
-    return total / (weights.sum() * (error.shape[-1] // weights.shape[-1]))
+    """Mean of squares over the values of weight 1: error (B, N, C), weights (B, N) or (B, N, C)."""
+    square = error * error
+    if weights.ndim == 2:
+        return (square.sum(axis=-1) * weights).sum() / (weights.sum() * error.shape[-1])
+    return (square * weights).sum(axis=-1).sum() / weights.sum(axis=-1).sum()
+
+
+def mean_target_loss(target: Tensor, weights: Tensor) -> Tensor:
+    """`masked_mean_square` of a predictor that always says the mean target, channel by channel: the variance."""
+    rows = target.reshape(-1, target.shape[-1])
+    if weights.ndim == 2:
+        line = weights.reshape(1, -1)
+        count = weights.sum()
+        first, second = ops.matmul(line, rows), ops.matmul(line, rows * rows)
+        return (second - first * first / count).sum() / (count * target.shape[-1])
+    each = weights.reshape(rows.shape)
+    counts = each.sum(axis=0)
+    first, second = (rows * each).sum(axis=0), (rows * rows * each).sum(axis=0)
+    return (second - first * first / ops.maximum(counts, 1.0)).sum() / counts.sum()

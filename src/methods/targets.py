@@ -38,8 +38,6 @@ class HOG(nn.Cell):
         self.dim = in_chans * config.bins * self.units**2
         window = config.gaussian_window
         self.window = Tensor(gaussian_window(window)) if window else None
-        # One-hot comparison against the bin numbers replaces a scatter; the division by pi happens once per pixel.
-        self.bin_numbers = Tensor(np.arange(config.bins, dtype=np.float32).reshape(-1, 1, 1, 1))
         self.atan2 = ops.Atan2()
 
     def histograms(self, image: Tensor) -> Tensor:
@@ -49,20 +47,23 @@ class HOG(nn.Cell):
         length = ops.sqrt(gx * gx + gy * gy)
         if self.window is not None:
             size = self.window.shape[0]
-            length = length * ops.tile(self.window, (height // size, width // size))
+            length = length * ops.tile(self.window, (batch, chans, height // size, width // size))
         bin_of = ops.floor(self.atan2(gx, gy) / math.pi * self.bins)
         bin_of = bin_of - self.bins * ops.floor(bin_of / self.bins)
         rows, cols = height // self.cell, width // self.cell
-        length = length.reshape(1, batch * chans * rows, self.cell, -1)
-        bin_of = bin_of.reshape(1, batch * chans * rows, self.cell, -1)
-        # (bins, B*C*rows, W): the pixel rows of a cell are summed first, which keeps the next sum small
-        summed = ops.where(bin_of == self.bin_numbers, length, ops.zeros_like(length)).sum(axis=2)
-        summed = summed.reshape(self.bins, batch, chans, rows, cols, self.cell).sum(axis=-1)
-        hist = summed.transpose(1, 2, 0, 3, 4)  # (B, C, bins, rows, cols)
+        hist = [self.pool(length * ops.relu(1.0 - ops.abs(bin_of - number))) for number in range(self.bins)]
+        hist = ops.stack(hist, axis=2).reshape(batch, chans, self.bins, rows, cols)
         if self.normalize:
             norm = ops.sqrt((hist * hist).sum(axis=2, keepdims=True))
-            hist = hist / ops.maximum(norm, 1e-12)
+            hist = hist / ops.tile(ops.maximum(norm, 1e-12), (1, 1, self.bins, 1, 1))
         return hist.reshape(batch, chans * self.bins, rows, cols)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Sums over cells: (B, C, H, W) -> (B, C, H/cell, W/cell)."""
+        batch, chans, height, width = x.shape
+        rows, cols = height // self.cell, width // self.cell
+        bands = x.reshape(batch * chans * rows, self.cell, width).sum(axis=1)
+        return bands.reshape(batch, chans, rows, cols, self.cell).sum(axis=-1)
 
     def gradients(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Sobel differences left - right and top - bottom, borders reflected without repeating the edge."""
@@ -82,10 +83,10 @@ class HOG(nn.Cell):
         return hist.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, self.dim)
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N, 1) or (B, N, dim)."""
+        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim)."""
         batch, u = mask.shape[0], self.units
         if mask.shape[1] <= grid[0]:
-            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1], 1)
+            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1])
         fine = resize_mask(mask, (grid[0] * u, grid[1] * u)).reshape(batch, grid[0], u, grid[1], u)
         fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], 1, u * u)
         repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], self.in_chans * self.bins, u * u))
@@ -141,10 +142,10 @@ class Pixels(nn.Cell):
         return tokens.reshape(batch, height // p * (width // p), self.dim)
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N, 1) or (B, N, dim)."""
+        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim)."""
         batch, p = mask.shape[0], self.stride
         if mask.shape[1] <= grid[0]:
-            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1], 1)
+            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1])
         fine = resize_mask(mask, (grid[0] * p, grid[1] * p)).reshape(batch, grid[0], p, grid[1], p)
         fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], p * p, 1)
         repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], p * p, self.in_chans))

@@ -44,7 +44,7 @@ class Encoder(nn.Cell):
         return image_size[0] // self.stride, image_size[1] // self.stride
 
     def layer_of(self, name: str) -> int:
-        """Learning-rate layer of a parameter (name relative to the encoder): 0 the embedding, num_layers - 1 the top."""
+        """Learning-rate layer of a parameter (name below the encoder): 0 the embedding, num_layers - 1 the top."""
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:

@@ -1,8 +1,8 @@
 """The layers all encoders and decoders share, written for MindSpore's graph mode.
 
-Why not the built-in cells: Conv2d with stride = kernel, BiasAdd and 5-D indexing are many times slower on CPU than the
-matrix products they stand for, and nn.GELU, nn.LayerNorm and nn.Dense have defaults that differ from the references
-(tanh GELU, epsilon 1e-7, random bias).
+Why not the built-in cells: Conv2d with stride = kernel and 5-D indexing are many times slower on CPU than the matrix
+products they stand for, and nn.GELU, nn.LayerNorm and nn.Dense have defaults that differ from the references (tanh
+GELU, epsilon 1e-7, random bias). `rows.py` has the operations whose best form depends on the device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, TruncatedNormal, XavierUniform, initializer
 
+from . import rows
 from .random import CounterUniform
 
 
@@ -27,17 +28,16 @@ def trunc_normal(std: float = 0.02) -> Initializer:
 
 
 class Linear(nn.Cell):
-    """y = x W^T + b on the last axis of a 2-D input (rows, in_dim) -> (rows, out_dim)."""
+    """y = x W^T + b on rows: (rows, in_dim) -> (rows, out_dim)."""
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = True, init: str | Initializer | None = None):
         super().__init__()
         self.weight = parameter(init or XavierUniform(), out_dim, in_dim)
         self.bias = parameter("zeros", out_dim) if bias else None
-        self.matmul = ops.MatMul(transpose_b=True)
+        self.affine = rows.affine() if bias else ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.matmul(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        return self.affine(x, self.weight) if self.bias is None else self.affine(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Cell):
@@ -47,17 +47,21 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.weight = parameter("ones", dim)
         self.bias = parameter("zeros", dim)
-        self.norm = ops.LayerNorm(-1, -1, eps)
+        self.normalize = rows.normalize(eps)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.norm(x, self.weight, self.bias)[0]
+        return self.normalize(x, self.weight, self.bias)[0]
 
 
 class Gelu(nn.Cell):
     """GELU with the exact error function (nn.GELU() is the tanh approximation)."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.gelu = rows.exact_gelu()
+
     def construct(self, x: Tensor) -> Tensor:
-        return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+        return self.gelu(x)[0]
 
 
 class Mlp(nn.Cell):
@@ -86,7 +90,7 @@ class Attention(nn.Cell):
         self.split = ops.Split(-1, 3)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.softmax = rows.softmax()
 
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         """(B*N, C) -> (B*N, C)."""
@@ -120,9 +124,9 @@ class Block(nn.Cell):
     def construct(self, x: Tensor, batch: int, tokens: int, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """`keep`: factors (B*N, 1) on the two branches (stochastic depth), None in evaluation."""
         attended = self.attn(self.norm1(x), batch, tokens)
-        x = x + (attended if keep is None else attended * keep[0])
+        x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
         hidden = self.mlp(self.norm2(x))
-        return x + (hidden if keep is None else hidden * keep[1])
+        return x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
 
 
 class PatchEmbed(nn.Cell):
@@ -138,8 +142,8 @@ class PatchEmbed(nn.Cell):
         batch, chans, height, width = image.shape
         p = self.patch_size
         patches = image.reshape(batch, chans, height // p, p, width // p, p).transpose(0, 2, 4, 1, 3, 5)
-        rows = patches.reshape(batch * (height // p) * (width // p), chans * p * p)
-        return self.proj(rows).reshape(batch, (height // p) * (width // p), -1)
+        flat = patches.reshape(batch * (height // p) * (width // p), chans * p * p)
+        return self.proj(flat).reshape(batch, (height // p) * (width // p), -1)
 
 
 class PatchProjection(nn.Cell):
@@ -150,10 +154,10 @@ class PatchProjection(nn.Cell):
         flat = Linear(in_chans * patch_size**2, dim, init=init)
         self.weight = Parameter(flat.weight.init_data().reshape(dim, in_chans, patch_size, patch_size))
         self.bias = parameter("zeros", dim)
-        self.matmul = ops.MatMul(transpose_b=True)
+        self.affine = rows.affine()
 
-    def construct(self, rows: Tensor) -> Tensor:
-        return self.matmul(rows, self.weight.reshape(self.weight.shape[0], -1)) + self.bias
+    def construct(self, x: Tensor) -> Tensor:
+        return self.affine(x, self.weight.reshape(self.weight.shape[0], -1), self.bias)
 
 
 class DropPath(nn.Cell):

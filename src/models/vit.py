@@ -56,9 +56,9 @@ class ViT(Encoder):
         """All blocks on (B*length, C) rows; also the rows after the blocks in `indices`."""
         batch = tokens.shape[0]
         if self.cls_token is not None:
-            tokens = ops.cat((ops.broadcast_to(self.cls_token, (batch, 1, self.out_dim)), tokens), axis=1)
+            tokens = ops.cat((ops.tile(self.cls_token, (batch, 1, 1)), tokens), axis=1)
         length = tokens.shape[1]
-        rows = (tokens + self.pos_embed).reshape(batch * length, self.out_dim)
+        rows = (tokens + ops.tile(self.pos_embed, (batch, 1, 1))).reshape(batch * length, self.out_dim)
         factors = None
         if self.drop_path is not None and self.training:
             factors = self.drop_path(batch, length)

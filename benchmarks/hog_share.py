@@ -1,0 +1,40 @@
+"""HOG's share of the FastMIM training step: python benchmarks/hog_share.py [--steps 7]
+
+Times the HOG target of a batch and the whole step of the same recipe in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+
+from mindspore import Tensor
+from ours import CASES, ROOT, Stepper, load_recipe  # first: it puts the project on the path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="share of the HOG target in a FastMIM step")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=7)
+    args = parser.parse_args()
+    path, overrides = CASES["fastmim_vit_base"]
+    stepper = Stepper(load_recipe(ROOT / path, overrides), args.batch)
+    target = stepper.step.method.target
+    image = Tensor(stepper.rng.standard_normal(stepper.shape).astype("float32"))
+    target(image).asnumpy()
+    stepper.run()
+    shares, times = [], []
+    for _ in range(args.steps):
+        step = stepper.run()
+        start = time.perf_counter()
+        target(image).asnumpy()
+        times.append(time.perf_counter() - start)
+        shares.append(times[-1] / step)
+    print(f"HOG {1000 * statistics.median(times):.1f} ms, {100 * statistics.median(shares):.2f} % of the step")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Our side of the step-time benchmark: one line on stdout per line on stdin.
+
+    python benchmarks/ours.py --case fastmim_vit_base
+
+Builds the case's recipe with the engine's own training step on random images. Prints `ready <seconds from process
+start to the end of the first step>`, then for each line `step` one `time <seconds>`, and for `quit` `peak <bytes>`.
+"""
+
+from __future__ import annotations
+
+import time
+
+START = time.perf_counter()
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GLOG_v", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from mindspore import Tensor
+
+from src.config import Recipe
+from src.engine import device
+from src.engine.optim import build_optimizer
+from src.engine.step import TrainStep
+from src.methods import build_method
+from src.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+#: case -> recipe and overrides that make it the peer's network
+CASES = {
+    "fastmim_vit_base": ("config/fastmim/vit_base_128_800e_pretrain.yaml", ["encoder.num_heads=12"]),
+}
+
+
+class Stepper:
+    """The training step of a recipe on fresh random images."""
+
+    def __init__(self, recipe: Recipe, batch: int):
+        device.set_up("CPU", recipe.seed)
+        method = build_method(recipe)
+        self.optimizer = build_optimizer(method, recipe.train)
+        self.step = TrainStep(method, self.optimizer, recipe.train.clip_norm)
+        self.step.set_train(True)
+        self.rng = np.random.default_rng(0)
+        self.shape = (batch, recipe.encoder.in_chans, *recipe.encoder.image_size)
+        self.done = 0
+
+    def run(self) -> float:
+        """Seconds of one whole step."""
+        image = Tensor(self.rng.standard_normal(self.shape, np.float32))
+        start = time.perf_counter()
+        self.done += 1
+        values = self.optimizer.step_values(lambda scale: 1.5e-4 * scale, self.done)
+        loss = float(self.step(values, image)[0])
+        elapsed = time.perf_counter() - start
+        if not np.isfinite(loss):
+            raise ValueError(f"the loss is {loss}")
+        return elapsed
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process alone (ru_maxrss of a child starts at its parent's)."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match[1]) * 1024 if match else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="our side of the step-time benchmark")
+    parser.add_argument("--case", required=True, choices=sorted(CASES))
+    parser.add_argument("--batch", type=int, default=32)
+    args = parser.parse_args()
+    path, overrides = CASES[args.case]
+    stepper = Stepper(load_recipe(ROOT / path, overrides), args.batch)
+    stepper.run()
+    print(f"ready {time.perf_counter() - START:.3f}", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "quit":
+            print(f"peak {peak_memory()}", flush=True)
+            break
+        print(f"time {stepper.run():.4f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Linear, layer norm, GELU and softmax on rows, in the form that is fast on the device at hand.
+
+On Ascend and GPU these are MindSpore's own operations and their gradients. On CPU three things make those slow or
+hungry (MindSpore 2.10, measured with benchmarks/step.py):
+
+- an element-wise operation that broadcasts keeps 16 bytes of index lists per output element for the life of the
+  graph, so broadcasts are written as `tile` or BiasAdd;
+- BiasAddGrad and sums over rows take as long as the matrix product beside them, so they are products with ones;
+- the gradients of LayerNorm and GELU cost several times their forward pass, so they are written out here.
+
+Both forms give the same numbers; tests/test_models.py holds them together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+
+def on_cpu() -> bool:
+    """Whether cells built now will run on CPU."""
+    return bool(ms.get_context("device_target") == "CPU")
+
+
+class Affine(nn.Cell):
+    """(rows, in), weight (out, in), bias (out,) -> (rows, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.bias_add = ops.BiasAdd()
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.bias_add(self.matmul(x, weight), bias)
+
+
+class AffineCPU(Affine):
+    """`Affine` with the bias gradient as a product with ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = ops.MatMul()
+        self.weight_gradient = ops.MatMul(transpose_a=True)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        rows = ops.ones((1, dout.shape[0]), dout.dtype)
+        return self.product(dout, weight), self.weight_gradient(dout, x), self.product(rows, dout).reshape(-1)
+
+
+class Normalize(nn.Cell):
+    """Layer norm of rows: x (rows, dim), weight and bias (dim,) -> (rows, dim)."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.norm = ops.LayerNorm(-1, -1, eps)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Also the rows' mean and variance."""
+        return self.norm(x, weight, bias)
+
+
+class NormalizeCPU(Normalize):
+    """`Normalize` with its gradient written out."""
+
+    def __init__(self, eps: float):
+        super().__init__(eps)
+        self.product = ops.MatMul()
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
+        grad = dout[0]
+        rows, dim = x.shape
+        scale = ops.rsqrt(out[2].reshape(rows, 1) + self.eps)
+        wide = ops.tile(scale, (1, dim))
+        unit = (x - ops.tile(out[1].reshape(rows, 1), (1, dim))) * wide
+        ones = ops.ones((1, rows), x.dtype)
+        weight_grad = self.product(ones, grad * unit).reshape(-1)
+        bias_grad = self.product(ones, grad).reshape(-1)
+        inner = grad * ops.tile(weight.reshape(1, dim), (rows, 1))
+        mean = inner.mean(axis=-1, keep_dims=True)
+        slope = (inner * unit).mean(axis=-1, keep_dims=True)
+        inner = inner - ops.tile(mean, (1, dim)) - unit * ops.tile(slope, (1, dim))
+        return inner * wide, weight_grad, bias_grad
+
+
+class ExactGelu(nn.Cell):
+    """x * Phi(x) with the error function; also Phi(x), which the gradient needs."""
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        phi = ops.erf(x * math.sqrt(0.5)) * 0.5 + 0.5
+        return x * phi, phi
+
+
+class ExactGeluCPU(ExactGelu):
+    """`ExactGelu` whose gradient reuses Phi(x): the error function is the slowest element-wise operation here."""
+
+    def bprop(self, x: Tensor, out: Any, dout: Any) -> tuple[Tensor]:
+        density = ops.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
+        return (dout[0] * (out[1] + x * density),)
+
+
+class Softmax(nn.Cell):
+    """Softmax over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.softmax(x)
+
+
+class SoftmaxCPU(Softmax):
+    """`Softmax` whose gradient does not broadcast."""
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        dim = out.shape[-1]
+        weighted = out * dout
+        total = weighted.sum(axis=-1).reshape(-1, 1)
+        return (weighted - out * ops.tile(total, (1, dim)).reshape(out.shape),)
+
+
+def affine() -> nn.Cell:
+    """`Affine` for the device cells are built for; likewise below."""
+    return AffineCPU() if on_cpu() else Affine()
+
+
+def normalize(eps: float) -> nn.Cell:
+    return NormalizeCPU(eps) if on_cpu() else Normalize(eps)
+
+
+def exact_gelu() -> nn.Cell:
+    return ExactGeluCPU() if on_cpu() else ExactGelu()
+
+
+def softmax() -> nn.Cell:
+    return SoftmaxCPU() if on_cpu() else Softmax()
+
+
+def scale_rows(x: Tensor, factor: Tensor) -> Tensor:
+    """x (rows, dim) times factor (rows, 1)."""
+    return x * ops.tile(factor, (1, x.shape[1]))
