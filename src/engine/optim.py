@@ -62,6 +62,7 @@ class AdamW(nn.Cell):
         self.groups = groups
         self.beta1, self.beta2, self.eps = betas[0], betas[1], eps
         self.weights = ParameterTuple([p for group in groups for p in group.parameters])
+        self.count = len(groups)
         self.group_of = [number for number, group in enumerate(groups) for _ in group.parameters]
         self.first = self.weights.clone(prefix="adam_m", init="zeros")
         self.second = self.weights.clone(prefix="adam_v", init="zeros")
@@ -80,19 +81,21 @@ class AdamW(nn.Cell):
 
     def construct(self, values: Tensor, grads: tuple[Tensor, ...]) -> bool:
         """One update of all parameters."""
-        count = len(self.groups)
+        count = self.count
         eps = values[2 * count]
+        rates = [values[number] for number in range(count)]
+        decays = [values[count + number] for number in range(count)]
         for number in range(len(self.weights)):
             group = self.group_of[number]
             self.update(
                 self.weights[number],
                 self.first[number],
                 self.second[number],
-                values[group],
+                rates[group],
                 self.beta1,
                 self.beta2,
                 eps,
-                values[count + group],
+                decays[group],
                 grads[number],
             )
         return True

@@ -23,6 +23,7 @@ class TrainStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.method, self.optimizer = method, optimizer
         self.clip_norm, self.accumulate = clip_norm, accumulate
+        self.norm = GlobalNorm()
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
         self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
@@ -31,7 +32,7 @@ class TrainStep(nn.Cell):
         outputs, grads = self.value_and_grad(*batch)
         if self.sums is not None:
             grads = self._mean(grads)
-        norm = global_norm(grads)
+        norm = self.norm(grads)
         if self.clip_norm > 0:
             # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
             factor = ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
@@ -64,6 +65,19 @@ class Accumulate(nn.Cell):
         return outputs
 
 
-def global_norm(grads: tuple[Tensor, ...]) -> Tensor:
-    """L2 norm of all gradients together; the last axis is summed first, which is many times faster on CPU."""
-    return ops.sqrt(ops.addn([(grad * grad).sum(axis=-1).sum() for grad in grads]))
+class GlobalNorm(nn.Cell):
+    """L2 norm of all gradients together.
+
+    Primitives instead of operators on tensors: those are graphs of their own and made up a third of the time to
+    compile a ViT-B. The last axis is summed first, which is many times faster on CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.mul, self.sum, self.add, self.sqrt = ops.Mul(), ops.ReduceSum(), ops.AddN(), ops.Sqrt()
+
+    def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
+        squares = []
+        for grad in grads:
+            squares.append(self.sum(self.sum(self.mul(grad, grad), -1), ()))
+        return self.sqrt(self.add(squares))

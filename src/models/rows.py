@@ -44,9 +44,10 @@ class AffineCPU(Affine):
         super().__init__()
         self.product = ops.MatMul()
         self.weight_gradient = ops.MatMul(transpose_a=True)
+        self.ones = ops.Ones()
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        rows = ops.ones((1, dout.shape[0]), dout.dtype)
+        rows = self.ones((1, dout.shape[0]), dout.dtype)
         return self.product(dout, weight), self.weight_gradient(dout, x), self.product(rows, dout).reshape(-1)
 
 
@@ -69,28 +70,34 @@ class NormalizeCPU(Normalize):
     def __init__(self, eps: float):
         super().__init__(eps)
         self.product = ops.MatMul()
+        self.tile, self.ones, self.mean = ops.Tile(), ops.Ones(), ops.ReduceMean(keep_dims=True)
+        self.rsqrt = ops.Rsqrt()
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
         grad = dout[0]
         rows, dim = x.shape
-        scale = ops.rsqrt(out[2].reshape(rows, 1) + self.eps)
-        wide = ops.tile(scale, (1, dim))
-        unit = (x - ops.tile(out[1].reshape(rows, 1), (1, dim))) * wide
-        ones = ops.ones((1, rows), x.dtype)
+        scale = self.rsqrt(out[2].reshape(rows, 1) + self.eps)
+        wide = self.tile(scale, (1, dim))
+        unit = (x - self.tile(out[1].reshape(rows, 1), (1, dim))) * wide
+        ones = self.ones((1, rows), x.dtype)
         weight_grad = self.product(ones, grad * unit).reshape(-1)
         bias_grad = self.product(ones, grad).reshape(-1)
-        inner = grad * ops.tile(weight.reshape(1, dim), (rows, 1))
-        mean = inner.mean(axis=-1, keep_dims=True)
-        slope = (inner * unit).mean(axis=-1, keep_dims=True)
-        inner = inner - ops.tile(mean, (1, dim)) - unit * ops.tile(slope, (1, dim))
+        inner = grad * self.tile(weight.reshape(1, dim), (rows, 1))
+        mean = self.mean(inner, -1)
+        slope = self.mean(inner * unit, -1)
+        inner = inner - self.tile(mean, (1, dim)) - unit * self.tile(slope, (1, dim))
         return inner * wide, weight_grad, bias_grad
 
 
 class ExactGelu(nn.Cell):
     """x * Phi(x) with the error function; also Phi(x), which the gradient needs."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.erf, self.exp = ops.Erf(), ops.Exp()
+
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        phi = ops.erf(x * math.sqrt(0.5)) * 0.5 + 0.5
+        phi = self.erf(x * math.sqrt(0.5)) * 0.5 + 0.5
         return x * phi, phi
 
 
@@ -98,7 +105,7 @@ class ExactGeluCPU(ExactGelu):
     """`ExactGelu` whose gradient reuses Phi(x): the error function is the slowest element-wise operation here."""
 
     def bprop(self, x: Tensor, out: Any, dout: Any) -> tuple[Tensor]:
-        density = ops.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
+        density = self.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
         return (dout[0] * (out[1] + x * density),)
 
 
@@ -116,11 +123,15 @@ class Softmax(nn.Cell):
 class SoftmaxCPU(Softmax):
     """`Softmax` whose gradient does not broadcast."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.tile, self.sum = ops.Tile(), ops.ReduceSum()
+
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         dim = out.shape[-1]
         weighted = out * dout
-        total = weighted.sum(axis=-1).reshape(-1, 1)
-        return (weighted - out * ops.tile(total, (1, dim)).reshape(out.shape),)
+        total = self.sum(weighted, -1).reshape(-1, 1)
+        return (weighted - out * self.tile(total, (1, dim)).reshape(out.shape),)
 
 
 def affine() -> nn.Cell:
