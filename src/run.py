@@ -21,7 +21,7 @@ from .engine.loop import Fit, Hooks, State
 from .engine.schedule import effective_batch, peak_rate
 from .methods import build_method
 from .models import build_classifier, build_encoder
-from .recipe import ConfigError, dump_recipe, override, parse_recipe
+from .recipe import ConfigError, dump_recipe, override, parse_recipe, to_tree
 from .visual.curves import draw_curves
 from .visual.gallery import draw_gallery
 from .weights.load import WeightsError, load_encoder
@@ -194,12 +194,12 @@ class Training:
         report = load_encoder(checkpoint.weights_of(self.method), found.weights, found.path)
         self.folder.info(f"encoder from {found.path} (epoch {found.meta['epoch']}): {report}")
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, epoch: int) -> dict[str, float]:
         if self.validation is None:
             return {}
         batches = loader(self.recipe, self.validation, ("image", "label"), training=False)
         self.metrics = evaluate(self.measure, batches.epoch(0)) | self._knn()
-        self._log_metrics(self.metrics, None)
+        self._log_metrics(self.metrics, epoch)
         return self.metrics
 
     def _knn(self) -> dict[str, float]:
@@ -213,7 +213,7 @@ class Training:
             sets.append(features(self.probe, batches.epoch(0)))
         return {"knn_top1": knn_accuracy(sets[0], sets[1], k)}
 
-    def _log_metrics(self, metrics: dict[str, float], epoch: int | None) -> None:
+    def _log_metrics(self, metrics: dict[str, float], epoch: int) -> None:
         if not metrics:
             return
         self.folder.metrics("eval", epoch=epoch, **{k: round(v, 6) for k, v in metrics.items()})
@@ -224,7 +224,7 @@ class Training:
         if not isinstance(self.recipe.method, MIMConfig):
             return
         source = self.validation or self.train_loader.source
-        chosen = np.linspace(0, len(source) - 1, min(8, len(source))).astype(int)
+        chosen = np.linspace(0, len(source) - 1, min(6, len(source))).astype(int)
         shown = replace(source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen])
         small = replace(self.recipe, train=replace(self.recipe.train, batch_size=len(chosen)))
         batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))
@@ -242,8 +242,6 @@ def show_metric(name: str, value: float) -> str:
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """Dotted key -> value of every field."""
-    from .recipe import to_tree
-
     def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat = {}
         for key, value in tree.items():

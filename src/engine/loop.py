@@ -32,12 +32,12 @@ class State:
 class Hooks:
     """What the loop asks of the layers it does not know.
 
-    evaluate: metrics of the current weights (empty when there is no validation data).
+    evaluate: metrics of the weights after so many epochs (empty when there is no validation data).
     pictures: write the gallery after so many epochs.
     meta: what every checkpoint says besides the state.
     """
 
-    evaluate: Callable[[], dict[str, float]]
+    evaluate: Callable[[int], dict[str, float]]
     pictures: Callable[[int], None]
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -173,7 +173,7 @@ class Fit:
         every = self.train.eval_every
         if not (last or (every and self.state.epoch % every == 0)):
             return {}
-        metrics = self.hooks.evaluate()
+        metrics = self.hooks.evaluate(self.state.epoch)
         if metrics:
             name, direction = self.method.best
             value = metrics[name]

@@ -56,7 +56,7 @@ def draw_gallery(method: Any, image: Tensor, mean: tuple[float, ...], std: tuple
     if isinstance(method.target, HOG):
         scale = max(1, 256 // max(height, width))
         panels = hog_panels(method, prediction, target, blocks, scale)
-        titles = ("input", "masked input", "HOG target", "HOG prediction (amber: masked)")
+        titles = ("input", "masked input", "HOG target", "prediction (amber: masked)")
     else:
         restored = to_display(method.target.to_image(prediction, pixels), mean, std)
         pasted = np.where(hidden[..., None] > 0, restored, shown)
@@ -94,10 +94,12 @@ def hog_panels(
 def glyphs(hist: np.ndarray, bins: int, side: int, highlight: np.ndarray) -> np.ndarray:
     """Histograms (C*bins, rows, cols) as line glyphs along the edges: RGB (rows*side, cols*side, 3) in 0..1.
 
-    A bin's line is as bright as its share of the strongest bin of the picture; colour channels are averaged.
+    A bin's line is as bright as its share of the strongest bin of its cell, squared so that the main directions
+    stand out; colour channels are averaged.
     """
     hist = np.maximum(hist.reshape(-1, bins, *hist.shape[1:]).mean(axis=0), 0)
-    hist = hist / max(hist.max(), 1e-12)
+    hist = (hist / np.maximum(hist.max(axis=0, keepdims=True), 1e-12)) ** 2
+    thickness = max(1, side // 14)
     rows, cols = hist.shape[1:]
     canvas = np.zeros((rows * side, cols * side), np.float32)
     for number in np.argsort(hist, axis=None):  # strong lines last, on top
@@ -107,7 +109,7 @@ def glyphs(hist: np.ndarray, bins: int, side: int, highlight: np.ndarray) -> np.
         reach = 0.46 * side * np.array([np.cos(phi), -np.sin(phi)])
         centre = np.array([col + 0.5, row + 0.5]) * side
         start, end = (tuple(int(v) for v in np.round((centre + sign * reach) * 16)) for sign in (-1, 1))
-        cv2.line(canvas, start, end, float(hist[b, row, col]), 1, cv2.LINE_AA, shift=4)
+        cv2.line(canvas, start, end, float(hist[b, row, col]), thickness, cv2.LINE_AA, shift=4)
     colour = np.where(np.kron(highlight, np.ones((side, side)))[..., None] > 0, HIDDEN, VISIBLE)
     return np.clip(canvas, 0, 1)[..., None] * colour
 
