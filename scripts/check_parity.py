@@ -218,7 +218,7 @@ def norm_eps(arguments: dict[str, Any]) -> float:
 def fastmim_vit_model(case: Case, image: np.ndarray) -> MaskedImageModel:
     encoder = vit_config(case.arguments, image, position="sincos")
     config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
-    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size, encoder.norm_eps)
+    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
     table = sincos_position(encoder.embed_dim, method.grid, encoder.class_token)
     weights = case.tensors("weights")
     if error(table, weights["pos_embed"]) > 1e-6:

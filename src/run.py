@@ -242,6 +242,7 @@ def show_metric(name: str, value: float) -> str:
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """Dotted key -> value of every field."""
+
     def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat = {}
         for key, value in tree.items():

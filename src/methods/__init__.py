@@ -18,7 +18,7 @@ def build_method(recipe: Recipe) -> MaskedImageModel | Classify:
     config = recipe.method
     if isinstance(config, MIMConfig):
         encoder = build_encoder(recipe.encoder)
-        return MaskedImageModel(encoder, config, recipe.encoder.image_size, recipe.encoder.norm_eps)
+        return MaskedImageModel(encoder, config, recipe.encoder.image_size)
     assert isinstance(config, ClassifyConfig)
     return Classify(build_classifier(recipe.encoder, config), config.label_smoothing)
 

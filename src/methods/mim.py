@@ -25,7 +25,6 @@ class MaskedImageModel(nn.Cell):
         encoder: any encoder with its final norm.
         config: mask, target and decoder.
         image_size: height and width of the training images.
-        norm_eps: epsilon of the decoder's norms.
     """
 
     columns = ("image",)
@@ -33,7 +32,7 @@ class MaskedImageModel(nn.Cell):
     metrics = ("loss", "baseline")
     best = ("loss", "min")
 
-    def __init__(self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int], norm_eps: float = 1e-6):
+    def __init__(self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int]):
         super().__init__()
         self.mask_token = parameter(Normal(0.02), 1, encoder.in_chans, 1, 1)
         self.encoder = encoder
@@ -42,7 +41,7 @@ class MaskedImageModel(nn.Cell):
             config.target, encoder.stride, encoder.in_chans
         )
         self.decoder = TransformerDecoder(
-            config.decoder, encoder.out_dim, self.target.dim, encoder.num_prefix_tokens, norm_eps
+            config.decoder, encoder.out_dim, self.target.dim, encoder.num_prefix_tokens, encoder.norm_eps
         )
         self.grid = encoder.grid(image_size)
         self.image_size = image_size

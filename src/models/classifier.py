@@ -23,7 +23,7 @@ class Classifier(nn.Cell):
         self.encoder = encoder
         self.pool_mean = config.pool == "mean"
         self.prefix = encoder.num_prefix_tokens
-        self.fc_norm = LayerNorm(encoder.out_dim, 1e-6) if config.fc_norm else None
+        self.fc_norm = LayerNorm(encoder.out_dim, encoder.norm_eps) if config.fc_norm else None
         self.head = Linear(encoder.out_dim, config.num_classes, init=trunc_normal(2e-5))
 
     def construct(self, image: Tensor) -> Tensor:

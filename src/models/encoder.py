@@ -15,6 +15,7 @@ class Encoder(nn.Cell):
         num_prefix_tokens: tokens before the patch tokens in the output (class token).
         num_layers: number of learning-rate layers, `layer_of` + 1 at most.
         in_chans: channels of the input image.
+        norm_eps: epsilon of its norms, taken over by heads and decoders.
     """
 
     out_dim: int
@@ -23,6 +24,7 @@ class Encoder(nn.Cell):
     num_prefix_tokens: int
     num_layers: int
     in_chans: int
+    norm_eps: float
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> patch tokens (B, N, C), before class token and position."""

@@ -7,8 +7,6 @@ GELU, epsilon 1e-7, random bias). `rows.py` has the operations whose best form d
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, TruncatedNormal, XavierUniform, initializer

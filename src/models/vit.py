@@ -24,7 +24,7 @@ class ViT(Encoder):
         dim = config.embed_dim
         self.out_dim, self.stride, self.patch_size = dim, config.patch_size, config.patch_size
         self.in_chans, self.depth, self.num_layers = config.in_chans, config.depth, config.depth + 2
-        self.num_prefix_tokens = int(config.class_token)
+        self.num_prefix_tokens, self.norm_eps = int(config.class_token), config.norm_eps
         self.cls_token = parameter(Normal(0.02), 1, 1, dim) if config.class_token else None
         self.pos_embed = position_table(config, self.grid(config.image_size))
         self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim)
