@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; 0 when done, 2 with one line for what the user can mend, 130 when interrupted."""
-    os.environ.setdefault("GLOG_v", "3")  # errors only; set GLOG_v=2 to see MindSpore's warnings
+    os.environ.setdefault("GLOG_v", "4")  # MindSpore's errors arrive as exceptions; GLOG_v=2 shows its warnings
     from .run import UserError
 
     try:

@@ -290,6 +290,13 @@ class Recipe:
 def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:
     """Mask blocks, tokens and target cells must tile each other."""
     block, stride, target = method.mask_block, encoder.stride, method.target
+    if isinstance(target, HOGConfig):
+        _need(
+            stride % target.cell == 0,
+            "method.target.cell",
+            f"{target.cell} does not divide the token side {stride}; "
+            f"legal: {', '.join(str(c) for c in range(2, stride + 1) if stride % c == 0)}",
+        )
     legal = legal_blocks(encoder, method)
     _need(
         block in legal,
@@ -299,12 +306,6 @@ def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:
         + f"; legal: {', '.join(map(str, legal)) or 'none, change the image size'}",
     )
     if isinstance(target, HOGConfig):
-        _need(
-            stride % target.cell == 0,
-            "method.target.cell",
-            f"{target.cell} does not divide the token side {stride}; "
-            f"legal: {', '.join(str(c) for c in range(2, stride + 1) if stride % c == 0)}",
-        )
         for side in encoder.image_size:
             _need(
                 target.gaussian_window == 0 or side % target.gaussian_window == 0,

@@ -136,6 +136,8 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Deep merge; naming a preset of another class, or a preset as a plain string, replaces what stood there."""
     for key, value in new.items():
         old = into.get(key)
+        if isinstance(old, str) and key in PRESETS:
+            old = into[key] = {"name": old}
         if isinstance(value, dict) and isinstance(old, dict) and not _other_class(key, old, value.get("name")):
             _merge(old, value)
         else:
@@ -144,7 +146,9 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _other_class(key: str, old: dict[str, Any], name: Any) -> bool:
     presets = PRESETS.get(key, {})
-    return name in presets and old.get("name") in presets and type(presets[name]) is not type(presets[old["name"]])
+    if not isinstance(name, str) or not isinstance(old.get("name"), str):
+        return False
+    return name in presets and old["name"] in presets and type(presets[name]) is not type(presets[old["name"]])
 
 
 def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
@@ -251,7 +255,7 @@ def _named(presets: dict[str, Any], value: Any, place: _Place, current: Any) -> 
     if not isinstance(tree, dict):
         raise place.error(f"must name a preset, not {value!r}; valid: {', '.join(presets)}")
     name = tree.get("name", current.name)
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         close = difflib.get_close_matches(str(name), presets, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise place.at("name").error(f"unknown preset {name!r}; {hint}valid: {', '.join(presets)}")

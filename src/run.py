@@ -180,6 +180,7 @@ class Training:
         checkpoint.assign(checkpoint.weights_of(self.method), found.weights, found.path)
         fit.restore(found.state, found.path)
         fit.state.epoch, fit.state.step, fit.state.best = (found.meta[k] for k in ("epoch", "step", "best"))
+        self.folder.forget_after(fit.state.epoch, fit.state.step)
         self.folder.info(f"resumed from {found.path} after epoch {fit.state.epoch} (step {fit.state.step})")
 
     def _warn_about_changes(self, found: checkpoint.Checkpoint) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import cv2
 import mindspore.dataset as ds
 import numpy as np
 from mindspore import Tensor
@@ -82,10 +84,22 @@ class Loader:
         )
         data = data.map(self.operations(), ["image"], num_parallel_workers=workers)
         data = data.batch(self.batch_size).project(list(self.columns))
+        done = 0
         try:
-            yield from data.create_tuple_iterator(num_epochs=1, do_copy=False)
+            for batch in data.create_tuple_iterator(num_epochs=1, do_copy=False):
+                yield batch
+                done += 1
         except RuntimeError as error:
-            raise DataError(f"data: an image below {self.source.folder} cannot be read ({_cause(error)})") from None
+            Path("abnormal_image.jpg").unlink(missing_ok=True)  # MindSpore drops a copy of the file here
+            raise self._unreadable(self.order(number)[done * self.batch_size :], error) from None
+
+    def _unreadable(self, order: np.ndarray, error: Exception) -> DataError:
+        """Names the first file of `order` that cannot be decoded; MindSpore's own message does not."""
+        for path in (self.source.files[max(int(index), 0)] for index in order):
+            content = np.fromfile(path, np.uint8)
+            if not content.size or cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_8) is None:
+                return DataError(f"data: {path} cannot be read as an image; replace or remove it")
+        return DataError(f"data: an image below {self.source.folder} cannot be read ({_cause(error)})")
 
     def _operation_seed(self, epoch: int) -> int:
         return int(np.random.default_rng([self.seed, epoch, 1]).integers(2**31))

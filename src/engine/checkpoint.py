@@ -80,7 +80,12 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged or not a MindSpore checkpoint; its content cannot be read") from None
     if "meta" not in items:
         raise CheckpointError(f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it")
-    meta = json.loads(str(items.pop("meta")))
+    try:
+        meta = json.loads(str(items.pop("meta")))
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict) or not {"names", "recipe"} <= set(meta):
+        raise CheckpointError(f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it")
     missing = set(meta["names"]) - set(items)
     if missing:
         raise CheckpointError(f"{path}: cut short, {len(missing)} of {len(meta['names'])} arrays are missing")

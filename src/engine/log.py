@@ -50,6 +50,17 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
 
+    def forget_after(self, epoch: int, step: int) -> None:
+        """Drop metrics of updates that a resumed run does again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _is_past(json.loads(line), epoch, step)]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
     def write_environment(self, device: str) -> None:
         """Versions and machine, for whoever asks later what made these numbers."""
         packages = {}
@@ -71,6 +82,10 @@ class RunFolder:
         for handler in list(self.log.handlers):
             handler.close()
             self.log.removeHandler(handler)
+
+
+def _is_past(line: dict[str, Any], epoch: int, step: int) -> bool:
+    return bool(line["step"] <= step if line["event"] == "train" else line["epoch"] <= epoch)
 
 
 class TerminalHandler(logging.Handler):

@@ -7,6 +7,7 @@ GELU, epsilon 1e-7, random bias). `rows.py` has the operations whose best form d
 
 from __future__ import annotations
 
+import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, TruncatedNormal, XavierUniform, initializer
@@ -175,7 +176,7 @@ class DropPath(nn.Cell):
     def construct(self, batch: int, tokens: int) -> Tensor:
         """Factors (depth, 2, B*tokens, 1): 0 where a sample skips the branch, else 1 / keep probability."""
         depth = self.keep_prob.shape[0]
-        kept = ops.floor(self.keep_prob + self.uniform((depth, 2, batch))) / self.keep_prob
+        kept = (self.uniform((depth, 2, batch)) < self.keep_prob).astype(mindspore.float32) / self.keep_prob
         kept = kept.reshape(depth, 2, batch, 1, 1)
         return ops.broadcast_to(kept, (depth, 2, batch, tokens, 1)).reshape(depth, 2, batch * tokens, 1)
 

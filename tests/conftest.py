@@ -1,0 +1,66 @@
+"""What several test files share: a quiet framework in graph mode on CPU, small image folders, entry points."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers import ROOT, MakeFolder, Run
+
+
+@pytest.fixture(scope="session")
+def graph_mode() -> None:
+    """Graph mode on CPU; files that compile ask for it with `pytestmark = pytest.mark.usefixtures("graph_mode")`."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device("CPU")
+
+
+def class_picture(label: int, number: int, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8: stripes whose direction tells the class, with noise that tells the picture."""
+    rng = np.random.default_rng([label, number])
+    rows, cols = np.mgrid[: size[0], : size[1]]
+    wave = np.sin((rows * np.cos(label * 0.8) + cols * np.sin(label * 0.8)) * 0.5 + rng.uniform(0, 6))
+    grey = 128 + 90 * wave[..., None] + rng.normal(0, 12, (*size, 3))
+    return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def image_folder_factory() -> MakeFolder:
+    """Write root/train/<class>/*.png|jpg and root/val/<class>/*.png|jpg; returns the root."""
+
+    def make(
+        root: Path, classes: int = 3, train: int = 8, val: int = 3, size: tuple[int, int] = (40, 48), flat: bool = False
+    ) -> Path:
+        for split, count in (("train", train), ("val", val)):
+            for label in range(classes):
+                folder = root / split if flat else root / split / f"class_{label}"
+                folder.mkdir(parents=True, exist_ok=True)
+                for number in range(count):
+                    suffix = "png" if number % 2 else "jpg"
+                    picture = class_picture(label, number + (1000 if split == "val" else 0), size)
+                    assert cv2.imwrite(str(folder / f"{label}_{number:02d}.{suffix}"), picture)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_entry() -> Run:
+    """Run `python ARGUMENTS` in the repository root as a process of its own."""
+
+    def run(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+
+    return run

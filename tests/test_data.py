@@ -1,0 +1,327 @@
+"""Image folders, order of the images, augmentation that repeats, evaluation equal to torchvision on Pillow images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mindspore import dtype as mstype
+
+from src.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from src.data.loader import Loader, evaluation_operations
+from src.data.sources import DataError, ImageFolder, image_folder, labelled_share
+from tests.helpers import MakeFolder
+
+Image = pytest.importorskip("PIL.Image")
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+BOTH = ("image", "label")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, image_folder_factory: MakeFolder) -> Path:
+    return image_folder_factory(tmp_path_factory.mktemp("images"))
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 8), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
+    return path
+
+
+def batches_of(loader: Loader, epoch: int = 0) -> list[tuple[np.ndarray, ...]]:
+    return [tuple(part.asnumpy() for part in batch) for batch in loader.epoch(epoch)]
+
+
+# --- folders ----------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_sorted_and_label_their_files(tmp_path: Path) -> None:
+    for name in ("zebra/1.png", "ant/deep/2.jpg", "ant/1.JPEG", "cat/1.bmp"):
+        picture(tmp_path / name)
+    source = image_folder(tmp_path)
+    assert source.classes == ["ant", "cat", "zebra"]
+    names = [path.relative_to(tmp_path).as_posix() for path in source.files]
+    assert list(zip(names, source.labels, strict=True)) == [
+        ("ant/1.JPEG", 0),
+        ("ant/deep/2.jpg", 0),
+        ("cat/1.bmp", 1),
+        ("zebra/1.png", 2),
+    ]
+    assert source.summary() == f"{tmp_path}: 4 images, 3 classes"
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    picture(tmp_path / "b.png")
+    picture(tmp_path / "a.png")
+    source = image_folder(tmp_path)
+    assert [path.name for path in source.files] == ["a.png", "b.png"]
+    assert source.classes == []
+    assert source.summary() == f"{tmp_path}: 2 images, no labels"
+
+
+def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    for name in ("notes.txt", "a/more.TXT", "a/LICENSE", "a/.hidden.png", ".DS_Store"):
+        (tmp_path / name).write_text("x")
+    picture(tmp_path / ".cache" / "1.png")
+    (tmp_path / "empty_class").mkdir()
+    source = image_folder(tmp_path)
+    assert len(source) == 1 and source.classes == ["a"]
+    assert source.skipped == Counter({".txt": 2, "": 1})
+    assert source.summary().endswith("1 images, 1 classes, 3 other files skipped (2 x .txt, 1 x no extension)")
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        image_folder(tmp_path / "gone")
+    expected = f"data: there is no folder {tmp_path / 'gone'}; set data.root (and data.train, data.val) to your images"
+    assert str(caught.value) == expected
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    readable = "readable are .bmp, .jpeg, .jpg, .png, .tif, .tiff"
+    with pytest.raises(DataError) as caught:
+        image_folder(tmp_path)
+    assert str(caught.value) == f"data: no image in {tmp_path}; {readable}"
+    (tmp_path / "a" / "x.webp").write_text("x")
+    with pytest.raises(DataError) as caught:
+        image_folder(tmp_path)
+    assert str(caught.value) == f"data: no image in {tmp_path} (1 other files); {readable}"
+
+
+def test_images_beside_class_folders(tmp_path: Path) -> None:
+    picture(tmp_path / "cat" / "1.png")
+    picture(tmp_path / "stray.png")
+    with pytest.raises(DataError) as caught:
+        image_folder(tmp_path)
+    assert str(caught.value) == (
+        f"data: {tmp_path} holds images beside class folders (for example stray.png beside cat/); "
+        "move them into a class folder, or all of them into one flat folder"
+    )
+
+
+def fake_source(counts: dict[str, int]) -> ImageFolder:
+    files = [Path(f"{name}/{number:03d}.png") for name, count in counts.items() for number in range(count)]
+    labels = [label for label, count in enumerate(counts.values()) for _ in range(count)]
+    return ImageFolder(Path("some/folder"), files, labels, list(counts))
+
+
+def test_a_labelled_share_is_spread_evenly_over_each_class() -> None:
+    share = labelled_share(fake_source({"a": 9, "b": 5}), 3)
+    assert [path.as_posix() for path in share.files] == [
+        *("a/000.png", "a/004.png", "a/008.png"),
+        *("b/000.png", "b/002.png", "b/004.png"),
+    ]
+    assert share.labels == [0, 0, 0, 1, 1, 1] and share.classes == ["a", "b"]
+
+
+def test_a_labelled_share_of_zero_is_everything() -> None:
+    source = fake_source({"a": 3, "b": 2})
+    assert labelled_share(source, 0) == source
+    assert labelled_share(source, 2).files[-2:] == source.files[-2:]
+
+
+def test_a_labelled_share_that_is_too_large() -> None:
+    with pytest.raises(DataError) as caught:
+        labelled_share(fake_source({"a": 9, "b": 5, "c": 7}), 6)
+    assert str(caught.value) == ("data.labels_per_class: 6 asked, but some/folder/b has 5 images; write 5 or less")
+
+
+# --- order ------------------------------------------------------------------------------------------------------
+
+
+def order_loader(count: int, batch: int, seed: int = 0, training: bool = True) -> Loader:
+    return Loader(fake_source({"a": count}), DataConfig(), (16, 16), 3, batch, ("image",), seed, training)
+
+
+def test_the_training_order_is_a_permutation_without_the_incomplete_batch() -> None:
+    full = order_loader(40, 8).order(0)
+    assert sorted(full) == list(range(40)) and list(full) != list(range(40))
+    loader = order_loader(43, 8)
+    cut = loader.order(0)
+    assert len(loader) == 5 and len(cut) == 40 and len(set(cut)) == 40
+
+
+def test_the_training_order_is_a_function_of_seed_and_epoch() -> None:
+    loader = order_loader(40, 8, seed=3)
+    assert np.array_equal(loader.order(5), order_loader(40, 8, seed=3).order(5))
+    assert not np.array_equal(loader.order(5), loader.order(6))
+    assert not np.array_equal(loader.order(5), order_loader(40, 8, seed=4).order(5))
+
+
+def test_the_evaluation_order_is_every_image_once_then_padding() -> None:
+    loader = order_loader(10, 4, training=False)
+    assert len(loader) == 3
+    assert list(loader.order(0)) == list(loader.order(1)) == [*range(10), -1, -1]
+
+
+def test_a_batch_larger_than_the_data() -> None:
+    with pytest.raises(DataError) as caught:
+        order_loader(5, 8)
+    assert str(caught.value) == ("train.batch_size: 8 is more than the 5 images of some/folder; write 5 or less")
+
+
+def test_only_one_or_three_channels_come_from_files() -> None:
+    with pytest.raises(DataError) as caught:
+        Loader(fake_source({"a": 8}), DataConfig(), (16, 16), 5, 4, ("image",))
+    assert str(caught.value) == "encoder.in_chans: image files give 1 or 3 channels, not 5"
+
+
+# --- batches ----------------------------------------------------------------------------------------------------
+
+
+def test_training_batches_have_the_stated_shape_and_scale(root: Path) -> None:
+    source = image_folder(root / "train")
+    config = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), workers=2)
+    plain = batches_of(Loader(source, config, (32, 48), 3, 4, BOTH, seed=1))
+    assert len(plain) == 6
+    for image, label in plain:
+        assert image.shape == (4, 3, 32, 48) and image.dtype == np.float32
+        assert label.shape == (4,) and label.dtype == np.int32
+    pixels = np.stack([image for image, _ in plain])
+    assert pixels.min() >= 0 and 0.8 < pixels.max() <= 1
+    normalised = replace(config, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    for (image, _), (other, _) in zip(
+        plain, batches_of(Loader(source, normalised, (32, 48), 3, 4, BOTH, seed=1)), strict=True
+    ):
+        expected = (image - np.reshape(IMAGENET_MEAN, (3, 1, 1))) / np.reshape(IMAGENET_STD, (3, 1, 1))
+        np.testing.assert_allclose(other, expected, atol=1e-5)
+
+
+def test_training_labels_belong_to_their_images(tmp_path: Path) -> None:
+    for label in range(4):  # the grey level tells the class
+        for number in range(3):
+            path = tmp_path / f"class_{label}" / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            assert cv2.imwrite(str(path), np.full((20, 20, 3), 60 * label, np.uint8))
+    config = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), workers=2)
+    loader = Loader(image_folder(tmp_path), config, (16, 16), 3, 4, BOTH, seed=2)
+    for image, label in batches_of(loader):
+        np.testing.assert_array_equal(np.round(image.mean(axis=(1, 2, 3)) * 255 / 60), label)
+
+
+def test_an_epoch_repeats_bit_by_bit_and_differs_from_others(root: Path) -> None:
+    config = DataConfig(brightness=0.4, contrast=0.4, workers=2)
+    loader = Loader(image_folder(root / "train"), config, (32, 32), 3, 8, BOTH, seed=5)
+
+    def epoch(number: int, of: Loader = loader) -> np.ndarray:
+        return np.concatenate([image for image, _ in batches_of(of, number)])
+
+    first = epoch(1)
+    other = epoch(2)
+    np.testing.assert_array_equal(epoch(1), first)  # also after another epoch was read: what resuming needs
+    assert not np.array_equal(other, first)
+    # the augmentation differs too, not only the order: compare sorted image means
+    assert not np.allclose(np.sort(first.mean(axis=(1, 2, 3))), np.sort(other.mean(axis=(1, 2, 3))), atol=1e-6)
+    assert not np.array_equal(epoch(1, replace(loader, seed=6)), first)
+
+
+def test_evaluation_covers_every_image_once_with_padding(root: Path) -> None:
+    source = image_folder(root / "val")
+    loader = Loader(source, DataConfig(workers=2), (32, 32), 3, 4, BOTH, training=False)
+    found = batches_of(loader)
+    labels = np.concatenate([label for _, label in found])
+    assert [len(image) for image, _ in found] == [4, 4, 4]
+    assert list(labels[: len(source)]) == source.labels
+    assert list(labels[len(source) :]) == [-1] * 3
+    images = np.concatenate([image for image, _ in found])[: len(source)]
+    assert len({image.tobytes() for image in images}) == len(source)
+
+
+def test_only_the_columns_asked_for(root: Path) -> None:
+    loader = Loader(image_folder(root / "val"), DataConfig(workers=2), (32, 32), 3, 4, ("image",), training=False)
+    (batch, *_) = loader.epoch(0)
+    assert len(batch) == 1 and batch[0].dtype == mstype.float32
+
+
+# --- the evaluation transform -----------------------------------------------------------------------------------
+
+
+def pillow_evaluation(path: Path, size: tuple[int, int], crop: float, mode: str = "RGB") -> np.ndarray:
+    """torchvision's Resize (bicubic) and CenterCrop on a Pillow image, to (H, W, C) uint8."""
+    image = Image.open(path).convert("RGB").convert(mode)
+    width, height = image.size
+    if size[0] == size[1]:
+        short = int(size[0] / crop)
+        resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    else:
+        resized = (int(size[1] / crop), int(size[0] / crop))
+    pixels = np.asarray(image.resize(resized, Image.BICUBIC))
+    top, left = round((resized[1] - size[0]) / 2.0), round((resized[0] - size[1]) / 2.0)
+    pixels = pixels[top : top + size[0], left : left + size[1]]
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+@pytest.mark.parametrize(
+    ("file_size", "size", "crop"),
+    [
+        ((50, 71), (32, 32), 0.875),  # 36 x 51: 19 / 2 rounds to 10, which flooring misses
+        ((75, 50), (32, 32), 0.875),  # 54 x 36: 22 / 2
+        ((50, 71), (32, 32), 1.0),  # 32 x 45: 13 / 2 rounds to 6
+        ((50, 71), (32, 48), 0.875),  # 36 x 54 whatever the file's shape
+        ((20, 30), (32, 32), 0.9),  # enlarged to 35 x 52
+    ],
+)
+def test_evaluation_equals_pillow(
+    tmp_path: Path, file_size: tuple[int, int], size: tuple[int, int], crop: float
+) -> None:
+    path = picture(tmp_path / "a" / "1.png", file_size, seed=7)
+    config = DataConfig(eval_crop=crop, workers=2)
+    ours = batches_of(Loader(image_folder(tmp_path), config, size, 3, 1, ("image",), training=False))[0][0][0]
+    pixels = pillow_evaluation(path, size, crop).transpose(2, 0, 1) / 255.0
+    expected = (pixels - np.reshape(IMAGENET_MEAN, (3, 1, 1))) / np.reshape(IMAGENET_STD, (3, 1, 1))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)  # one grey level is 0.017
+
+
+def test_grey_evaluation_is_pillows_luminance(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a" / "1.png", (40, 40), seed=8)
+    config = DataConfig(mean=(0.5,), std=(0.25,), eval_crop=1.0, workers=2)
+    loader = Loader(image_folder(tmp_path), config, (40, 40), 1, 1, ("image",), training=False)
+    ours = batches_of(loader)[0][0]
+    assert ours.shape == (1, 1, 40, 40)
+    expected = (pillow_evaluation(path, (40, 40), 1.0, "L").transpose(2, 0, 1) / 255.0 - 0.5) / 0.25
+    np.testing.assert_allclose(ours[0], expected, atol=1.01 / 255 / 0.25)  # luminance weights round differently
+    assert np.abs(ours[0] - expected).mean() < 0.5 / 255 / 0.25
+
+
+def test_grey_training_batches_have_one_channel(root: Path) -> None:
+    config = DataConfig(mean=(0.5,), std=(0.5,), brightness=0.2, workers=2)
+    image = batches_of(Loader(image_folder(root / "train"), config, (16, 32), 1, 4, ("image",)))[0][0]
+    assert image.shape == (4, 1, 16, 32) and image.dtype == np.float32
+    assert -1 <= image.min() < -0.2 and 0.2 < image.max() <= 1
+
+
+def test_every_pixel_of_the_centre_crop_comes_from_the_middle() -> None:
+    crop = evaluation_operations((4, 4), 1.0)[1]
+    image = np.arange(7 * 9).reshape(7, 9, 1)
+    # 3 / 2 rounds to 2, 5 / 2 to 2: half to even
+    np.testing.assert_array_equal(crop(image), image[2:6, 2:6])
+
+
+# --- broken files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"this is no image", b"\xff\xd8\xff\xe0 cut short"], ids=["empty", "text", "cut"]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_that_cannot_be_decoded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, training: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MindSpore dumps a damaged JPEG into the current folder
+    for number in range(3):
+        picture(tmp_path / "a" / f"{number}.jpg", seed=number)
+    (tmp_path / "a" / "broken.jpg").write_bytes(content)
+    loader = Loader(image_folder(tmp_path), DataConfig(workers=2), (16, 16), 3, 2, BOTH, training=training)
+    with pytest.raises(DataError) as caught:
+        batches_of(loader)
+    text = str(caught.value)
+    assert text.startswith("data: ") and "\n" not in text
+    assert "broken.jpg" in text

@@ -1,0 +1,300 @@
+"""The entry points as a user runs them, on a few pictures and a very small network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+
+from src.engine import checkpoint
+from src.recipe import load_recipe
+from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
+
+RECIPE = """
+encoder: {{name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, drop_path: 0.3}}
+data: {{root: {root}, workers: 1, contrast: 0.2}}
+train: {{epochs: 4, batch_size: 8, base_lr: 2e-3, lr_batch: 0, warmup_epochs: 1, log_every: 1}}
+device: CPU
+"""
+PRETRAIN = "method: {name: fastmim, mask_block: 8, target: {cell: 4}, decoder: {width: 32, depth: 1}}\n"
+FINETUNE = "method: {name: classify, num_classes: 3}\n"
+
+#: trains a recipe and dies without warning during the third epoch
+CRASH = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from src.engine.loop import Fit
+from src.recipe import load_recipe
+from src.run import train
+
+log = Fit._log
+def log_and_die(self, epoch, *rest):
+    log(self, epoch, *rest)
+    if epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Fit._log = log_and_die
+train(load_recipe({recipe!r}, ["output=" + {output!r}]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, image_folder_factory: MakeFolder) -> Path:
+    return image_folder_factory(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def pretrain_recipe(folder: Path, data: Path) -> Path:
+    path = folder / "pretrain.yaml"
+    path.write_text(PRETRAIN + RECIPE.format(root=data) + f"output: {folder / 'pretrain'}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finetune_recipe(folder: Path, data: Path) -> Path:
+    path = folder / "finetune.yaml"
+    path.write_text(FINETUNE + RECIPE.format(root=data) + f"output: {folder / 'finetune'}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder: Path, pretrain_recipe: Path, run_entry: Run) -> Path:
+    """The output of four epochs of pre-training, with the k-NN probe."""
+    done = run_entry("train.py", "--config", pretrain_recipe, "train.knn=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return folder / "pretrain"
+
+
+@pytest.fixture(scope="module")
+def finetuned(folder: Path, finetune_recipe: Path, pretrained: Path, run_entry: Run) -> Path:
+    done = run_entry("train.py", "--config", finetune_recipe, "--init-from", pretrained / "last.ckpt", "train.epochs=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "finetune"
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def events(path: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    found = checkpoint.load(path)
+    return {**found.weights, **{f"state/{name}": value for name, value in found.state.items()}}
+
+
+def test_a_run_leaves_its_files(pretrained: Path, pretrain_recipe: Path) -> None:
+    assert set(contents(pretrained)) == {
+        "config.yaml",
+        "train.log",
+        "metrics.jsonl",
+        "environment.json",
+        "last.ckpt",
+        "best.ckpt",
+        "gallery/epoch_0004.png",
+        "curves.png",
+    }
+    assert load_recipe(pretrained / "config.yaml") == load_recipe(pretrain_recipe, ["train.knn=3"])
+    for picture in ("gallery/epoch_0004.png", "curves.png"):
+        image = cv2.imread(str(pretrained / picture))
+        assert image is not None and image.std() > 5
+    environment = json.loads((pretrained / "environment.json").read_text())
+    assert environment["device"] == "CPU" and "train.knn=3" in environment["command"]
+
+
+def test_the_log_says_what_happens(pretrained: Path) -> None:
+    log = (pretrained / "train.log").read_text()
+    for words in ("compiling the graph", "x constant predictor", "data wait", "24 images, 3 classes", "knn_top1"):
+        assert words in log, words
+    steps = events(pretrained, "train")
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert all(np.isfinite([step["loss"], step["grad_norm"]]).all() and step["baseline"] > 0 for step in steps)
+    assert steps[0]["lr"] == 0 and max(step["lr"] for step in steps) == 2e-3
+    evaluations = events(pretrained, "eval")
+    assert evaluations[0]["epoch"] == 0  # the probe before training
+    assert len(evaluations) == 5 and all(line["count"] == 9 for line in evaluations[1:])
+    best = checkpoint.load(pretrained / "best.ckpt").meta
+    assert best["best"] == pytest.approx(min(line["loss"] for line in evaluations[1:]), abs=1e-6)
+
+
+def test_an_existing_run_is_not_overwritten(pretrained: Path, pretrain_recipe: Path, run_entry: Run) -> None:
+    before = contents(pretrained)
+    done = run_entry("train.py", "--config", pretrain_recipe)
+    assert_one_line_error(done, f"output: {pretrained} already holds a run; go on with --resume auto")
+    assert contents(pretrained) == before
+
+
+def test_fine_tuning_reports_what_it_took(pretrained: Path, finetuned: Path) -> None:
+    before = set(checkpoint.load(pretrained / "last.ckpt").weights)
+    after = set(checkpoint.load(finetuned / "last.ckpt").weights)
+    matched = {name for name in after if name.startswith("encoder.")}
+    assert matched <= before and "encoder.patch_embed.proj.weight" in matched
+    expected = (
+        f"encoder from {pretrained / 'last.ckpt'} (epoch 4): {len(matched)} matched; "
+        "4 missing (fc_norm.bias, fc_norm.weight, head.bias, head.weight); "
+        f"{len(before - matched)} ignored ({', '.join(sorted(before - matched)[:6])}, ...)"
+    )
+    assert expected in (finetuned / "train.log").read_text()
+
+
+def test_eval_gives_the_accuracy_training_reported(finetuned: Path, run_entry: Run) -> None:
+    done = run_entry("eval.py", "--ckpt", finetuned / "last.ckpt")
+    assert done.returncode == 0, done.stderr
+    text, line = done.stdout.strip().splitlines()[-2:]
+    result = json.loads(line)
+    last = events(finetuned, "eval")[-1]
+    assert {key: round(value, 6) for key, value in result.items()} == {key: last[key] for key in result}
+    assert result["count"] == 9 and set(result) == {"loss", "top1", "top5", "count"}
+    percent = f"{100 * result['top1']:.2f} %"
+    assert text == f"top-1 {percent}, top-5 100.00 % of 9 images"
+    assert re.findall(r"evaluation: .*top1 (\S+ %)", (finetuned / "train.log").read_text())[-1] == percent
+
+
+def test_export_writes_a_network_and_its_preprocessing(finetuned: Path, tmp_path: Path, run_entry: Run) -> None:
+    target = tmp_path / "deep" / "net.mindir"
+    done = run_entry("export.py", "--ckpt", finetuned / "best.ckpt", "--output", target)
+    assert done.returncode == 0, done.stderr
+    assert set(contents(target.parent)) == {"net.mindir", "net.json"}
+    assert done.stdout.strip().splitlines()[-1].startswith(f"{target}: outputs equal the checkpoint's within ")
+    info = json.loads((target.parent / "net.json").read_text())
+    assert info["input"] == ["batch", 3, 32, 32] and info["centre_crop"] == [32, 32]
+    assert info["resize_short_side"] == 36 and info["classes"] == ["class_0", "class_1", "class_2"]
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crashed(folder: Path, pretrain_recipe: Path, run_entry: Run) -> Path:
+    """The output of a run that was killed in its third epoch."""
+    output, script = folder / "crashed", folder / "crash.py"
+    script.write_text(CRASH.format(root=str(ROOT), recipe=str(pretrain_recipe), output=str(output)))
+    done = run_entry(script)
+    assert done.returncode == -9, done.stdout + done.stderr
+    assert checkpoint.load(output / "last.ckpt").meta["epoch"] == 2
+    return output
+
+
+def copy_run(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for name in ("last.ckpt", "metrics.jsonl"):
+        (target / name).write_bytes((source / name).read_bytes())
+    return target
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
+    pretrained: Path, pretrain_recipe: Path, crashed: Path, tmp_path: Path, run_entry: Run
+) -> None:
+    output = copy_run(crashed, tmp_path / "resumed")
+    done = run_entry("train.py", "--config", pretrain_recipe, "--resume", "auto", f"output={output}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"resumed from {output / 'last.ckpt'} after epoch 2 (step 6)" in done.stdout
+    straight, resumed = arrays_of(pretrained / "last.ckpt"), arrays_of(output / "last.ckpt")
+    assert set(straight) == set(resumed)
+    counters = [name for name in straight if name.endswith(checkpoint.DRAWS)]
+    assert len(counters) == 2 and all(int(straight[name]) == 12 for name in counters)  # masks and drop path, each step
+    for name, value in straight.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    ends = [checkpoint.load(path / "last.ckpt").meta for path in (pretrained, output)]
+    assert ends[0]["step"] == ends[1]["step"] == 12 and ends[0]["best"] == ends[1]["best"]
+
+
+def test_without_the_draw_counters_a_resumed_run_would_differ(
+    pretrained: Path, pretrain_recipe: Path, crashed: Path, tmp_path: Path, run_entry: Run
+) -> None:
+    """The control of the test above: what it compares does depend on masks and dropped branches."""
+    output = copy_run(crashed, tmp_path / "control")
+    found = checkpoint.load(output / "last.ckpt")
+    state = {
+        name: Parameter(Tensor(np.zeros_like(value) if name.endswith(checkpoint.DRAWS) else value), name=name)
+        for name, value in found.state.items()
+    }
+    weights = {name: Parameter(Tensor(value), name=name) for name, value in found.weights.items()}
+    meta = {key: value for key, value in found.meta.items() if key not in ("names", "versions", "format")}
+    checkpoint.save(output / "last.ckpt", weights, state, meta)
+    done = run_entry("train.py", "--config", pretrain_recipe, "--resume", "auto", f"output={output}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    straight, control = arrays_of(pretrained / "last.ckpt"), arrays_of(output / "last.ckpt")
+    assert not np.array_equal(straight["encoder.blocks.0.mlp.fc1.weight"], control["encoder.blocks.0.mlp.fc1.weight"])
+
+
+def test_resuming_needs_a_training_state(
+    pretrained: Path, pretrain_recipe: Path, tmp_path: Path, run_entry: Run
+) -> None:
+    best = pretrained / "best.ckpt"
+    done = run_entry("train.py", "--config", pretrain_recipe, "--resume", best, f"output={tmp_path / 'run'}")
+    assert_one_line_error(done, f"{best}: has weights but no training state; resume from last.ckpt")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+def test_eval_of_a_pre_training_checkpoint(pretrained: Path, run_entry: Run) -> None:
+    path = pretrained / "last.ckpt"
+    done = run_entry("eval.py", "--ckpt", path)
+    assert_one_line_error(done, f"{path}: a pre-training checkpoint (fastmim) has no classifier", "--init-from")
+
+
+def test_eval_of_a_text_file(tmp_path: Path, run_entry: Run) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_text("hello")
+    done = run_entry("eval.py", "--ckpt", path)
+    assert_one_line_error(done, f"{path}: damaged or not a MindSpore checkpoint")
+
+
+def test_eval_on_other_classes(
+    finetuned: Path, tmp_path: Path, image_folder_factory: MakeFolder, run_entry: Run
+) -> None:
+    other = image_folder_factory(tmp_path, classes=2, train=1, val=1) / "val"
+    done = run_entry("eval.py", "--ckpt", finetuned / "last.ckpt", "--data", other)
+    assert_one_line_error(done, f"data: the classes of {other} are not the checkpoint's (class_2)")
+
+
+def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, tmp_path: Path, run_entry: Run) -> None:
+    path, output = pretrained / "last.ckpt", tmp_path / "run"
+    overrides = ["encoder.depth=3", f"output={output}"]
+    done = run_entry("train.py", "--config", finetune_recipe, "--init-from", path, *overrides)
+    assert_one_line_error(done, f"{path}: has no weights for 12 of 40 encoder parameters (encoder.blocks.2.")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.root=gone"], "data: there is no folder gone/train; set data.root"),
+        (["method.num_classes=5"], "method.num_classes: 5, but {data}/train has 3 classes; write 3"),
+        (["device=Ascend"], "finds no Ascend here; write device=CPU or auto"),
+        (["train.batch_size=25"], "train.batch_size: 25 is more than the 24 images of {data}/train; write 24 or less"),
+        (["train.accumulate=4"], "train.accumulate: 4 passes of 8 images are more than an epoch; write 3 or less"),
+        (["train.epoch=3"], "command line: train.epoch: unknown key of TrainConfig; did you mean epochs?"),
+        (["data.labels_per_class=9"], "data.labels_per_class: 9 asked, but {data}/train/class_0 has 8 images"),
+    ],
+    ids=["no data", "classes", "device", "batch", "accumulate", "unknown key", "labels"],
+)
+def test_a_recipe_that_cannot_be_trained(
+    finetune_recipe: Path, data: Path, tmp_path: Path, run_entry: Run, overrides: list[str], words: str
+) -> None:
+    done = run_entry("train.py", "--config", finetune_recipe, *overrides, f"output={tmp_path / 'run'}")
+    assert_one_line_error(done, words.format(data=data))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_air_needs_ascend(finetuned: Path, run_entry: Run) -> None:
+    before = contents(finetuned)
+    done = run_entry("export.py", "--ckpt", finetuned / "last.ckpt", "--format", "air")
+    assert_one_line_error(done, "--format air: MindSpore writes AIR on Ascend only; write --format mindir")
+    assert contents(finetuned) == before

@@ -1,0 +1,301 @@
+"""The encoder contract, stochastic depth, pooling, positions, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import erf, sqrt
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.config import ENCODERS, ClassifyConfig, ViTConfig
+from src.models import Classifier, build_classifier, build_encoder, rows
+from src.models.layers import DropPath, Gelu, sincos_position
+from tests.helpers import Call, numbers, snapshot
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def small(**changes: Any) -> ViTConfig:
+    sizes = {"image_size": (32, 48), "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return ViTConfig(**(sizes | changes))
+
+
+class Contract(nn.Cell):
+    """All ways through an encoder in one graph."""
+
+    def __init__(self, encoder: Any):
+        super().__init__(auto_prefix=False)
+        self.encoder = encoder
+
+    def construct(self, image: Tensor) -> Any:
+        tokens = self.encoder.embed(image)
+        return tokens, self.encoder.encode(tokens), self.encoder(image), self.encoder.blocks_of(tokens, (0, 1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small(),
+        small(in_chans=1, class_token=False, position="learned"),
+        small(in_chans=5, image_size=(64, 32), qkv_bias=False, mlp_ratio=2.0),
+    ],
+    ids=["default", "1 channel, no class token, learned positions", "5 channels, tall, no qkv bias"],
+)
+def test_the_encoder_contract(config: ViTConfig) -> None:
+    ms.set_seed(0)
+    encoder = build_encoder(config)
+    bare = build_encoder(config, final_norm=False)
+    for ours, theirs in ((p, q) for p in bare.get_parameters() for q in encoder.get_parameters() if p.name == q.name):
+        ours.set_data(theirs.value())
+    image = Tensor(numbers(0, 2, config.in_chans, *config.image_size))
+    tokens, encoded, whole, (first, last) = Contract(encoder)(image)
+    down, across = encoder.grid(config.image_size)
+    length = down * across + encoder.num_prefix_tokens
+    assert (down, across) == (config.image_size[0] // 16, config.image_size[1] // 16)
+    assert encoder.num_prefix_tokens == int(config.class_token)
+    assert tokens.shape == (2, down * across, encoder.out_dim)
+    assert encoded.shape == first.shape == last.shape == (2, length, encoder.out_dim)
+    np.testing.assert_array_equal(whole.asnumpy(), encoded.asnumpy())
+    assert not np.allclose(first.asnumpy(), last.asnumpy())
+    # the last block is what an encoder without final norm gives; the final norm is all that separates the two
+    np.testing.assert_allclose(bare(image).asnumpy(), last.asnumpy(), atol=1e-5)
+    bare_rows = last.asnumpy().astype(np.float64)
+    mean, var = bare_rows.mean(-1, keepdims=True), bare_rows.var(-1, keepdims=True)
+    np.testing.assert_allclose(encoded.asnumpy(), (bare_rows - mean) / np.sqrt(var + config.norm_eps), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_the_presets_shrunk_to_two_blocks_keep_their_promises(name: str) -> None:
+    config = replace(ENCODERS[name], depth=2, embed_dim=24, num_heads=3, position="learned")
+    encoder = build_encoder(config)
+    assert (encoder.out_dim, encoder.stride) == (config.out_dim, config.stride)
+    down, across = encoder.grid(config.image_size)
+    assert down * across == config.num_tokens
+    assert encoder.pos_embed.shape == (1, config.num_tokens + encoder.num_prefix_tokens, 24)
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_every_parameter_has_a_layer(final_norm: bool) -> None:
+    encoder = build_encoder(small(), final_norm)
+    layers = {p.name: encoder.layer_of(p.name) for p in encoder.get_parameters()}
+    assert set(layers.values()) <= set(range(encoder.num_layers)) and encoder.num_layers == 4
+    assert layers["pos_embed"] == layers["cls_token"] == layers["patch_embed.proj.weight"] == 0
+    assert layers["blocks.0.attn.qkv.weight"] == 1 and layers["blocks.1.mlp.fc2.bias"] == 2
+    assert layers.get("norm.weight", 3) == 3
+    assert encoder.no_weight_decay() <= set(layers)
+
+
+# --- stochastic depth -------------------------------------------------------------------------------------------
+
+
+class Factors(nn.Cell):
+    def __init__(self, rate: float, depth: int, batch: int, tokens: int):
+        super().__init__()
+        ms.set_seed(0)
+        self.drop_path = DropPath(rate, depth)
+        self.batch, self.tokens = batch, tokens
+
+    def construct(self) -> Tensor:
+        return self.drop_path(self.batch, self.tokens)
+
+
+def test_drop_path_skips_whole_samples_at_the_stated_rate() -> None:
+    batch, tokens, depth = 20_000, 2, 3
+    factors = Factors(0.4, depth, batch, tokens)().asnumpy()
+    assert factors.shape == (depth, 2, batch * tokens, 1)
+    by_sample = factors.reshape(depth, 2, batch, tokens)
+    np.testing.assert_array_equal(by_sample[..., 0], by_sample[..., 1])  # all tokens of a sample together
+    for number, rate in enumerate((0.0, 0.2, 0.4)):  # linear from the first to the last block
+        for branch in by_sample[number, :, :, 0]:
+            assert set(np.unique(branch)) <= {np.float32(0), np.float32(1) / np.float32(1 - rate)}
+            assert abs((branch == 0).mean() - rate) < 0.02
+            assert abs(branch.mean() - 1) < 0.02  # the expectation stays
+    attention, mlp = by_sample[2, :, :, 0]
+    assert abs(np.corrcoef(attention, mlp)[0, 1]) < 0.03  # branches are drawn independently
+
+
+class AlmostOne(nn.Cell):
+    """The largest number CounterUniform can give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = Tensor(np.array([1 - 2**-24], np.float32))  # a Python number would be rounded to 1
+
+    def construct(self, shape: tuple[int, ...]) -> Tensor:
+        return ops.tile(self.value.reshape(1, 1, 1), shape)
+
+
+def test_drop_path_never_doubles_a_branch() -> None:
+    """keep probability + number must not round up to 2: a block of rate 0 is always kept, with factor 1."""
+    cell = Factors(0.5, 2, 1, 1)
+    cell.drop_path.uniform = AlmostOne()
+    first, last = cell().asnumpy().reshape(2, 2)
+    np.testing.assert_array_equal(first, 1)
+    assert set(last) <= {0.0, 2.0}
+
+
+def test_drop_path_acts_in_training_only() -> None:
+    encoder = build_encoder(small(drop_path=0.5))
+    image = Tensor(numbers(0, 8, 3, 32, 48))
+    encoder.set_train(False)
+    still = [encoder(image).asnumpy().copy() for _ in range(2)]
+    np.testing.assert_array_equal(*still)
+    without = build_encoder(small())
+    for own in without.get_parameters():
+        own.set_data({p.name: p for p in encoder.get_parameters()}[own.name].value())
+    np.testing.assert_array_equal(without(image).asnumpy(), still[0])
+    encoder.set_train(True)
+    moving = [encoder(image).asnumpy().copy() for _ in range(2)]
+    assert not np.allclose(moving[0], still[0]) and not np.allclose(moving[0], moving[1])
+
+
+# --- classifier -------------------------------------------------------------------------------------------------
+
+
+class GivenSequence(nn.Cell):
+    """Stands for an encoder: its image is the sequence."""
+
+    out_dim, num_prefix_tokens, num_layers = 16, 1, 1
+    norm_eps = 1e-6
+
+    def construct(self, sequence: Tensor) -> Tensor:
+        return sequence
+
+
+@pytest.mark.parametrize("fc_norm", [True, False])
+def test_pool_mean_never_sees_the_class_token(fc_norm: bool) -> None:
+    head = Classifier(GivenSequence(), ClassifyConfig(num_classes=3, pool="mean", fc_norm=fc_norm))
+    features = Call(head, head.features)
+    sequence = numbers(0, 2, 5, 16)
+    other = sequence.copy()
+    other[:, 0] += 100
+    found = features(Tensor(sequence)).asnumpy().copy()
+    np.testing.assert_array_equal(features(Tensor(other)).asnumpy(), found)
+    expected = sequence[:, 1:].mean(axis=1)
+    if fc_norm:
+        expected = (expected - expected.mean(-1, keepdims=True)) / np.sqrt(expected.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_pool_cls_is_the_class_token() -> None:
+    head = Classifier(GivenSequence(), ClassifyConfig(num_classes=3, pool="cls", fc_norm=False))
+    sequence = numbers(0, 2, 5, 16)
+    np.testing.assert_array_equal(Call(head, head.features)(Tensor(sequence)).asnumpy(), sequence[:, 0])
+
+
+@pytest.mark.parametrize("config", [ClassifyConfig(), ClassifyConfig(pool="cls", fc_norm=False)], ids=["mean", "cls"])
+def test_vit_base_has_the_published_number_of_parameters(config: ClassifyConfig) -> None:
+    """86,567,656: timm's vit_base_patch16_224; the norm moves from the encoder to the pooled features or stays."""
+    classifier = build_classifier(ViTConfig(position="learned"), config)
+    names = {p.name for p in classifier.get_parameters()}
+    assert ("fc_norm.weight" in names) != ("encoder.norm.weight" in names)
+    assert sum(p.size for p in classifier.get_parameters()) == 86_567_656
+
+
+# --- the two forms of the row operations ------------------------------------------------------------------------
+
+
+class FirstOutput(nn.Cell):
+    """Weighted sum of an operation's (first) output, so that every element has a gradient of its own."""
+
+    def __init__(self, cell: nn.Cell, several: bool):
+        super().__init__(auto_prefix=False)
+        self.cell, self.several = cell, several
+
+    def construct(self, factor: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.cell(*inputs)
+        out = out[0] if self.several else out
+        return (out * factor).sum(), out
+
+
+class WithGradients(nn.Cell):
+    """Output and gradients with respect to all inputs."""
+
+    def __init__(self, cell: nn.Cell, several: bool, count: int):
+        super().__init__(auto_prefix=False)
+        positions = tuple(range(count + 1))  # the factor too: a single input gives no tuple
+        self.run = ops.value_and_grad(FirstOutput(cell, several), positions, None, has_aux=True)
+
+    def construct(self, factor: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        (_, out), grads = self.run(factor, *inputs)
+        return out, grads[1:]
+
+
+@pytest.mark.parametrize(
+    ("stock", "fast", "shapes", "several"),
+    [
+        (rows.Affine, rows.AffineCPU, [(6, 8), (5, 8), (5,)], False),
+        (partial(rows.Normalize, 1e-3), partial(rows.NormalizeCPU, 1e-3), [(6, 8), (8,), (8,)], True),
+        (rows.ExactGelu, rows.ExactGeluCPU, [(6, 8)], True),
+        (rows.Softmax, rows.SoftmaxCPU, [(2, 3, 4, 4)], False),
+    ],
+    ids=["affine", "normalize", "gelu", "softmax"],
+)
+def test_the_cpu_form_equals_the_stock_form(
+    stock: Callable[[], nn.Cell], fast: Callable[[], nn.Cell], shapes: list[tuple[int, ...]], several: bool
+) -> None:
+    inputs = [2 * numbers(number, *shape) for number, shape in enumerate(shapes)]
+    (found, expected) = (
+        WithGradients(make(), several, len(inputs))(factor, *map(Tensor, inputs))
+        for factor in [Tensor(numbers(9, *output_shape(shapes)))]
+        for make in (fast, stock)
+    )
+    np.testing.assert_allclose(found[0].asnumpy(), expected[0].asnumpy(), atol=1e-6)
+    assert len(found[1]) == len(expected[1]) == len(inputs)
+    for ours, theirs, given in zip(found[1], expected[1], inputs, strict=True):
+        assert ours.shape == theirs.shape == given.shape
+        assert np.abs(theirs.asnumpy()).max() > 0.1
+        np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
+
+
+def output_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Of an affine map (rows, out), of the others that of the first input."""
+    return (shapes[0][0], shapes[1][0]) if len(shapes) > 1 and len(shapes[1]) == 2 else shapes[0]
+
+
+# --- details ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (4, 4)])
+def test_sincos_positions_follow_the_formula(grid: tuple[int, int]) -> None:
+    dim = 16
+    table = sincos_position(dim, grid, class_token=True)
+    assert table.shape == (1, 1 + grid[0] * grid[1], dim) and table.dtype == np.float32
+    np.testing.assert_array_equal(table[0, 0], 0)
+    for row, col in np.ndindex(*grid):
+        expected = [
+            wave(position / 10000 ** (i / (dim / 4)))
+            for position in (col, row)
+            for wave in (np.sin, np.cos)
+            for i in range(dim // 4)
+        ]
+        np.testing.assert_allclose(table[0, 1 + row * grid[1] + col], expected, atol=1e-7)
+    np.testing.assert_array_equal(sincos_position(dim, grid, class_token=False), table[:, 1:])
+
+
+def test_positions_are_trained_only_when_learned() -> None:
+    assert not build_encoder(small()).pos_embed.requires_grad
+    assert build_encoder(small(position="learned")).pos_embed.requires_grad
+
+
+def test_gelu_is_the_exact_one() -> None:
+    x = np.linspace(-4, 4, 81).astype(np.float32)
+    expected = [v * 0.5 * (1 + erf(v / sqrt(2))) for v in x.astype(np.float64)]
+    np.testing.assert_allclose(Gelu()(Tensor(x)).asnumpy(), expected, atol=1e-6)  # tanh GELU is off by 5e-4
+
+
+def test_the_seed_fixes_the_weights() -> None:
+    def weights(seed: int) -> dict[str, np.ndarray]:
+        ms.set_seed(seed)
+        return snapshot(build_encoder(small()).get_parameters())
+
+    first, again, other = weights(1), weights(1), weights(2)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name])
+    assert not np.array_equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
