@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file
 
 from src.config import (
+    ENCODERS,
+    METHODS,
     ClassifyConfig,
+    EncoderConfig,
     HOGConfig,
     MIMConfig,
     PixelsConfig,
+    SwinConfig,
+    SwinV2Config,
     TrainConfig,
     TransformerDecoderConfig,
     ViTConfig,
@@ -40,11 +47,21 @@ from src.engine.optim import build_optimizer, parameter_groups
 from src.engine.schedule import learning_rate, position
 from src.engine.step import TrainStep
 from src.methods import Classify, MaskedImageModel
-from src.methods.targets import HOG
+from src.methods.masking import BlockMask, masked_count
+from src.methods.targets import HOG, Pixels
 from src.models import build_classifier, build_encoder
 from src.models.layers import sincos_position
-from src.weights.names import from_fastmim
+from src.weights.names import from_fastmim, from_fastmim_swin, from_simmim
 
+#: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
+TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
+#: what SimMIM decays all the same, by encoder and fine-tuning (no_weight_decay of its four networks)
+SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {
+    ("swin", False): TOKENS[2:],
+    ("swin", True): (),
+    ("vit", False): TOKENS[1:],
+    ("vit", True): TOKENS[1:],
+}
 #: array name, error, tolerance
 Finding = tuple[str, float, float]
 Findings = Iterator[Finding]
@@ -215,6 +232,33 @@ def norm_eps(arguments: dict[str, Any]) -> float:
     return float(text.split("eps=")[1].rstrip(")")) if "eps=" in text else 1e-6
 
 
+def swin_config(arguments: dict[str, Any], image: np.ndarray, **changes: Any) -> SwinConfig:
+    """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
+    keys = ("embed_dim", "window_size", "qkv_bias")
+    return SwinConfig(
+        image_size=image.shape[-2:],
+        in_chans=image.shape[1],
+        depths=tuple(arguments["depths"]),
+        num_heads=tuple(arguments["num_heads"]),
+        **{key: arguments[key] for key in keys if key in arguments},
+        **changes,
+    )
+
+
+def fastmim_swin_model(case: Case, image: np.ndarray) -> MaskedImageModel:
+    encoder = swin_config(case.arguments, image)
+    config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
+    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
+    load_weights(method, trained(case.tensors("weights")), from_fastmim)
+    return method
+
+
+def trained(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Reference weights without the buffers that our networks make themselves."""
+    buffers = ("relative_position_index", "attn_mask", "relative_coords_table")
+    return {name: value for name, value in weights.items() if not name.endswith(buffers)}
+
+
 def fastmim_vit_model(case: Case, image: np.ndarray) -> MaskedImageModel:
     encoder = vit_config(case.arguments, image, position="sincos")
     config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
@@ -228,8 +272,15 @@ def fastmim_vit_model(case: Case, image: np.ndarray) -> MaskedImageModel:
 
 
 def fastmim_vit(case: Case) -> Findings:
+    yield from fastmim(case, fastmim_vit_model(case, case.data["image"]))
+
+
+def fastmim_swin(case: Case) -> Findings:
+    yield from fastmim(case, fastmim_swin_model(case, case.data["image"]))
+
+
+def fastmim(case: Case, method: MaskedImageModel) -> Findings:
     data = case.data
-    method = fastmim_vit_model(case, data["image"])
     image, noise = Tensor(data["image"]), Tensor(data["noise"])
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _, prediction, target), grads = Gradients(GivenNoise(method), weights)(image, noise)
@@ -238,7 +289,7 @@ def fastmim_vit(case: Case) -> Findings:
         mask.asnumpy(), np.ones((1, *[s // m for s, m in zip(image.shape[2:], mask.shape[1:], strict=True)]))
     )
     yield "mask", float((hidden[:, None] != data["mask"]).mean()), 0.0
-    latent = Call(method, lambda_free_latent(method))(image, mask)
+    latent = Call(method, method.encode)(image, mask)
     yield "latent", error(latent, data["latent"]), case.forward
     if "hog_target_tokens" in data:
         yield "hog_target_tokens", error(target, data["hog_target_tokens"]), case.forward
@@ -250,35 +301,186 @@ def fastmim_vit(case: Case) -> Findings:
     yield from gradient_findings(case, [w.name for w in weights], grads, from_fastmim)
 
 
-def lambda_free_latent(method: MaskedImageModel) -> Callable[..., Tensor]:
-    """Encoder output of a masked image (graph mode parses named functions only)."""
+def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
+    """SimMIM's configuration keys (config.py)."""
+    kind = arguments["MODEL.TYPE"]
+    own = {key.split(".")[-1]: value for key, value in arguments.items() if key.startswith(f"MODEL.{kind.upper()}.")}
+    side = arguments.get("DATA.IMG_SIZE", 224)
+    common = {
+        "image_size": (side, side),
+        "in_chans": own.get("IN_CHANS", 3),
+        "patch_size": own["PATCH_SIZE"],
+        "embed_dim": own["EMBED_DIM"],
+        "mlp_ratio": float(own.get("MLP_RATIO", 4.0)),
+        "qkv_bias": own.get("QKV_BIAS", True),
+    }
+    if kind == "vit":
+        bias = "shared" if own["USE_SHARED_RPB"] else "block" if own["USE_RPB"] else "none"
+        return ViTConfig(
+            **common,
+            depth=own["DEPTH"],
+            num_heads=own["NUM_HEADS"],
+            k_bias=False,
+            position="learned" if own["USE_APE"] else "none",
+            relative_position=bias,
+            layer_scale=own["INIT_VALUES"],
+        )
+    common |= {
+        "depths": tuple(own["DEPTHS"]),
+        "num_heads": tuple(own["NUM_HEADS"]),
+        "window_size": own["WINDOW_SIZE"],
+        "absolute_position": own.get("APE", False),
+        "patch_norm": own.get("PATCH_NORM", True),
+    }
+    if kind == "swin":
+        return SwinConfig(**common)
+    return SwinV2Config(**common, pretrained_window_sizes=tuple(own["PRETRAINED_WINDOW_SIZES"]))
 
-    def latent(image: Tensor, mask: Tensor) -> Tensor:
-        return method.encoder(method.hide(image, mask))
 
-    return latent
+def simmim_model(case: Case, image: np.ndarray) -> MaskedImageModel:
+    encoder = simmim_encoder(case.arguments)
+    target = PixelsConfig(channels_first=True)
+    if case.arguments.get("MODEL.SIMMIM.NORM_TARGET.ENABLE"):
+        target = replace(target, normalize="local", window=case.arguments["MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE"])
+    config = replace(METHODS["simmim"], target=target)
+    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
+    load_weights(method, trained(case.tensors("weights")), from_simmim)
+    return method
+
+
+class GivenMask(nn.Cell):
+    """A masked image model with a stored mask: (image, mask) -> loss, parts, prediction, target."""
+
+    def __init__(self, method: MaskedImageModel):
+        super().__init__(auto_prefix=False)
+        self.method = method
+
+    def construct(self, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return self.method.run(image, mask)
+
+
+def as_map(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(B, N, C) -> (B, C, rows, cols)."""
+    return tokens.transpose(0, 2, 1).reshape(len(tokens), -1, *grid)
+
+
+def simmim(case: Case) -> Findings:
+    data = case.data
+    method = simmim_model(case, data["image"])
+    image, mask = Tensor(data["image"]), Tensor(data["mask"].astype(np.float32))
+    weights = ms.ParameterTuple(method.trainable_params())
+    (loss, _, prediction, _), grads = Gradients(GivenMask(method), weights)(image, mask)
+    latent = Call(method, method.encode)(image, mask).asnumpy()[:, method.encoder.num_prefix_tokens :]
+    yield "latent", error(as_map(latent, method.grid), data["latent"]), case.forward
+    plain = Pixels(PixelsConfig(channels_first=True), method.encoder.stride, image.shape[1])
+    restored = plain.to_image(prediction.asnumpy(), data["image"])
+    yield "reconstruction", error(restored[: len(data["reconstruction"])], data["reconstruction"]), case.forward
+    if "norm_target" in data:
+        normalized = Call(method, method.target.local)(image).asnumpy()
+        yield "norm_target", error(normalized[:1, :1], data["norm_target"]), case.forward
+    yield from coordinate_tables(case, method.encoder)
+    yield "loss", error(loss, data["loss"]), case.forward
+    yield from gradient_findings(case, [w.name for w in weights], grads, from_simmim)
+
+
+def coordinate_tables(case: Case, encoder: Any) -> Findings:
+    """Swin V2's log-spaced coordinates of each stage."""
+    for stage, layer in enumerate(getattr(encoder, "layers", [])):
+        name = f"coords_table_{stage}"
+        if name in case.data:
+            ours = layer.blocks[0].attn.coordinates.asnumpy().reshape(case.data[name].shape)
+            yield name, error(ours, case.data[name]), 1e-6
+
+
+def simmim_ft(case: Case) -> Findings:
+    encoder = simmim_encoder(case.arguments)
+    fc_norm = bool(case.arguments.get("MODEL.VIT.USE_MEAN_POOLING")) and case.arguments["MODEL.TYPE"] == "vit"
+    pool = "cls" if case.arguments["MODEL.TYPE"] == "vit" and not fc_norm else "mean"
+    classes = case.arguments["MODEL.NUM_CLASSES"]
+    if case.arguments["MODEL.TYPE"] == "swinv2":
+        yield from coordinate_tables(case, build_encoder(encoder))
+    yield from classifier(case, encoder, classes, pool, fc_norm, lambda name: from_simmim(below_encoder(name)))
+
+
+def below_encoder(name: str) -> str:
+    """SimMIM's fine-tuning networks have no `encoder.` before the encoder's names."""
+    return name if name.startswith(("fc_norm.", "head.")) else f"encoder.{name}"
+
+
+def train10_simmim(case: Case) -> Findings:
+    method = simmim_model(case, case.data["image"])
+    schedule = case.info["schedule"]
+    settings = {
+        "rule": "timm",
+        "schedule": schedule["name"],
+        "base_lr": schedule["base_lr"],
+        "lr_batch": 0,
+        "warmup_lr": schedule["warmup_lr"],
+        "milestones": tuple(schedule["multisteps"]),
+        "gamma": schedule["gamma"],
+        "decayed": SIMMIM_DECAYED[case.arguments["MODEL.TYPE"], False],
+    }
+    yield from train10(case, method, GivenMask(method), ("image", "mask"), from_simmim, settings)
+
+
+def masks(case: Case) -> Findings:
+    """Masked tokens of each image, and that whole blocks are masked."""
+    for name, theirs in case.data.items():
+        side, block, patch, ratio = (float(part) for part in name.split("_")[1:])
+        cut, span = int(side // block), int(block // patch)
+        count = masked_count(cut**2, ratio, ceil=True)
+        mask = BlockMask((cut, cut), ratio, ceil=True)
+        ours = Call(mask, mask.construct)(len(theirs)).asnumpy().repeat(span, 1).repeat(span, 2)
+        yield f"{name} count", float(np.abs(theirs.sum((1, 2)) - count * span**2).max()), 0.0
+        yield f"{name} our count", float(np.abs(ours.sum((1, 2)) - theirs.sum((1, 2))).max()), 0.0
+        whole = theirs.reshape(len(theirs), cut, span, cut, span)
+        yield f"{name} blocks", float((whole != whole[:, :, :1, :, :1]).mean()), 0.0
+
+
+def pos_sincos(case: Case) -> Findings:
+    """Arrays pos_<dim>_<grid>_<cls or nocls>, float32 or float64."""
+    for name, theirs in case.data.items():
+        dim, side, kind = name.split("_")[1:4]
+        ours = sincos_position(int(dim), (int(side), int(side)), kind == "cls")[0]
+        yield name, error(ours, theirs.reshape(ours.shape)), 1e-6
+
+
+def fastmim_ft_swin(case: Case) -> Findings:
+    encoder = swin_config(case.arguments, case.data["image"], absolute_position=case.arguments.get("ape", False))
+    yield from classifier(case, encoder, case.arguments["num_classes"], "mean", False, from_fastmim_swin)
+
+
+def train10_fastmim_swin(case: Case) -> Findings:
+    method = fastmim_swin_model(case, case.data["image"])
+    yield from train10(case, method, GivenNoise(method), ("image", "noise"), from_fastmim, FASTMIM_TRAIN)
 
 
 def fastmim_ft_vit(case: Case) -> Findings:
-    data, arguments = case.data, case.arguments
+    arguments = case.arguments
     pool = "mean" if arguments["global_pool"] else "cls"
-    config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=pool == "mean")
-    encoder = vit_config(arguments, data["image"], position="learned")
+    encoder = vit_config(arguments, case.data["image"], position="learned")
+    yield from classifier(case, encoder, arguments["num_classes"], pool, pool == "mean", from_fastmim)
+
+
+def classifier(
+    case: Case, encoder: EncoderConfig, classes: int, pool: Any, fc_norm: bool, rename: Callable[[str], str]
+) -> Findings:
+    data = case.data
+    config = ClassifyConfig(num_classes=classes, pool=pool, fc_norm=fc_norm)
     method = Classify(build_classifier(encoder, config), config.label_smoothing)
-    load_weights(method, case.tensors("weights"), from_fastmim)
+    load_weights(method, trained(case.tensors("weights")), rename)
     image, label = Tensor(data["image"]), Tensor(data["label"].astype(np.int32))
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _), grads = Gradients(method, weights)(image, label)
     yield "features", error(Call(method, method.classifier.features)(image), data["features"]), case.forward
     yield "logits", error(Call(method, method.classifier)(image), data["logits"]), case.forward
     yield "loss", error(loss, data["loss"]), case.forward
-    yield from gradient_findings(case, [w.name for w in weights], grads, from_fastmim)
+    yield from gradient_findings(case, [w.name for w in weights], grads, rename)
 
 
 def train10_fastmim_vit(case: Case) -> Findings:
-    data, tolerance = case.data, case.info["tolerance"]
-    method = fastmim_vit_model(case, data["image"])
-    yield from train10(case, method, GivenNoise(method), ("image", "noise"), from_fastmim, tolerance)
+    method = fastmim_vit_model(case, case.data["image"])
+    yield from train10(case, method, GivenNoise(method), ("image", "noise"), from_fastmim, FASTMIM_TRAIN)
 
 
 class FirstTwo(nn.Cell):
@@ -293,36 +495,44 @@ class FirstTwo(nn.Cell):
         return outputs[0], outputs[1]
 
 
+#: FastMIM's schedule and what it decays
+FASTMIM_TRAIN: dict[str, Any] = {"decayed": TOKENS}
+
+
 def train10(
     case: Case,
     method: Any,
     network: nn.Cell,
     inputs: tuple[str, str],
     rename: Callable[[str], str],
-    tolerance: dict[str, float],
+    settings: dict[str, Any],
 ) -> Findings:
     """Ten steps with the engine's optimiser and step: losses, gradient norms, rates, final weights."""
-    data, schedule, settings = case.data, case.info["schedule"], case.info["optimizer"]
+    data, schedule, tolerance = case.data, case.info["schedule"], case.info["tolerance"]
+    optimizer_info = case.info["optimizer"]
     train = TrainConfig(
         epochs=schedule["epochs"],
         warmup_epochs=schedule["warmup_epochs"],
         min_lr=schedule["min_lr"],
-        betas=tuple(settings["betas"]),
-        eps=settings["eps"],
-        weight_decay=settings["weight_decay"],
-        clip_norm=settings.get("clip_grad") or 0.0,
-        decay_tokens=True,
+        betas=tuple(optimizer_info["betas"]),
+        eps=optimizer_info["eps"],
+        weight_decay=optimizer_info["weight_decay"],
+        clip_norm=optimizer_info.get("clip_grad") or 0.0,
+        **settings,
     )
     optimizer = build_optimizer(method, train)
     step = TrainStep(FirstTwo(network), optimizer, train.clip_norm)
     losses, norms, rates = [], [], []
     per_epoch = schedule["steps_per_epoch"]
+    peak = schedule["lr"] if "lr" in schedule else schedule["base_lr"]
     for number in range(len(data["loss"])):
         here = position(number // per_epoch, number % per_epoch, per_epoch, 1)
-        rates.append(learning_rate(train, schedule["lr"], here))
-        values = optimizer.step_values(
-            lambda scale, now=here: learning_rate(train, schedule["lr"], now, scale), number + 1
-        )
+
+        def rate_of(scale: float, here: float = here) -> float:
+            return learning_rate(train, peak, here, scale, per_epoch)
+
+        rates.append(rate_of(1.0))
+        values = optimizer.step_values(rate_of, number + 1)
         loss, _, norm = step(values, Tensor(data[inputs[0]]), Tensor(data[inputs[1]][number]))
         losses.append(float(loss))
         norms.append(float(norm))
@@ -330,7 +540,7 @@ def train10(
     yield "loss", float(np.abs(np.array(losses) / data["loss"] - 1).max()), tolerance["loss_rel"]
     yield "grad_norm", error(np.array(norms), data["grad_norm"]), case.gradient
     ours = {p.name: p.asnumpy() for p in method.get_parameters()}
-    for name, theirs in case.tensors("weights_final").items():
+    for name, theirs in trained(case.tensors("weights_final")).items():
         difference = np.abs(ours[rename(name)].reshape(theirs.shape) - theirs)
         if name.endswith("qkv.bias"):  # the key third has no gradient: Adam turns rounding noise into steps there
             third = len(theirs) // 3
@@ -357,28 +567,121 @@ def fastmim_schedule(path: Path) -> Findings:
         yield name, worst, 1e-9
 
 
-def fastmim_vit_groups(path: Path) -> Findings:
+def simmim_schedule(path: Path) -> Findings:
+    for name, case in json.loads(path.read_text())["cases"].items():
+        train = TrainConfig(
+            rule="timm",
+            schedule=case["scheduler"],
+            epochs=case["epochs"],
+            warmup_epochs=case["warmup_epochs"],
+            base_lr=case["base_lr"],
+            lr_batch=0,
+            warmup_lr=case["warmup_lr"],
+            min_lr=case["min_lr"],
+            milestones=tuple(case["multisteps"]),
+            gamma=case["gamma"],
+            decay_epochs=case["overrides"].get("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 30),
+        )
+        updates, worst = case["n_iter_per_epoch"], 0.0
+        for number, theirs in enumerate(case["lr_used"]):
+            ours = [learning_rate(train, train.base_lr, number / updates, s, updates) for s in case["layer_scales"]]
+            worst = max(worst, float(np.max(np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(theirs), 1e-30))))
+        yield name, worst, 1e-9
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A full-size or tiny network named by the reference data: ours, the name table, and what training decays."""
+
+    method: Any
+    rename: Callable[[str], str]
+    decayed: tuple[str, ...]
+
+
+def reference_network(info: dict[str, Any]) -> Reference:
+    """Build what a file of full_size/ or optimizer_groups/ describes, from its name and arguments."""
+    name, arguments = info["model"], info.get("arguments") or {}
+    fine_tune = "finetune" in name or "_ft_" in name or name.startswith("ft_")
+    kind = "swin" if "swin" in name else "vit"
+    if name.startswith("fastmim"):
+        encoder = fastmim_encoder(name, kind, arguments, fine_tune)
+        if not fine_tune:
+            mask = fastmim_config(arguments, 0.75, encoder.stride)
+            method: Any = MaskedImageModel(build_encoder(encoder), mask, encoder.image_size)
+            return Reference(method, from_fastmim, TOKENS)
+        pool = "cls" if kind == "vit" and not arguments.get("global_pool") else "mean"
+        fc_norm = kind == "vit" and pool == "mean"
+        config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=fc_norm)
+        rename = from_fastmim_swin if kind == "swin" else from_fastmim
+        return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
+    encoder = simmim_encoder(arguments) if arguments else simmim_preset(name, kind, fine_tune)
+    decayed = SIMMIM_DECAYED[kind, fine_tune]
+    if not fine_tune:
+        method = MaskedImageModel(build_encoder(encoder), METHODS["simmim"], encoder.image_size)
+        return Reference(method, from_simmim, decayed)
+    config = ClassifyConfig(num_classes=arguments.get("MODEL.NUM_CLASSES", 1000), fc_norm=kind == "vit")
+    return Reference(Classify(build_classifier(encoder, config), 0.1), lambda n: from_simmim(below_encoder(n)), decayed)
+
+
+def fastmim_encoder(name: str, kind: str, arguments: dict[str, Any], fine_tune: bool) -> EncoderConfig:
+    """FastMIM's factories: the size is in the name, arguments override."""
+    size = next((word for word in name.split("_") if word in ("base", "large", "small")), "")
+    preset = ENCODERS[f"{kind}_{size}"] if size else ENCODERS[kind]
+    side = arguments.get("img_size", 224)
+    changes: dict[str, Any] = {"image_size": (side, side)}
+    for key in ("embed_dim", "depth", "num_heads", "depths", "window_size"):
+        if key in arguments and hasattr(preset, key):
+            value = arguments[key]
+            changes[key] = tuple(value) if isinstance(value, list) else value
+    if kind == "vit":
+        return replace(preset, position="learned" if fine_tune else "sincos", **changes)
+    window = next((int(word[1:]) for word in name.split("_") if word[0] == "w" and word[1:].isdigit()), None)
+    changes.setdefault("window_size", window or preset.window_size)
+    return replace(preset, absolute_position=arguments.get("ape", False), **changes)
+
+
+def simmim_preset(name: str, kind: str, fine_tune: bool) -> EncoderConfig:
+    """SimMIM's published networks by name, as in simmim_finetune_swin_base_w7_224."""
+    words = name.split("_")
+    side = next(int(word) for word in words if word in ("192", "224"))
+    preset = ENCODERS[f"{kind}_{words[words.index(kind) + 1]}"]
+    if kind == "vit":
+        relative = "block" if fine_tune else "shared"
+        changes = {"k_bias": False, "position": "none", "relative_position": relative, "layer_scale": 0.1}
+        return replace(preset, image_size=(side, side), **changes)
+    window = next(int(word[1:]) for word in words if word[0] == "w" and word[1:].isdigit())
+    return replace(preset, image_size=(side, side), window_size=window)
+
+
+def optimizer_groups(path: Path) -> Findings:
     """Every parameter's weight decay, layer and rate factor; parameters of one group stay together."""
     info = json.loads(path.read_text())
-    arguments, fine_tune = info["arguments"], info["layer_decay"] is not None
-    preset = {
-        "vit_base": {"depth": 12, "embed_dim": 768},
-        "vit_large": {"depth": 24, "embed_dim": 1024, "num_heads": 16},
-    }
-    name = next((key for key in preset if key in info["model"]), "")
-    arguments = {**preset.get(name, {}), **arguments}
-    encoder = vit_config(arguments, position="learned" if fine_tune else "sincos")
-    train = TrainConfig(weight_decay=info["weight_decay"], decay_tokens=not fine_tune)
-    if fine_tune:
-        train = replace(train, layer_decay=info["layer_decay"])
-        pool = "mean" if arguments.get("global_pool") else "cls"
-        config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=pool == "mean")
-        method: Any = Classify(build_classifier(encoder, config), 0.1)
-    else:
-        method = MaskedImageModel(
-            build_encoder(encoder), fastmim_config(arguments, 0.75, encoder.stride), encoder.image_size
-        )
-    yield from group_findings(info, parameter_groups(method, train), from_fastmim)
+    with no_init_parameters():
+        reference = reference_network({**info, "model": path.stem})
+    train = TrainConfig(
+        weight_decay=info["weight_decay"], layer_decay=info["layer_decay"] or 1.0, decayed=reference.decayed
+    )
+    yield from group_findings(info, parameter_groups(reference.method, train), reference.rename)
+
+
+def full_size(path: Path) -> Findings:
+    """Names, shapes, order and count of a full-size network's parameters; nothing is compiled."""
+    info = json.loads(path.read_text())
+    with no_init_parameters():  # names and shapes only
+        reference = reference_network(info)
+    ours = {p.name: p for p in reference.method.get_parameters() if not p.name.endswith(".draws")}
+    rows = [row for row in info["state_dict"] if not row[2].startswith("buffer")]
+    names = [reference.rename(row[0]) for row in rows]
+    for name, (theirs, shape, kind) in zip(names, rows, strict=True):
+        found = name in ours and math.prod(ours[name].shape) == math.prod(shape)
+        same = found and (list(ours[name].shape) == shape or theirs == "decoder.0.weight")
+        yield f"shape {theirs}", 0.0 if same else float("inf"), 0.0
+        yield f"trained {theirs}", float(ours[name].requires_grad != (kind == "trainable")), 0.0
+    yield "parameters", abs(sum(p.size for p in ours.values()) - info["total"]), 0.0
+    # the references put mask token, fc_norm and head in different places; the networks keep their order
+    parts = ("encoder.", "decoder.")
+    order = [name for name in ours if name.startswith(parts)]
+    yield "order", float(order != [name for name in names if name.startswith(parts)]), 0.0
 
 
 def group_findings(info: dict[str, Any], groups: list[Any], rename: Callable[[str], str]) -> Findings:
@@ -400,17 +703,28 @@ def group_findings(info: dict[str, Any], groups: list[Any], rename: Callable[[st
 #: prefix of the case name -> comparison; the longest prefix wins
 CASES: dict[str, Callable[[Case], Findings]] = {
     "hog_": hog,
+    "simmim_": simmim,
+    "simmim_ft": simmim_ft,
+    "swinv2_simmim": simmim,
+    "swinv2_cls": simmim_ft,
+    "train10_simmim": train10_simmim,
+    "masks": masks,
+    "pos_sincos": pos_sincos,
     "fastmim_vit_": fastmim_vit,
+    "fastmim_swin_": fastmim_swin,
     "fastmim_ft_vit": fastmim_ft_vit,
+    "fastmim_ft_swin": fastmim_ft_swin,
     "train10_fastmim_vit": train10_fastmim_vit,
+    "train10_fastmim_swin": train10_fastmim_swin,
 }
 #: folder / prefix of the file name -> comparison of one JSON file
 FILES: dict[str, Callable[[Path], Findings]] = {
     "schedules/fastmim": fastmim_schedule,
-    "optimizer_groups/fastmim_pretrain_vit": fastmim_vit_groups,
-    "optimizer_groups/fastmim_finetune_vit": fastmim_vit_groups,
-    "optimizer_groups/fastmim_tiny_pretrain_vit": fastmim_vit_groups,
-    "optimizer_groups/fastmim_tiny_finetune_vit": fastmim_vit_groups,
+    "schedules/simmim": simmim_schedule,
+    "optimizer_groups/fastmim": optimizer_groups,
+    "optimizer_groups/simmim": optimizer_groups,
+    "full_size/fastmim": full_size,
+    "full_size/simmim": full_size,
 }
 
 

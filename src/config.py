@@ -52,8 +52,11 @@ class ViTConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
+    k_bias: bool = True  # false: only q and v have biases (BEiT, SimMIM)
     class_token: bool = True
-    position: Literal["learned", "sincos"] = "sincos"  # sincos is fixed, its class-token row is zero
+    position: Literal["learned", "sincos", "none"] = "sincos"  # sincos is fixed, its class-token row is zero
+    relative_position: Literal["none", "shared", "block"] = "none"  # a bias table for all blocks, or one for each
+    layer_scale: float = 0.0  # initial value of the factors on both branches; 0 leaves them out
     norm_eps: float = 1e-6
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
 
@@ -79,6 +82,7 @@ class ViTConfig:
                 f"write {legal_near(self.embed_dim, 4)}",
             )
         check_rate(self, "drop_path")
+        check_not_negative(self, "layer_scale")
 
     @property
     def stride(self) -> int:
@@ -96,7 +100,83 @@ class ViTConfig:
         return self.image_size[0] * self.image_size[1] // self.stride**2
 
 
-EncoderConfig = ViTConfig
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Swin Transformer; field names follow the original code."""
+
+    name: str = "swin"
+    image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
+    in_chans: int = 3
+    patch_size: int = 4
+    embed_dim: int = 96  # of the first stage; doubles from stage to stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7  # tokens per side; capped by small maps, maps it does not divide are padded
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    patch_norm: bool = True  # norm after the patch embedding
+    absolute_position: bool = False  # a learned table added to the patch embedding (ape)
+    norm_eps: float = 1e-5
+    drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
+
+    def __post_init__(self) -> None:
+        check_positive(self, "in_chans", "patch_size", "embed_dim", "window_size", "mlp_ratio", "norm_eps")
+        _need(
+            len(self.depths) == len(self.num_heads),
+            "num_heads",
+            f"has {len(self.num_heads)} stages, depths has {len(self.depths)}",
+        )
+        for stage, heads in enumerate(self.num_heads):
+            _need(self.depths[stage] > 0, "depths", f"stage {stage} has {self.depths[stage]} blocks")
+            _need(
+                heads > 0 and self.embed_dim * 2**stage % heads == 0,
+                "num_heads",
+                f"{heads} does not divide {self.embed_dim * 2**stage}, the width of stage {stage}",
+            )
+        for side in self.image_size:
+            _need(
+                side > 0 and side % self.stride == 0,
+                "image_size",
+                f"{side} is not a multiple of {self.stride} (patch_size {self.patch_size}, halved after every stage "
+                f"but the last); write {legal_near(max(side, 1), self.stride)}",
+            )
+        check_rate(self, "drop_path")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of one output token."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def out_dim(self) -> int:
+        """Width of one output token."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of one image."""
+        return self.image_size[0] * self.image_size[1] // self.stride**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinV2Config(SwinConfig):
+    """Swin Transformer V2: norms after the branches, cosine attention, log-spaced continuous position bias."""
+
+    name: str = "swinv2"
+    image_size: tuple[int, int] = (256, 256)
+    window_size: int = 8
+    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)  # per stage, for coordinates after a change; 0: its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need(
+            len(self.pretrained_window_sizes) >= len(self.depths),
+            "pretrained_window_sizes",
+            f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} stages",
+        )
+
+
+EncoderConfig = ViTConfig | SwinConfig
 
 # --- targets and decoders of masked image modelling -------------------------------------------------------------
 
@@ -125,7 +205,13 @@ class PixelsConfig:
     """The pixels of the normalised input image."""
 
     name: str = "pixels"
-    normalize: Literal["none", "patch"] = "none"  # patch: mean and variance of each token's pixels (MAE)
+    # patch: mean and variance of each token's pixels (MAE); local: of a window around each pixel (SwinV2's SimMIM)
+    normalize: Literal["none", "patch", "local"] = "none"
+    window: int = 47  # pixels per side, of normalize: local
+    channels_first: bool = False  # order inside a token: channel, row, column (SimMIM) or row, column, channel (MAE)
+
+    def __post_init__(self) -> None:
+        _need(self.window > 0 and self.window % 2 == 1, "window", f"{self.window} is not an odd number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +232,13 @@ class TransformerDecoderConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearDecoderConfig:
+    """One linear layer on the patch tokens (SimMIM's 1x1 convolution before the pixel shuffle)."""
+
+    name: str = "linear"
+
+
 # --- methods ----------------------------------------------------------------------------------------------------
 
 
@@ -156,8 +249,10 @@ class MIMConfig:
     name: str = "fastmim"
     mask_ratio: float = 0.75
     mask_block: int = 16  # pixels per side of one masked block
+    corrupt: Literal["pixel", "token"] = "pixel"  # what the mask token replaces: pixels, or tokens of the embedding
     target: HOGConfig | PixelsConfig = field(default_factory=HOGConfig)
-    decoder: TransformerDecoderConfig = field(default_factory=TransformerDecoderConfig)
+    decoder: TransformerDecoderConfig | LinearDecoderConfig = field(default_factory=TransformerDecoderConfig)
+    loss: Literal["l2", "l1"] = "l2"
 
     def __post_init__(self) -> None:
         check_positive(self, "mask_block")
@@ -231,14 +326,17 @@ class TrainConfig:
     base_lr: float = 1.5e-4  # for lr_batch images; the run uses base_lr * effective batch / lr_batch
     lr_batch: int = 256  # 0: base_lr is used as it is
     warmup_epochs: float = 0.0  # linear from 0
-    schedule: Literal["cosine", "step"] = "cosine"  # after the warm-up
-    min_lr: float = 0.0  # at the end of the cosine; not scaled with the batch
+    warmup_lr: float = 0.0  # where the warm-up starts (rule: timm)
+    rule: Literal["mae", "timm"] = "mae"  # how warm-up, minimum and layer decay combine: engine/schedule.py
+    schedule: Literal["cosine", "step", "multistep", "linear"] = "cosine"  # after the warm-up
+    min_lr: float = 0.0  # at the end of the cosine; scaled with the batch under rule timm, not under mae
     decay_epochs: int = 30  # step: every so many epochs ...
+    milestones: tuple[int, ...] = ()  # multistep: at these epochs ...
     gamma: float = 0.1  # ... times this
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.05  # not for biases and other 1-D parameters
-    decay_tokens: bool = False  # decay position tables, class and mask tokens too (FastMIM's pre-training does)
+    decayed: tuple[str, ...] = ()  # names decayed all the same, of the tokens and tables that the encoder spares
     layer_decay: float = 1.0  # learning-rate factor from one layer to the one below
     clip_norm: float = 0.0  # global gradient norm; 0 measures without clipping
     log_every: int = 50  # updates
@@ -250,8 +348,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
         check_positive(self, "layer_decay", "decay_epochs", "gamma")
-        check_not_negative(self, "lr_batch", "min_lr", "warmup_epochs", "weight_decay", "clip_norm")
+        check_not_negative(self, "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm")
         check_not_negative(self, "eval_every", "gallery_every", "knn")
+        _need(
+            self.rule == "timm" or self.schedule in ("cosine", "step"),
+            "schedule",
+            f"{self.schedule} goes with rule: timm; rule: mae has cosine and step",
+        )
         for beta in self.betas:
             _need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")
         _need(self.layer_decay <= 1, "layer_decay", f"{self.layer_decay} is above 1, which means no decay")
@@ -312,7 +415,14 @@ def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:
                 "method.target.gaussian_window",
                 f"{target.gaussian_window} does not divide the image side {side}",
             )
-    if method.decoder.depth == 0:
+    if method.corrupt == "token":
+        _need(
+            block % encoder.patch_size == 0,
+            "method.mask_block",
+            f"{block} is not a multiple of the patch side {encoder.patch_size}, whose tokens are masked; "
+            f"legal: {', '.join(str(b) for b in legal if b % encoder.patch_size == 0)}",
+        )
+    if isinstance(method.decoder, TransformerDecoderConfig) and method.decoder.depth == 0:
         _need(
             method.decoder.width == encoder.out_dim,
             "method.decoder.width",
@@ -359,10 +469,28 @@ ENCODERS: dict[str, Any] = {
     "vit_small": ViTConfig(embed_dim=384, num_heads=6),
     "vit_base": ViTConfig(),
     "vit_large": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
+    "swin": SwinConfig(),
+    "swin_tiny": SwinConfig(),
+    "swin_small": SwinConfig(depths=(2, 2, 18, 2)),
+    "swin_base": SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "swin_large": SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+    "swinv2": SwinV2Config(),
+    "swinv2_tiny": SwinV2Config(),
+    "swinv2_small": SwinV2Config(depths=(2, 2, 18, 2)),
+    "swinv2_base": SwinV2Config(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "swinv2_large": SwinV2Config(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
-METHODS: dict[str, Any] = {"fastmim": MIMConfig(), "classify": ClassifyConfig()}
+SIMMIM = MIMConfig(
+    mask_ratio=0.6,
+    mask_block=32,
+    corrupt="token",
+    target=PixelsConfig(channels_first=True),
+    decoder=LinearDecoderConfig(),
+    loss="l1",
+)
+METHODS: dict[str, Any] = {"fastmim": MIMConfig(), "simmim": SIMMIM, "classify": ClassifyConfig()}
 TARGETS: dict[str, Any] = {"hog": HOGConfig(), "pixels": PixelsConfig()}
-DECODERS: dict[str, Any] = {"transformer": TransformerDecoderConfig()}
+DECODERS: dict[str, Any] = {"transformer": TransformerDecoderConfig(), "linear": LinearDecoderConfig()}
 
 #: field name -> preset name -> the dataclass with its defaults
 PRESETS = {"encoder": ENCODERS, "method": METHODS, "target": TARGETS, "decoder": DECODERS}

@@ -259,14 +259,15 @@ def _named(presets: dict[str, Any], value: Any, place: _Place, current: Any) -> 
         close = difflib.get_close_matches(str(name), presets, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise place.at("name").error(f"unknown preset {name!r}; {hint}valid: {', '.join(presets)}")
-    preset = replace(presets[name], name=name)
+    # without a name of its own the value keeps what the enclosing preset chose
+    preset = current if "name" not in tree else replace(presets[name], name=name)
     return _build(type(preset), tree, place, preset)
 
 
 def _tuple(hint: Any, value: Any, place: _Place) -> tuple[Any, ...]:
     args = get_args(hint)
     if len(args) == 2 and args[1] is Ellipsis:
-        if not isinstance(value, list | tuple) or not value:
+        if not isinstance(value, list | tuple):
             raise place.error(f"must be a list of {_type_name(args[0])}, not {value!r}")
         return tuple(_plain(args[0], v, place) for v in value)
     if place.key.endswith("image_size") and not isinstance(value, list | tuple):

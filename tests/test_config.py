@@ -25,10 +25,7 @@ from tests.helpers import Run, assert_one_line_error
 
 Write = Callable[[str, str], Path]
 
-ENCODER_KEYS = (
-    "name, image_size, in_chans, patch_size, embed_dim, depth, num_heads, mlp_ratio, qkv_bias, class_token, position, "
-    "norm_eps, drop_path"
-)
+ENCODER_KEYS = ", ".join(field.name for field in dataclasses.fields(ViTConfig))
 ENCODER_NAMES = ", ".join(ENCODERS)
 DATA_KEYS = ", ".join(field.name for field in dataclasses.fields(DataConfig))
 RECIPE_KEYS = "encoder, method, data, train, seed, device, output, init_from"
@@ -236,7 +233,7 @@ FILE_ERRORS = [
         "encoder: vit_bass",
         f"FILE: encoder.name: unknown preset 'vit_bass'; did you mean vit_base? valid: {ENCODER_NAMES}",
     ),
-    ("method: {name: zzz}", "FILE: method.name: unknown preset 'zzz'; valid: fastmim, classify"),
+    ("method: {name: zzz}", "FILE: method.name: unknown preset 'zzz'; valid: fastmim, simmim, classify"),
     ("encoder: {name: [1]}", f"FILE: encoder.name: unknown preset [1]; valid: {ENCODER_NAMES}"),
     ("encoder: 5", f"FILE: encoder: must name a preset, not 5; valid: {ENCODER_NAMES}"),
     ("data: 5", f"FILE: data: must be a mapping of keys, not 5; valid keys: {DATA_KEYS}"),
@@ -254,7 +251,22 @@ FILE_ERRORS = [
     ("train: {betas: [0.9, x]}", "FILE: train.betas: must be a number, not 'x'"),
     ("data: {mean: 0.5}", "FILE: data.mean: must be a list of a number, not 0.5"),
     ("encoder: {image_size: [64, 64.5]}", "FILE: encoder.image_size: must be a whole number, not 64.5"),
-    ("train: {schedule: linear}", "FILE: train.schedule: 'linear' is not one of cosine, step"),
+    (
+        "train: {schedule: linear}",
+        "FILE: train.schedule: linear goes with rule: timm; rule: mae has cosine and step",
+    ),
+    (
+        "encoder: {name: swin_base, image_size: 200}",
+        "FILE: encoder.image_size: 200 is not a multiple of 32 (patch_size 4, halved after every stage but the last); "
+        "write 192 or 224",
+    ),
+    ("encoder: {name: swin_tiny, depths: [2, 2]}", "FILE: encoder.num_heads: has 4 stages, depths has 2"),
+    (
+        "encoder: {name: swin_base, image_size: 192}\nmethod: {name: simmim, mask_block: 2}",
+        "FILE: method.mask_block: 2 is not a multiple of the patch side 4, whose tokens are masked; "
+        "legal: 4, 8, 16, 32, 64, 96",
+    ),
+    ("train: {schedule: zigzag}", "FILE: train.schedule: 'zigzag' is not one of cosine, step, multistep, linear"),
     ("device: TPU", "FILE: device: 'TPU' is not one of auto, CPU, GPU, Ascend"),
     (
         "train: [1, 2",

@@ -72,7 +72,7 @@ def test_groups_by_layer_and_decay() -> None:
 
 
 def test_groups_without_layer_decay_and_with_decayed_tokens() -> None:
-    groups = parameter_groups(Layered(), TrainConfig(weight_decay=0.1, decay_tokens=True))
+    groups = parameter_groups(Layered(), TrainConfig(weight_decay=0.1, decayed=("token", "table")))
     found = settings_of(groups)
     assert len(groups) == 2 and {scale for scale, _ in found.values()} == {1.0}
     assert {name for name, (_, decay) in found.items() if decay} == {"low.weight", "top.weight", "token"}

@@ -72,12 +72,20 @@ def test_the_encoder_contract(config: ViTConfig) -> None:
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_the_presets_shrunk_to_two_blocks_keep_their_promises(name: str) -> None:
-    config = replace(ENCODERS[name], depth=2, embed_dim=24, num_heads=3, position="learned")
+    """Sizes as the configuration states them, for every encoder."""
+    if isinstance(ENCODERS[name], ViTConfig):
+        config: Any = replace(ENCODERS[name], depth=2, embed_dim=24, num_heads=3)
+    else:
+        config = replace(ENCODERS[name], depths=(1, 1, 1, 1), embed_dim=6, num_heads=(1, 2, 3, 6))
     encoder = build_encoder(config)
     assert (encoder.out_dim, encoder.stride) == (config.out_dim, config.stride)
     down, across = encoder.grid(config.image_size)
     assert down * across == config.num_tokens
-    assert encoder.pos_embed.shape == (1, config.num_tokens + encoder.num_prefix_tokens, 24)
+    shape = Call(encoder, encoder.construct)(Tensor(numbers(0, 1, 3, *config.image_size))).shape
+    assert shape == (1, config.num_tokens + encoder.num_prefix_tokens, config.out_dim)
+    names = {p.name for p in encoder.get_parameters()}
+    assert encoder.no_weight_decay() <= names
+    assert {encoder.layer_of(each) for each in names} == set(range(encoder.num_layers))
 
 
 @pytest.mark.parametrize("final_norm", [True, False])
@@ -95,28 +103,26 @@ def test_every_parameter_has_a_layer(final_norm: bool) -> None:
 
 
 class Factors(nn.Cell):
-    def __init__(self, rate: float, depth: int, batch: int, tokens: int):
+    def __init__(self, rate: float, depth: int, batch: int):
         super().__init__()
         ms.set_seed(0)
         self.drop_path = DropPath(rate, depth)
-        self.batch, self.tokens = batch, tokens
+        self.batch = batch
 
     def construct(self) -> Tensor:
-        return self.drop_path(self.batch, self.tokens)
+        return self.drop_path(self.batch)
 
 
 def test_drop_path_skips_whole_samples_at_the_stated_rate() -> None:
-    batch, tokens, depth = 20_000, 2, 3
-    factors = Factors(0.4, depth, batch, tokens)().asnumpy()
-    assert factors.shape == (depth, 2, batch * tokens, 1)
-    by_sample = factors.reshape(depth, 2, batch, tokens)
-    np.testing.assert_array_equal(by_sample[..., 0], by_sample[..., 1])  # all tokens of a sample together
+    batch, depth = 20_000, 3
+    by_sample = Factors(0.4, depth, batch)().asnumpy()
+    assert by_sample.shape == (depth, 2, batch)
     for number, rate in enumerate((0.0, 0.2, 0.4)):  # linear from the first to the last block
-        for branch in by_sample[number, :, :, 0]:
+        for branch in by_sample[number]:
             assert set(np.unique(branch)) <= {np.float32(0), np.float32(1) / np.float32(1 - rate)}
             assert abs((branch == 0).mean() - rate) < 0.02
             assert abs(branch.mean() - 1) < 0.02  # the expectation stays
-    attention, mlp = by_sample[2, :, :, 0]
+    attention, mlp = by_sample[2]
     assert abs(np.corrcoef(attention, mlp)[0, 1]) < 0.03  # branches are drawn independently
 
 
@@ -133,7 +139,7 @@ class AlmostOne(nn.Cell):
 
 def test_drop_path_never_doubles_a_branch() -> None:
     """keep probability + number must not round up to 2: a block of rate 0 is always kept, with factor 1."""
-    cell = Factors(0.5, 2, 1, 1)
+    cell = Factors(0.5, 2, 1)
     cell.drop_path.uniform = AlmostOne()
     first, last = cell().asnumpy().reshape(2, 2)
     np.testing.assert_array_equal(first, 1)

@@ -124,7 +124,7 @@ class Fit:
         here = position(epoch, first, len(self.loader), self.train.accumulate)
 
         def rate_of(scale: float) -> float:
-            return learning_rate(self.train, self.peak, here, scale)
+            return learning_rate(self.train, self.peak, here, scale, self.updates)
 
         return rate_of(1.0), self.optimizer.step_values(rate_of, self.state.step + 1)
 

@@ -33,10 +33,11 @@ class Group:
 def parameter_groups(method: Any, train: TrainConfig) -> list[Group]:
     """Groups by layer and decay, in order of first appearance.
 
-    Biases and other 1-D parameters are never decayed; tokens and tables the Method names only with `decay_tokens`.
+    Biases and other 1-D parameters are never decayed; tokens and tables that the Method names only when the last part
+    of their name is in `decayed`.
     A layer's rate is layer_decay ** (layers above it) (BEiT; FastMIM util/lr_decay.py).
     """
-    spared = set() if train.decay_tokens else method.no_weight_decay()
+    spared = {name for name in method.no_weight_decay() if name.split(".")[-1] not in train.decayed}
     layers = method.num_layers
     groups: dict[tuple[int, bool], Group] = {}
     for parameter in method.trainable_params():

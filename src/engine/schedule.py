@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 from ..config import TrainConfig
@@ -19,13 +20,25 @@ def peak_rate(train: TrainConfig, devices: int = 1) -> float:
     return train.base_lr * effective_batch(train, devices) / train.lr_batch
 
 
-def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 1.0) -> float:
-    """Learning rate of a parameter group at a fractional epoch (FastMIM util/lr_sched.py).
+def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 1.0, updates: int = 1) -> float:
+    """Learning rate of a parameter group at a fractional epoch.
 
-    Linear from 0 to `peak` during the warm-up, then half a cosine to `min_lr` (schedule: cosine) or a factor `gamma`
-    every `decay_epochs` counted from the start (schedule: step). `scale` is the group's layer-decay factor; it
-    multiplies everything, `min_lr` too.
+    rule: mae (FastMIM util/lr_sched.py). Linear from 0 to `peak` during the warm-up, then half a cosine to `min_lr`
+    over the epochs that are left, or a factor `gamma` every `decay_epochs`. `scale` multiplies everything.
+
+    rule: timm (SimMIM lr_scheduler.py, timm 0.4.12). An update uses the rate of the one before it; linear from
+    `warmup_lr` to peak * scale; after the warm-up the shape is evaluated as if it had begun at the start, so there is a
+    small jump. `warmup_lr` and `min_lr` are not scaled by layer decay, and are given for `lr_batch` images.
+
+    Args:
+        train: rule, shape and durations.
+        peak: the rate after warm-up (`peak_rate`).
+        epoch: position, see `position`.
+        scale: the group's layer-decay factor.
+        updates: updates per epoch, which rule timm counts.
     """
+    if train.rule == "timm":
+        return _timm_rate(train, peak * scale, peak / train.base_lr, epoch, updates)
     if epoch < train.warmup_epochs:
         rate = peak * epoch / train.warmup_epochs
     elif train.schedule == "cosine":
@@ -34,6 +47,22 @@ def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 
     else:
         rate = peak * train.gamma ** (epoch // train.decay_epochs)
     return rate * scale
+
+
+def _timm_rate(train: TrainConfig, base: float, batch_factor: float, epoch: float, updates: int) -> float:
+    """`base`: the group's own peak; `batch_factor`: what the batch multiplies the other rates with."""
+    now = max(round(epoch * updates) - 1, 0)
+    warmup, total = round(train.warmup_epochs * updates), train.epochs * updates
+    start, low = train.warmup_lr * batch_factor, train.min_lr * batch_factor
+    if now < warmup:
+        return start + now * (base - start) / warmup
+    if train.schedule == "cosine":
+        return low + 0.5 * (base - low) * (1.0 + math.cos(math.pi * now / total))
+    if train.schedule == "linear":  # to a hundredth, over what the warm-up leaves
+        return base - 0.99 * base * (now - warmup) / (total - warmup)
+    if train.schedule == "multistep":
+        return float(base * train.gamma ** bisect.bisect_right([m * updates for m in train.milestones], now))
+    return float(base * train.gamma ** (now // (train.decay_epochs * updates)))
 
 
 def position(epoch: int, forward_pass: int, passes_per_epoch: int, accumulate: int) -> float:

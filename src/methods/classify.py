@@ -54,7 +54,7 @@ class Classify(nn.Cell):
         return self.classifier.layer_of(name)
 
     def no_weight_decay(self) -> set[str]:
-        """Names that `decay_tokens: false` leaves without weight decay."""
+        """Names left without weight decay unless the recipe lists them in `train.decayed`."""
         return {f"encoder.{name}" for name in self.classifier.encoder.no_weight_decay()}
 
 

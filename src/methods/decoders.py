@@ -10,6 +10,26 @@ from ..models.layers import Block, LayerNorm, Linear
 HEAD_WIDTH = 32  # FastMIM: heads = decoder width / 32
 
 
+class LinearDecoder(nn.Cell):
+    """SimMIM's decoder: a 1x1 convolution, which is one linear layer on the patch tokens.
+
+    Args:
+        in_dim, out_dim: widths.
+        num_prefix_tokens: leading tokens that are dropped.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_prefix_tokens: int):
+        super().__init__()
+        self.prefix, self.out_dim = num_prefix_tokens, out_dim
+        self.pred = Linear(in_dim, out_dim)
+
+    def construct(self, sequence: Tensor) -> Tensor:
+        """(B, prefix + N, in_dim) -> (B, N, out_dim)."""
+        patches = sequence[:, self.prefix :]
+        batch, tokens, dim = patches.shape
+        return self.pred(patches.reshape(batch * tokens, dim)).reshape(batch, tokens, self.out_dim)
+
+
 class TransformerDecoder(nn.Cell):
     """FastMIM's decoder: linear, blocks, norm, linear; no position of its own.
 

@@ -9,9 +9,12 @@ from mindspore import Tensor, nn, ops
 from ..models.random import CounterUniform
 
 
-def masked_count(blocks: int, ratio: float) -> int:
-    """Masked blocks of `blocks`: all but int(blocks * (1 - ratio)) (FastMIM, MAE)."""
-    return blocks - int(blocks * (1 - ratio))
+def masked_count(blocks: int, ratio: float, ceil: bool = False) -> int:
+    """Masked blocks of `blocks`: all but int(blocks * (1 - ratio)) (FastMIM, MAE), or ceil(blocks * ratio) (SimMIM).
+
+    Both in double precision: at 100 blocks and 0.9 the first masks 91 and the second 90.
+    """
+    return math.ceil(blocks * ratio) if ceil else blocks - int(blocks * (1 - ratio))
 
 
 class BlockMask(nn.Cell):
@@ -20,12 +23,13 @@ class BlockMask(nn.Cell):
     Args:
         grid: rows and columns of blocks.
         ratio: share of masked blocks.
+        ceil: round as SimMIM does.
     """
 
-    def __init__(self, grid: tuple[int, int], ratio: float):
+    def __init__(self, grid: tuple[int, int], ratio: float, ceil: bool = False):
         super().__init__()
         self.grid = grid
-        self.visible = math.prod(grid) - masked_count(math.prod(grid), ratio)
+        self.visible = math.prod(grid) - masked_count(math.prod(grid), ratio, ceil)
         self.uniform = CounterUniform("mask")
 
     def construct(self, batch: int) -> Tensor:

@@ -7,10 +7,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
-from ..config import HOGConfig, MIMConfig, PixelsConfig
+from ..config import HOGConfig, LinearDecoderConfig, MIMConfig, PixelsConfig
 from ..models.encoder import Encoder
 from ..models.layers import parameter
-from .decoders import TransformerDecoder
+from .decoders import LinearDecoder, TransformerDecoder
 from .masking import BlockMask, resize_mask
 from .targets import HOG, Pixels
 
@@ -19,7 +19,9 @@ class MaskedImageModel(nn.Cell):
     """Hide blocks of the image, encode, predict the target of the hidden tokens.
 
     FastMIM (mim_vit_pretrain.py): a learned colour replaces the masked pixels before the patch embedding, a
-    transformer decoder predicts HOG or pixels, mean squared error over masked tokens.
+    transformer decoder predicts HOG or pixels, mean squared error over masked tokens. SimMIM (models/simmim.py): a
+    learned vector replaces the masked tokens after the patch embedding, one linear layer predicts pixels, mean
+    absolute error over masked pixels.
 
     Args:
         encoder: any encoder with its final norm.
@@ -34,19 +36,26 @@ class MaskedImageModel(nn.Cell):
 
     def __init__(self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int]):
         super().__init__()
-        self.mask_token = parameter(Normal(0.02), 1, encoder.in_chans, 1, 1)
+        self.on_tokens = config.corrupt == "token"
+        shape = (1, 1, encoder.embed_dim) if self.on_tokens else (1, encoder.in_chans, 1, 1)
+        self.mask_token = parameter(Normal(0.02), *shape)
         self.encoder = encoder
         self.num_layers = encoder.num_layers
         self.target = {HOGConfig: HOG, PixelsConfig: Pixels}[type(config.target)](
             config.target, encoder.stride, encoder.in_chans
         )
-        self.decoder = TransformerDecoder(
-            config.decoder, encoder.out_dim, self.target.dim, encoder.num_prefix_tokens, encoder.norm_eps
-        )
+        prefix = encoder.num_prefix_tokens
+        if isinstance(config.decoder, LinearDecoderConfig):
+            self.decoder: nn.Cell = LinearDecoder(encoder.out_dim, self.target.dim, prefix)
+        else:
+            self.decoder = TransformerDecoder(
+                config.decoder, encoder.out_dim, self.target.dim, prefix, encoder.norm_eps
+            )
+        self.absolute = config.loss == "l1"
         self.grid = encoder.grid(image_size)
         self.image_size = image_size
         block = config.mask_block
-        self.mask = BlockMask((image_size[0] // block, image_size[1] // block), config.mask_ratio)
+        self.mask = BlockMask((image_size[0] // block, image_size[1] // block), config.mask_ratio, self.on_tokens)
 
     def construct(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> loss of a random mask, and the loss of predicting the mean target."""
@@ -55,11 +64,27 @@ class MaskedImageModel(nn.Cell):
 
     def run(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """With a given block mask (B, rows, cols): loss, baseline, prediction (B, N, dim), target (B, N, dim)."""
-        prediction = self.decoder(self.encoder(self.hide(image, mask)))
+        prediction = self.decoder(self.encode(image, mask))
         target = ops.stop_gradient(self.target(image))
         weights = self.target.weights(mask, self.grid)
-        loss = masked_mean_square(prediction - target, weights)
-        return loss, ops.stop_gradient(mean_target_loss(target, weights)), prediction, target
+        if self.absolute:
+            loss = masked_mean_absolute(prediction - target, weights)
+            baseline = masked_mean_absolute(target - mean_target(target, weights), weights)
+        else:
+            loss = masked_mean_square(prediction - target, weights)
+            baseline = mean_target_loss(target, weights)
+        return loss, ops.stop_gradient(baseline), prediction, target
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Encoder output of an image with the mask's blocks hidden."""
+        if not self.on_tokens:
+            return self.encoder(self.hide(image, mask))
+        tokens = self.encoder.embed(image)
+        batch, count, dim = tokens.shape
+        grid = (self.image_size[0] // self.encoder.patch_size, self.image_size[1] // self.encoder.patch_size)
+        hidden = ops.tile(resize_mask(mask, grid).reshape(batch, count, 1), (1, 1, dim))
+        token = ops.tile(self.mask_token, (batch, count, 1))
+        return self.encoder.encode(tokens * (1.0 - hidden) + token * hidden)
 
     def hide(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image with the mask token's colour on masked blocks."""
@@ -88,7 +113,7 @@ class MaskedImageModel(nn.Cell):
         return self.encoder.num_layers - 1
 
     def no_weight_decay(self) -> set[str]:
-        """Names that `decay_tokens: false` leaves without weight decay."""
+        """Names left without weight decay unless the recipe lists them in `train.decayed`."""
         return {"mask_token"} | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
 
@@ -98,6 +123,26 @@ def masked_mean_square(error: Tensor, weights: Tensor) -> Tensor:
     if weights.ndim == 2:
         return (square.sum(axis=-1) * weights).sum() / (weights.sum() * error.shape[-1])
     return (square * weights).sum(axis=-1).sum() / weights.sum(axis=-1).sum()
+
+
+def masked_mean_absolute(error: Tensor, weights: Tensor) -> Tensor:
+    """Mean of absolute values over the values of weight 1: error (B, N, C), weights (B, N) or (B, N, C).
+
+    SimMIM models/simmim.py adds 1e-5 to the number of masked pixels of one channel, which moves nothing that float32
+    shows as soon as one pixel is masked.
+    """
+    size = ops.abs(error)
+    if weights.ndim == 2:
+        return (size.sum(axis=-1) * weights).sum() / (weights.sum() * error.shape[-1] + 1e-5)
+    return (size * weights).sum(axis=-1).sum() / (weights.sum(axis=-1).sum() + 1e-5)
+
+
+def mean_target(target: Tensor, weights: Tensor) -> Tensor:
+    """The mean of the values of weight 1, channel by channel, at every token: (B, N, C)."""
+    batch, tokens, dim = target.shape
+    each = weights if weights.ndim == 3 else ops.tile(weights.expand_dims(-1), (1, 1, dim))
+    mean = (target * each).sum(axis=(0, 1)) / ops.maximum(each.sum(axis=(0, 1)), 1.0)
+    return ops.tile(mean.reshape(1, 1, dim), (batch, tokens, 1))
 
 
 def mean_target_loss(target: Tensor, weights: Tensor) -> Tensor:

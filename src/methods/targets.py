@@ -108,12 +108,16 @@ def gaussian_window(size: int) -> np.ndarray:
 
 
 class Pixels(nn.Cell):
-    """The pixels of each token, optionally normalised by the token's mean and unbiased variance (MAE norm_pix_loss).
+    """The pixels of each token, plain or normalised.
 
-    Channel order inside a token: pixel row, pixel column, image channel.
+    normalize: patch uses the token's mean and unbiased variance (MAE norm_pix_loss), local those of a window around
+    each pixel (Swin-Transformer models/simmim.py norm_targets).
+
+    Order inside a token: pixel row, pixel column, image channel, or with `channels_first` channel, row, column, which
+    is that of PyTorch's pixel shuffle.
 
     Args:
-        config: normalisation.
+        config: normalisation and order.
         stride: pixels per side of a token.
         in_chans: image channels.
     """
@@ -123,23 +127,28 @@ class Pixels(nn.Cell):
     def __init__(self, config: PixelsConfig, stride: int, in_chans: int):
         super().__init__()
         self.patch_norm = config.normalize == "patch"
+        self.local = LocalNorm(config.window) if config.normalize == "local" else None
+        self.channels_first = config.channels_first
         self.stride, self.in_chans = stride, in_chans
         self.dim = stride**2 * in_chans
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, dim)."""
+        if self.local is not None:
+            image = self.local(image)
         tokens = self.patches(image)
         if self.patch_norm:
-            centred = tokens - tokens.mean(axis=-1, keep_dims=True)
+            centred = tokens - ops.tile(tokens.mean(axis=-1, keep_dims=True), (1, 1, self.dim))
             variance = (centred * centred).sum(axis=-1, keepdims=True) / (self.dim - 1)
-            tokens = centred / ops.sqrt(variance + self.EPS)
+            tokens = centred / ops.tile(ops.sqrt(variance + self.EPS), (1, 1, self.dim))
         return tokens
 
     def patches(self, image: Tensor) -> Tensor:
         batch, chans, height, width = image.shape
         p = self.stride
-        tokens = image.reshape(batch, chans, height // p, p, width // p, p).transpose(0, 2, 4, 3, 5, 1)
-        return tokens.reshape(batch, height // p * (width // p), self.dim)
+        tokens = image.reshape(batch, chans, height // p, p, width // p, p)
+        order = (0, 2, 4, 1, 3, 5) if self.channels_first else (0, 2, 4, 3, 5, 1)
+        return tokens.transpose(*order).reshape(batch, height // p * (width // p), self.dim)
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim)."""
@@ -147,20 +156,72 @@ class Pixels(nn.Cell):
         if mask.shape[1] <= grid[0]:
             return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1])
         fine = resize_mask(mask, (grid[0] * p, grid[1] * p)).reshape(batch, grid[0], p, grid[1], p)
-        fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], p * p, 1)
-        repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], p * p, self.in_chans))
-        return repeated.reshape(batch, grid[0] * grid[1], self.dim)
+        fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], p * p)
+        if self.channels_first:
+            return ops.tile(fine, (1, 1, self.in_chans))
+        return ops.tile(fine.expand_dims(-1), (1, 1, 1, self.in_chans)).reshape(batch, grid[0] * grid[1], self.dim)
 
     def to_image(self, tokens: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """Tokens (B, N, dim) -> pixels (B, C, H, W) on the scale of `image`, from which patch statistics come."""
+        """Tokens (B, N, dim) -> pixels (B, C, H, W) on the scale of `image`, from which the statistics come."""
         batch, chans, height, width = image.shape
         p, rows, cols = self.stride, height // self.stride, width // self.stride
         if self.patch_norm:
             own = image.reshape(batch, chans, rows, p, cols, p).transpose(0, 2, 4, 3, 5, 1).reshape(tokens.shape)
             scale = np.sqrt(own.var(axis=-1, ddof=1, keepdims=True) + self.EPS)
             tokens = tokens * scale + own.mean(axis=-1, keepdims=True)
-        return (
-            tokens.reshape(batch, rows, cols, p, p, chans)
-            .transpose(0, 5, 1, 3, 2, 4)
-            .reshape(batch, chans, height, width)
-        )
+        shape, order = (p, p, chans), (0, 5, 1, 3, 2, 4)
+        if self.channels_first:
+            shape, order = (chans, p, p), (0, 3, 1, 4, 2, 5)
+        pixels = tokens.reshape(batch, rows, cols, *shape).transpose(order).reshape(batch, chans, height, width)
+        if self.local is not None:
+            mean, scale = (part.asnumpy() for part in self.local.statistics(Tensor(image)))
+            pixels = pixels * scale + mean
+        return pixels
+
+
+class LocalNorm(nn.Cell):
+    """Each pixel minus the mean and over the standard deviation of a window around it (SwinV2's SimMIM, window 47).
+
+    The window is cut at the borders; the variance is the unbiased one of the pixels that are inside. Sums over windows
+    are products with band matrices, since pooling with stride 1 is slow on CPU.
+
+    Args:
+        window: pixels per side, odd.
+    """
+
+    EPS = 1e-6  # added to the variance
+
+    def __init__(self, window: int):
+        super().__init__()
+        self.reach = window // 2
+        self.matmul = ops.BatchMatMul()
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        mean, scale = self.statistics(image)
+        return (image - mean) / scale
+
+    def statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each pixel's window, (B, C, H, W) each."""
+        shape = image.shape
+        band_h, band_w = band(shape[2], self.reach), band(shape[3], self.reach)
+        count = np.outer(band_h.sum(axis=1), band_w.sum(axis=1)).reshape(1, 1, shape[2], shape[3])
+        shrink = ops.tile(Tensor((1.0 / count).astype(np.float32)), (shape[0], shape[1], 1, 1))
+        correct = ops.tile(Tensor((count / np.maximum(count - 1, 1)).astype(np.float32)), (shape[0], shape[1], 1, 1))
+        mean = self.windows(image, Tensor(band_h), Tensor(band_w)) * shrink
+        square = self.windows(image * image, Tensor(band_h), Tensor(band_w)) * shrink
+        variance = ops.relu((square - mean * mean) * correct)
+        return mean, ops.sqrt(variance + self.EPS)
+
+    def windows(self, image: Tensor, band_h: Tensor, band_w: Tensor) -> Tensor:
+        """Sums over windows."""
+        batch, chans, height, width = image.shape
+        across = ops.matmul(image.reshape(-1, width), band_w).reshape(batch * chans, height, width)
+        down = self.matmul(ops.tile(band_h.expand_dims(0), (batch * chans, 1, 1)), across)
+        return down.reshape(batch, chans, height, width)
+
+
+def band(side: int, reach: int) -> np.ndarray:
+    """(side, side): 1 where two positions are at most `reach` apart."""
+    position = np.arange(side)
+    return (np.abs(position[:, None] - position) <= reach).astype(np.float32)

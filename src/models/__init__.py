@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ..config import ClassifyConfig, EncoderConfig, ViTConfig
+from ..config import ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig
 from .classifier import Classifier
 from .encoder import Encoder
+from .swin import Swin
+from .swin_v2 import SwinV2
 from .vit import ViT
 
 
 def build_encoder(config: EncoderConfig, final_norm: bool = True) -> Encoder:
     """The encoder of a recipe; `final_norm=False` leaves the last norm out (pooling brings its own)."""
-    return {ViTConfig: ViT}[type(config)](config, final_norm)
+    return {ViTConfig: ViT, SwinConfig: Swin, SwinV2Config: SwinV2}[type(config)](config, final_norm)
 
 
 def build_classifier(encoder: EncoderConfig, config: ClassifyConfig) -> Classifier:

@@ -9,6 +9,7 @@ class Encoder(nn.Cell):
     """Image to tokens; knows nothing of masks, heads and losses.
 
     Attributes set by every encoder:
+        embed_dim: width of a token of `embed`.
         out_dim: width of an output token.
         stride: pixels per side of one output token.
         patch_size: pixels per side of one input patch (of `embed`).
@@ -18,6 +19,7 @@ class Encoder(nn.Cell):
         norm_eps: epsilon of its norms, taken over by heads and decoders.
     """
 
+    embed_dim: int
     out_dim: int
     stride: int
     patch_size: int

@@ -7,10 +7,19 @@ GELU, epsilon 1e-7, random bias). `rows.py` has the operations whose best form d
 
 from __future__ import annotations
 
+import math
+
 import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Initializer, TruncatedNormal, XavierUniform, initializer
+from mindspore.common.initializer import (
+    Constant,
+    Initializer,
+    TruncatedNormal,
+    Uniform,
+    XavierUniform,
+    initializer,
+)
 
 from . import rows
 from .random import CounterUniform
@@ -77,25 +86,49 @@ class Mlp(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Multi-head self-attention; one product makes q, k and v, split on the last axis."""
+    """Multi-head self-attention; one product makes q, k and v, split on the last axis.
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, init: str | Initializer | None = None):
+    Args:
+        dim, num_heads: width and heads.
+        qkv_bias: biases of q, k and v.
+        k_bias: False leaves out that of k (BEiT, SimMIM's ViT).
+        table: entries of a relative position table of its own, 0 for none.
+        init: of the weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        k_bias: bool = True,
+        table: int = 0,
+        init: str | Initializer | None = None,
+    ):
         super().__init__()
+        self.q_bias = parameter("zeros", dim) if qkv_bias and not k_bias else None
+        self.v_bias = parameter("zeros", dim) if qkv_bias and not k_bias else None
+        self.relative_position_bias_table = parameter("zeros", table, num_heads) if table else None
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, init=init)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias, init=init)
         self.proj = Linear(dim, dim, init=init)
         self.split = ops.Split(-1, 3)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = rows.softmax()
+        self.bias_add = ops.BiasAdd()
 
-    def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
-        """(B*N, C) -> (B*N, C)."""
+    def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
+        """(B*N, C) and a bias of the scores (heads, N, N) or None -> (B*N, C)."""
         q, k, v = self.split(self.qkv(x))
-        weights = self.softmax(self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens)))
-        mixed = self.mix(weights, self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
+        if self.q_bias is not None:
+            q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
+        scores = self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens))
+        if bias is not None:
+            scores = scores + ops.tile(bias.expand_dims(0), (batch, 1, 1, 1))
+        mixed = self.mix(self.softmax(scores), self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch * tokens, self.num_heads * self.head_dim))
 
     def heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
@@ -103,7 +136,15 @@ class Attention(nn.Cell):
 
 
 class Block(nn.Cell):
-    """Pre-norm transformer block on (B*N, C) rows."""
+    """Pre-norm transformer block on (B*N, C) rows.
+
+    Args:
+        dim, num_heads, mlp_ratio, qkv_bias, k_bias: sizes and biases.
+        norm_eps: epsilon of the norms.
+        layer_scale: initial value of the factors on both branches, 0 for none.
+        table: entries of the attention's own relative position table, 0 for none.
+        init: of the weights.
+    """
 
     def __init__(
         self,
@@ -111,30 +152,47 @@ class Block(nn.Cell):
         num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        k_bias: bool = True,
         norm_eps: float = 1e-6,
+        layer_scale: float = 0.0,
+        table: int = 0,
         init: str | Initializer | None = None,
     ):
         super().__init__()
+        self.gamma_1 = parameter(Constant(layer_scale), dim) if layer_scale else None
+        self.gamma_2 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.norm1 = LayerNorm(dim, norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, init)
+        self.attn = Attention(dim, num_heads, qkv_bias, k_bias, table, init)
         self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), init)
 
-    def construct(self, x: Tensor, batch: int, tokens: int, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`keep`: factors (B*N, 1) on the two branches (stochastic depth), None in evaluation."""
-        attended = self.attn(self.norm1(x), batch, tokens)
+    def construct(
+        self,
+        x: Tensor,
+        batch: int,
+        tokens: int,
+        keep: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """`keep`: factors (B*N, 1) on the two branches (stochastic depth), `bias`: of the attention scores."""
+        attended = self.attn(self.norm1(x), batch, tokens, bias)
+        if self.gamma_1 is not None:
+            attended = rows.scale_columns(attended, self.gamma_1)
         x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
         hidden = self.mlp(self.norm2(x))
+        if self.gamma_2 is not None:
+            hidden = rows.scale_columns(hidden, self.gamma_2)
         return x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
 
 
 class PatchEmbed(nn.Cell):
-    """Non-overlapping patches through one matrix product (a convolution with stride = kernel)."""
+    """Non-overlapping patches as one matrix product (a convolution with stride = kernel); `norm_eps` adds a norm."""
 
-    def __init__(self, in_chans: int, patch_size: int, dim: int, init: str | Initializer | None = None):
+    def __init__(self, in_chans: int, patch_size: int, dim: int, norm_eps: float = 0.0):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = PatchProjection(in_chans, patch_size, dim, init)
+        self.proj = PatchProjection(in_chans, patch_size, dim)
+        self.norm = LayerNorm(dim, norm_eps) if norm_eps else None
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, N, dim), patches in row order."""
@@ -142,16 +200,17 @@ class PatchEmbed(nn.Cell):
         p = self.patch_size
         patches = image.reshape(batch, chans, height // p, p, width // p, p).transpose(0, 2, 4, 1, 3, 5)
         flat = patches.reshape(batch * (height // p) * (width // p), chans * p * p)
-        return self.proj(flat).reshape(batch, (height // p) * (width // p), -1)
+        tokens = self.proj(flat) if self.norm is None else self.norm(self.proj(flat))
+        return tokens.reshape(batch, (height // p) * (width // p), -1)
 
 
 class PatchProjection(nn.Cell):
     """The weights of `PatchEmbed` in the references' convolution layout (dim, in_chans, p, p)."""
 
-    def __init__(self, in_chans: int, patch_size: int, dim: int, init: str | Initializer | None = None):
+    def __init__(self, in_chans: int, patch_size: int, dim: int):
         super().__init__()
-        flat = Linear(in_chans * patch_size**2, dim, init=init)
-        self.weight = Parameter(flat.weight.init_data().reshape(dim, in_chans, patch_size, patch_size))
+        bound = math.sqrt(6.0 / (in_chans * patch_size**2 + dim))  # Xavier of the flat matrix, as MAE initialises it
+        self.weight = parameter(Uniform(bound), dim, in_chans, patch_size, patch_size)
         self.bias = parameter("zeros", dim)
         self.affine = rows.affine()
 
@@ -173,12 +232,10 @@ class DropPath(nn.Cell):
         self.keep_prob = Tensor((1 - rates).astype(np.float32))
         self.uniform = CounterUniform("drop path")
 
-    def construct(self, batch: int, tokens: int) -> Tensor:
-        """Factors (depth, 2, B*tokens, 1): 0 where a sample skips the branch, else 1 / keep probability."""
+    def construct(self, batch: int) -> Tensor:
+        """Factors (depth, 2, B): 0 where a sample skips the branch, else 1 / keep probability."""
         depth = self.keep_prob.shape[0]
-        kept = (self.uniform((depth, 2, batch)) < self.keep_prob).astype(mindspore.float32) / self.keep_prob
-        kept = kept.reshape(depth, 2, batch, 1, 1)
-        return ops.broadcast_to(kept, (depth, 2, batch, tokens, 1)).reshape(depth, 2, batch * tokens, 1)
+        return (self.uniform((depth, 2, batch)) < self.keep_prob).astype(mindspore.float32) / self.keep_prob
 
 
 def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:

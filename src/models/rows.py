@@ -154,3 +154,8 @@ def softmax() -> nn.Cell:
 def scale_rows(x: Tensor, factor: Tensor) -> Tensor:
     """x (rows, dim) times factor (rows, 1)."""
     return x * ops.tile(factor, (1, x.shape[1]))
+
+
+def scale_columns(x: Tensor, factor: Tensor) -> Tensor:
+    """x (rows, dim) times factor (dim,)."""
+    return x * ops.tile(factor.reshape(1, -1), (x.shape[0], 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal
@@ -9,6 +11,7 @@ from mindspore.common.initializer import Normal
 from ..config import ViTConfig
 from .encoder import Encoder
 from .layers import Block, DropPath, LayerNorm, PatchEmbed, parameter, sincos_position
+from .relative import RelativeBias, SharedTable, table_rows
 
 
 class ViT(Encoder):
@@ -23,14 +26,28 @@ class ViT(Encoder):
         super().__init__()
         dim = config.embed_dim
         self.out_dim, self.stride, self.patch_size = dim, config.patch_size, config.patch_size
+        self.embed_dim = dim
         self.in_chans, self.depth, self.num_layers = config.in_chans, config.depth, config.depth + 2
         self.num_prefix_tokens, self.norm_eps = int(config.class_token), config.norm_eps
         self.cls_token = parameter(Normal(0.02), 1, 1, dim) if config.class_token else None
-        self.pos_embed = position_table(config, self.grid(config.image_size))
+        grid = self.grid(config.image_size)
+        self.pos_embed = position_table(config, grid) if config.position != "none" else None
         self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim)
+        shared = config.relative_position == "shared"
+        self.rel_pos_bias = SharedTable(table_rows(grid), config.num_heads) if shared else None
+        self.spread: Any = None if config.relative_position == "none" else RelativeBias(grid, config.num_heads)
         self.blocks = nn.CellList(
             [
-                Block(dim, config.num_heads, config.mlp_ratio, config.qkv_bias, config.norm_eps)
+                Block(
+                    dim,
+                    config.num_heads,
+                    config.mlp_ratio,
+                    config.qkv_bias,
+                    config.k_bias,
+                    config.norm_eps,
+                    config.layer_scale,
+                    table_rows(grid) if config.relative_position == "block" else 0,
+                )
                 for _ in range(config.depth)
             ]
         )
@@ -58,14 +75,22 @@ class ViT(Encoder):
         if self.cls_token is not None:
             tokens = ops.cat((ops.tile(self.cls_token, (batch, 1, 1)), tokens), axis=1)
         length = tokens.shape[1]
-        rows = (tokens + ops.tile(self.pos_embed, (batch, 1, 1))).reshape(batch * length, self.out_dim)
+        if self.pos_embed is not None:
+            tokens = tokens + ops.tile(self.pos_embed, (batch, 1, 1))
+        rows = tokens.reshape(batch * length, self.out_dim)
+        bias = None
+        if self.rel_pos_bias is not None:
+            bias = self.spread(self.rel_pos_bias.relative_position_bias_table)
         factors = None
         if self.drop_path is not None and self.training:
-            factors = self.drop_path(batch, length)
+            factors = ops.tile(self.drop_path(batch).expand_dims(-1), (1, 1, 1, length))
+            factors = factors.reshape(self.depth, 2, batch * length, 1)
         taken = []
         for number in range(self.depth):
             keep = None if factors is None else (factors[number, 0], factors[number, 1])
-            rows = self.blocks[number](rows, batch, length, keep)
+            if self.spread is not None and self.rel_pos_bias is None:
+                bias = self.spread(self.blocks[number].attn.relative_position_bias_table)
+            rows = self.blocks[number](rows, batch, length, keep, bias)
             if number in indices:
                 taken.append(rows)
         return rows, taken
@@ -78,7 +103,8 @@ class ViT(Encoder):
         return self.num_layers - 1
 
     def no_weight_decay(self) -> set[str]:
-        return {"cls_token", "pos_embed"}
+        spared = ("cls_token", "pos_embed", "relative_position_bias_table")
+        return {name for name, _ in self.parameters_and_names() if name.endswith(spared)}
 
 
 def position_table(config: ViTConfig, grid: tuple[int, int]) -> Parameter:
