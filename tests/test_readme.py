@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 #: what makes the demo's recipes a matter of seconds; everything else runs as printed
-SHORT = {"train.py": "train.epochs=1 train.log_every=5"}
+SHORT = {"train.py": "train.epochs=1 train.warmup_epochs=0 train.log_every=5"}
 
 
 def quick_start() -> list[str]:
