@@ -56,7 +56,7 @@ def draw_gallery(method: Any, image: Tensor, mean: tuple[float, ...], std: tuple
     if isinstance(method.target, HOG):
         scale = max(1, 256 // max(height, width))
         panels = hog_panels(method, prediction, target, blocks, scale)
-        titles = ("input", "masked input", "HOG target", "HOG prediction (amber: masked)")
+        titles = ("input", "masked input", "HOG target", "prediction (amber: masked)")
     else:
         restored = to_display(method.target.to_image(prediction, pixels), mean, std)
         pasted = np.where(hidden[..., None] > 0, restored, shown)
