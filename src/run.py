@@ -16,7 +16,7 @@ from .data.loader import Loader
 from .data.sources import DataError, ImageFolder, image_folder, labelled_share
 from .engine import checkpoint, device
 from .engine.evaluate import Measure, PatchMean, evaluate, features, knn_accuracy
-from .engine.log import RunError, RunFolder, duration
+from .engine.log import RunError, RunFolder
 from .engine.loop import Fit, Hooks, State
 from .engine.schedule import effective_batch, peak_rate
 from .methods import build_method
@@ -361,4 +361,4 @@ def preprocessing(recipe: Recipe, found: checkpoint.Checkpoint) -> dict[str, Any
     }
 
 
-__all__ = ["UserError", "duration", "evaluate_checkpoint", "export_checkpoint", "train"]
+__all__ = ["UserError", "evaluate_checkpoint", "export_checkpoint", "train"]
