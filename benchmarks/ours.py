@@ -35,6 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 #: case -> recipe and overrides that make it the peer's network
 CASES = {
     "fastmim_vit_base": ("config/fastmim/vit_base_128_800e_pretrain.yaml", ["encoder.num_heads=12"]),
+    "fastmim_swin_base": ("config/fastmim/swin_base_128_400e_pretrain.yaml", []),
+    "simmim_swin_base": ("config/simmim/swin_base_192_100e_pretrain.yaml", []),
+    "simmim_vit_base": ("config/simmim/vit_base_224_800e_pretrain.yaml", []),
 }
 
 

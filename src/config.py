@@ -59,6 +59,9 @@ class ViTConfig:
     layer_scale: float = 0.0  # initial value of the factors on both branches; 0 leaves them out
     norm_eps: float = 1e-6
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
+    # initial weights: xavier (MAE, FastMIM), trunc_normal with deviation 0.02 (timm), scaled: the same with both output
+    # projections of block i divided by sqrt(2 * (i + 1)) (BEiT, SimMIM)
+    init: Literal["xavier", "trunc_normal", "scaled"] = "xavier"
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
@@ -118,6 +121,7 @@ class SwinConfig:
     absolute_position: bool = False  # a learned table added to the patch embedding (ape)
     norm_eps: float = 1e-5
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
+    init: Literal["xavier", "trunc_normal"] = "trunc_normal"  # initial weights: xavier (FastMIM), deviation 0.02 (Swin)
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "window_size", "mlp_ratio", "norm_eps")
@@ -166,9 +170,11 @@ class SwinV2Config(SwinConfig):
     image_size: tuple[int, int] = (256, 256)
     window_size: int = 8
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)  # per stage, for coordinates after a change; 0: its own
+    main_norm_every: int = 0  # a norm on the main branch after every so many blocks of a stage; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_not_negative(self, "main_norm_every")
         _need(
             len(self.pretrained_window_sizes) >= len(self.depths),
             "pretrained_window_sizes",
@@ -268,9 +274,10 @@ class ClassifyConfig:
     pool: Literal["mean", "cls"] = "mean"
     fc_norm: bool = True  # norm after pooling in place of the encoder's final norm (FastMIM, SimMIM and MAE ViT)
     label_smoothing: float = 0.1
+    head_std: float = 2e-5  # deviation of the head's initial weights: FastMIM 2e-5, SimMIM 2e-5 (ViT) and 0.02 (Swin)
 
     def __post_init__(self) -> None:
-        check_positive(self, "num_classes")
+        check_positive(self, "num_classes", "head_std")
         check_rate(self, "label_smoothing")
         _need(
             self.pool == "mean" or not self.fc_norm,
@@ -469,7 +476,12 @@ ENCODERS: dict[str, Any] = {
     "vit_small": ViTConfig(embed_dim=384, num_heads=6),
     "vit_base": ViTConfig(),
     "vit_large": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
+    # SimMIM's ViT-B as it pre-trains; fine-tuning has relative_position: block
+    "vit_base_simmim": ViTConfig(
+        position="none", relative_position="shared", k_bias=False, layer_scale=0.1, init="scaled", drop_path=0.1
+    ),
     "swin": SwinConfig(),
+    "swin_demo": SwinConfig(image_size=(64, 64), embed_dim=48, depths=(2, 2, 2), num_heads=(2, 4, 8), window_size=4),
     "swin_tiny": SwinConfig(),
     "swin_small": SwinConfig(depths=(2, 2, 18, 2)),
     "swin_base": SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
@@ -479,6 +491,24 @@ ENCODERS: dict[str, Any] = {
     "swinv2_small": SwinV2Config(depths=(2, 2, 18, 2)),
     "swinv2_base": SwinV2Config(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "swinv2_large": SwinV2Config(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+    # 655 M and 1.06 B parameters, as published; neither code nor heads are. Heads of 32 channels as in all the others
+    # (mmpretrain guesses 8 to 64 for huge); the norms on the main branch are the paper's (2111.09883) for huge models.
+    "swinv2_huge": SwinV2Config(
+        embed_dim=352,
+        depths=(2, 2, 18, 2),
+        num_heads=(11, 22, 44, 88),
+        main_norm_every=6,
+        image_size=(192, 192),
+        window_size=12,
+    ),
+    "swinv2_giant": SwinV2Config(
+        embed_dim=448,
+        depths=(2, 2, 18, 2),
+        num_heads=(14, 28, 56, 112),
+        main_norm_every=6,
+        image_size=(192, 192),
+        window_size=12,
+    ),
 }
 SIMMIM = MIMConfig(
     mask_ratio=0.6,

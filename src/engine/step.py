@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from .optim import AdamW
 
@@ -23,7 +23,7 @@ class TrainStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.method, self.optimizer = method, optimizer
         self.clip_norm, self.accumulate = clip_norm, accumulate
-        self.norm = GlobalNorm()
+        self.norm, self.map = GlobalNorm(), ops.HyperMap()
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
         self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
@@ -36,16 +36,12 @@ class TrainStep(nn.Cell):
         if self.clip_norm > 0:
             # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
             factor = ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
-            grads = [grad * factor for grad in grads]
+            grads = self.map(ops.partial(times, factor), grads)
         return ops.depend((*outputs, norm), self.optimizer(values, grads))
 
-    def _mean(self, grads: tuple[Tensor, ...]) -> list[Tensor]:
+    def _mean(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Mean over the accumulated passes and this one; empties the sums."""
-        means = []
-        for number in range(len(grads)):
-            mean = (self.sums[number] + grads[number]) / self.accumulate
-            means.append(ops.depend(mean, ops.assign(self.sums[number], ops.zeros_like(mean))))
-        return means
+        return self.map(ops.partial(mean_of, self.accumulate), self.sums, grads)
 
 
 class Accumulate(nn.Cell):
@@ -68,16 +64,31 @@ class Accumulate(nn.Cell):
 class GlobalNorm(nn.Cell):
     """L2 norm of all gradients together.
 
-    Primitives instead of operators on tensors: those are graphs of their own and made up a third of the time to
-    compile a ViT-B. The last axis is summed first, which is many times faster on CPU.
+    HyperMap and primitives: a loop that appends to a list takes a time to compile that grows with the square of the
+    number of parameters, and operators on tensors are graphs of their own. The last axis is summed first, which is
+    many times faster on CPU.
     """
 
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
-        self.mul, self.sum, self.add, self.sqrt = ops.Mul(), ops.ReduceSum(), ops.AddN(), ops.Sqrt()
+        self.map, self.add, self.sqrt = ops.HyperMap(), ops.AddN(), ops.Sqrt()
 
     def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
-        squares = []
-        for grad in grads:
-            squares.append(self.sum(self.sum(self.mul(grad, grad), -1), ()))
-        return self.sqrt(self.add(squares))
+        return self.sqrt(self.add(self.map(sum_of_squares, grads)))
+
+
+_MUL, _ADD, _SUM, _ASSIGN, _ZEROS = ops.Mul(), ops.Add(), ops.ReduceSum(), ops.Assign(), ops.ZerosLike()
+
+
+def times(factor: Tensor, x: Tensor) -> Tensor:
+    return _MUL(x, factor)
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    return _SUM(_SUM(_MUL(x, x), -1), ())
+
+
+def mean_of(count: int, total: Parameter, x: Tensor) -> Tensor:
+    """(total + x) / count; `total` becomes zero."""
+    mean = _MUL(_ADD(total, x), 1.0 / count)
+    return ops.depend(mean, _ASSIGN(total, _ZEROS(mean)))

@@ -24,7 +24,7 @@ class Classifier(nn.Cell):
         self.pool_mean = config.pool == "mean"
         self.prefix = encoder.num_prefix_tokens
         self.fc_norm = LayerNorm(encoder.out_dim, encoder.norm_eps) if config.fc_norm else None
-        self.head = Linear(encoder.out_dim, config.num_classes, init=trunc_normal(2e-5))
+        self.head = Linear(encoder.out_dim, config.num_classes, init=trunc_normal(config.head_std))
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> logits (B, num_classes)."""

@@ -35,6 +35,18 @@ def trunc_normal(std: float = 0.02) -> Initializer:
     return TruncatedNormal(std, 0.0, -2.0, 2.0)
 
 
+def weight_init(name: str, block: int = 0) -> tuple[Initializer, Initializer]:
+    """Initial weights of a block's linear layers, and of the two that end its branches (attn.proj, mlp.fc2).
+
+    Args:
+        name: `init` of the encoder's configuration.
+        block: number of the block, for `scaled` (BEiT's fix_init_weight; SimMIM models/vision_transformer.py).
+    """
+    if name == "xavier":
+        return XavierUniform(), XavierUniform()
+    return trunc_normal(), trunc_normal(0.02 / math.sqrt(2 * (block + 1)) if name == "scaled" else 0.02)
+
+
 class Linear(nn.Cell):
     """y = x W^T + b on rows: (rows, in_dim) -> (rows, out_dim)."""
 
@@ -73,13 +85,13 @@ class Gelu(nn.Cell):
 
 
 class Mlp(nn.Cell):
-    """Two linear layers with a GELU between, on (rows, dim)."""
+    """Two linear layers with a GELU between, on (rows, dim); `init` as `weight_init` gives it."""
 
-    def __init__(self, dim: int, hidden: int, init: str | Initializer | None = None):
+    def __init__(self, dim: int, hidden: int, init: tuple[Initializer, Initializer]):
         super().__init__()
-        self.fc1 = Linear(dim, hidden, init=init)
+        self.fc1 = Linear(dim, hidden, init=init[0])
         self.act = Gelu()
-        self.fc2 = Linear(hidden, dim, init=init)
+        self.fc2 = Linear(hidden, dim, init=init[1])
 
     def construct(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -93,7 +105,7 @@ class Attention(nn.Cell):
         qkv_bias: biases of q, k and v.
         k_bias: False leaves out that of k (BEiT, SimMIM's ViT).
         table: entries of a relative position table of its own, 0 for none.
-        init: of the weights.
+        init: weights, as `weight_init` gives them.
     """
 
     def __init__(
@@ -103,17 +115,18 @@ class Attention(nn.Cell):
         qkv_bias: bool = True,
         k_bias: bool = True,
         table: int = 0,
-        init: str | Initializer | None = None,
+        init: tuple[Initializer, Initializer] | None = None,
     ):
         super().__init__()
+        init = init or weight_init("xavier")
         self.q_bias = parameter("zeros", dim) if qkv_bias and not k_bias else None
         self.v_bias = parameter("zeros", dim) if qkv_bias and not k_bias else None
         self.relative_position_bias_table = parameter("zeros", table, num_heads) if table else None
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias, init=init)
-        self.proj = Linear(dim, dim, init=init)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias, init=init[0])
+        self.proj = Linear(dim, dim, init=init[1])
         self.split = ops.Split(-1, 3)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
@@ -143,7 +156,7 @@ class Block(nn.Cell):
         norm_eps: epsilon of the norms.
         layer_scale: initial value of the factors on both branches, 0 for none.
         table: entries of the attention's own relative position table, 0 for none.
-        init: of the weights.
+        init: weights, as `weight_init` gives them; Xavier if left out.
     """
 
     def __init__(
@@ -156,9 +169,10 @@ class Block(nn.Cell):
         norm_eps: float = 1e-6,
         layer_scale: float = 0.0,
         table: int = 0,
-        init: str | Initializer | None = None,
+        init: tuple[Initializer, Initializer] | None = None,
     ):
         super().__init__()
+        init = init or weight_init("xavier")
         self.gamma_1 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.gamma_2 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.norm1 = LayerNorm(dim, norm_eps)

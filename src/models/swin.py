@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Initializer
 
 from ..config import SwinConfig
 from . import rows
 from .encoder import Encoder
-from .layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal
+from .layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
 from .relative import SpreadBias
 
 BLOCKED = -100.0  # added to scores between tokens that the shift made neighbours
@@ -127,19 +128,27 @@ class WindowAttention(nn.Cell):
         window: tokens per side.
         mask: of a shifted map, (windows, window**2, window**2), or None.
         qkv_bias: biases of q, k and v.
+        init: weights, as `weight_init` gives them.
         table: whether the position bias comes from a table.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window: int, mask: np.ndarray | None, qkv_bias: bool, table: bool = True
+        self,
+        dim: int,
+        num_heads: int,
+        window: int,
+        mask: np.ndarray | None,
+        qkv_bias: bool,
+        init: tuple[Initializer, Initializer],
+        table: bool = True,
     ):
         super().__init__()
         entries = (2 * window - 1) ** 2
         self.relative_position_bias_table = parameter(trunc_normal(), entries, num_heads) if table else None
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.area = window**2
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, init=trunc_normal())
-        self.proj = Linear(dim, dim, init=trunc_normal())
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, init=init[0])
+        self.proj = Linear(dim, dim, init=init[1])
         self.spread = SpreadBias((window, window), num_heads)
         self.mask = None if mask is None else Tensor(np.repeat(mask[:, None], num_heads, axis=1))
         self.scale = self.head_dim**-0.5
@@ -183,10 +192,11 @@ class SwinBlock(nn.Cell):
 
     def __init__(self, dim: int, num_heads: int, place: Place, config: SwinConfig):
         super().__init__()
+        init = weight_init(config.init)
         self.norm1 = LayerNorm(dim, config.norm_eps)
-        self.attn = WindowAttention(dim, num_heads, place.window, place.mask(), config.qkv_bias)
+        self.attn = WindowAttention(dim, num_heads, place.window, place.mask(), config.qkv_bias, init)
         self.norm2 = LayerNorm(dim, config.norm_eps)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), trunc_normal())
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), init)
         self.enter = Reorder(place.order(), place.count) if place.padded else None
         self.leave: Any = None if self.enter is None else Leave(self.enter)
 
@@ -209,9 +219,9 @@ class SwinBlock(nn.Cell):
 class PatchMerging(nn.Cell):
     """2 x 2 neighbours to one token of twice the width: norm of the four, then a linear layer without bias."""
 
-    def __init__(self, dim: int, norm_eps: float):
+    def __init__(self, dim: int, norm_eps: float, init: str):
         super().__init__()
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False, init=trunc_normal())
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False, init=weight_init(init)[0])
         self.norm = LayerNorm(4 * dim, norm_eps)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -246,29 +256,26 @@ class SwinStage(nn.Cell):
         dim, depth = config.embed_dim * 2**stage, config.depths[stage]
         self.dim, self.depth, self.first_block = dim, depth, first_block
         places = self.places(config, stage, size)
-        self.blocks = nn.CellList([self.make_block(config, stage, dim, place) for place in places])
+        self.blocks = nn.CellList([self.make_block(config, stage, i, dim, place) for i, place in enumerate(places)])
         layouts = [place.layout() for place in places]
         moves = [
             None if np.array_equal(a, b) else Reorder(np.argsort(a)[b], len(a)) for a, b in itertools.pairwise(layouts)
         ]
         self.moves = nn.CellList([nn.Identity() if move is None else move for move in moves])
-        back = np.argsort(layouts[-1])
         self.to_raster = nn.CellList([Reorder(np.argsort(layout), len(layout)) for layout in layouts])
-        last = stage == len(config.depths) - 1
-        self.leave: Any = Reorder(back, len(back)) if last else None
         self.join: Any = None
         self.downsample = None
-        if not last:
+        if stage < len(config.depths) - 1:
             merged = (size[0] // 2, size[1] // 2)
             following = self.places(config, stage + 1, merged)[0].layout()
-            self.join = Reorder(merging_order(layouts[-1], size, following), len(back))
-            self.downsample = self.merging(dim, config.norm_eps)
+            self.join = Reorder(merging_order(layouts[-1], size, following), size[0] * size[1])
+            self.downsample = self.merging(dim, config.norm_eps, config.init)
 
     @staticmethod
     def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[Place]:
         return [Place(size, config.window_size, number % 2 == 1) for number in range(config.depths[stage])]
 
-    def make_block(self, config: SwinConfig, stage: int, dim: int, place: Place) -> nn.Cell:
+    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: Place) -> nn.Cell:
         return self.block(dim, config.num_heads[stage], place, config)
 
     def construct(self, x: Tensor, factors: Tensor | None, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -284,7 +291,7 @@ class SwinStage(nn.Cell):
                 taken.append(self.to_raster[number](x.reshape(tokens, batch, dim)).transpose(1, 0, 2))
         x = x.reshape(tokens, batch, dim)
         if self.downsample is None:
-            return self.leave(x), taken
+            return self.to_raster[self.depth - 1](x), taken
         groups = self.join(x).reshape(tokens // 4, 4, batch, dim).transpose(0, 2, 1, 3)
         merged = self.downsample(groups.reshape(tokens // 4 * batch, 4 * dim))
         return merged.reshape(tokens // 4, batch, 2 * dim), taken

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 
 from ..config import SwinConfig, SwinV2Config
 from . import rows
-from .layers import LayerNorm, Linear, parameter, trunc_normal
+from .layers import LayerNorm, Linear, parameter, trunc_normal, weight_init
 from .swin import PatchMerging, Place, Swin, SwinBlock, SwinStage, WindowAttention
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -42,7 +42,7 @@ class CosineWindowAttention(WindowAttention):
     """
 
     def __init__(self, dim: int, num_heads: int, place: Place, config: SwinConfig, pretrained: int):
-        super().__init__(dim, num_heads, place.window, place.mask(), qkv_bias=False, table=False)
+        super().__init__(dim, num_heads, place.window, place.mask(), False, weight_init(config.init), table=False)
         self.logit_scale = parameter("zeros", num_heads, 1, 1)
         self.logit_scale.set_data(Tensor(np.full((num_heads, 1, 1), math.log(10.0), np.float32)))
         self.cpb_mlp = nn.CellList(
@@ -82,26 +82,36 @@ def direction(x: Tensor) -> Tensor:
 
 
 class SwinV2Block(SwinBlock):
-    """Norms after attention and MLP; their weights start at 0, so that a fresh block passes its input on."""
+    """Norms after attention and MLP; their weights start at 0, so that a fresh block passes its input on.
 
-    def __init__(self, dim: int, num_heads: int, place: Place, config: SwinConfig, pretrained: int):
+    Args:
+        dim, num_heads, place, config: as `SwinBlock`.
+        pretrained: window of pre-training.
+        main_norm: a third norm, on the main branch after both others (huge models).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, place: Place, config: SwinConfig, pretrained: int, main_norm: bool = False
+    ):
         super().__init__(dim, num_heads, place, config)
         self.attn = CosineWindowAttention(dim, num_heads, place, config, pretrained)
         for norm in (self.norm1, self.norm2):
             norm.weight.set_data(Tensor(np.zeros(dim, np.float32)))
+        self.norm3 = LayerNorm(dim, config.norm_eps) if main_norm else None
 
     def construct(self, x: Tensor, batch: int, keep: tuple[Tensor, Tensor] | None) -> Tensor:
         attended = self.norm1(self.windows(x, batch))
         x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
         hidden = self.norm2(self.mlp(x))
-        return x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
+        x = x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
+        return x if self.norm3 is None else self.norm3(x)
 
 
 class PatchMergingV2(PatchMerging):
     """The norm after the linear layer."""
 
-    def __init__(self, dim: int, norm_eps: float):
-        super().__init__(dim, norm_eps)
+    def __init__(self, dim: int, norm_eps: float, init: str):
+        super().__init__(dim, norm_eps, init)
         self.norm = LayerNorm(2 * dim, norm_eps)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -113,9 +123,13 @@ class SwinV2Stage(SwinStage):
 
     merging = PatchMergingV2
 
-    def make_block(self, config: SwinConfig, stage: int, dim: int, place: Place) -> nn.Cell:
+    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: Place) -> nn.Cell:
         assert isinstance(config, SwinV2Config)
-        return SwinV2Block(dim, config.num_heads[stage], place, config, config.pretrained_window_sizes[stage])
+        every = config.main_norm_every
+        main_norm = every > 0 and (number + 1) % every == 0
+        return SwinV2Block(
+            dim, config.num_heads[stage], place, config, config.pretrained_window_sizes[stage], main_norm
+        )
 
 
 class SwinV2(Swin):

@@ -10,7 +10,7 @@ from mindspore.common.initializer import Normal
 
 from ..config import ViTConfig
 from .encoder import Encoder
-from .layers import Block, DropPath, LayerNorm, PatchEmbed, parameter, sincos_position
+from .layers import Block, DropPath, LayerNorm, PatchEmbed, parameter, sincos_position, weight_init
 from .relative import RelativeBias, SharedTable, table_rows
 
 
@@ -47,8 +47,9 @@ class ViT(Encoder):
                     config.norm_eps,
                     config.layer_scale,
                     table_rows(grid) if config.relative_position == "block" else 0,
+                    weight_init(config.init, number),
                 )
-                for _ in range(config.depth)
+                for number in range(config.depth)
             ]
         )
         self.norm = LayerNorm(dim, config.norm_eps) if final_norm else None
