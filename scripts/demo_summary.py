@@ -15,11 +15,14 @@ def evaluations(run: Path) -> list[dict[str, float]]:
 
 def main() -> int:
     folder = Path(sys.argv[1])
-    probe = evaluations(folder / "pretrain")
-    before, after = (100 * line["knn_top1"] for line in (probe[0], probe[-1]))
-    print(f"demo: k-NN top1 of the frozen encoder before={before:.1f} after={after:.1f}")
-    pretrained, scratch = (100 * evaluations(folder / run)[-1]["top1"] for run in ("finetune", "scratch"))
-    print(f"demo: top1 pretrained={pretrained:.1f} scratch={scratch:.1f}")
+    methods = [run.name.removesuffix("-pretrain") for run in sorted(folder.glob("*-pretrain"))]
+    for method in methods:
+        probe = evaluations(folder / f"{method}-pretrain")
+        before, after = (100 * line["knn_top1"] for line in (probe[0], probe[-1]))
+        print(f"demo: k-NN top1 of the frozen {method} encoder before={before:.1f} after={after:.1f}")
+    names = {methods[0]: "pretrained"} if len(methods) == 1 else {method: method for method in methods}
+    scores = {name: 100 * evaluations(folder / run)[-1]["top1"] for run, name in (names | {"scratch": "scratch"}).items()}
+    print("demo: top1 " + " ".join(f"{name}={score:.1f}" for name, score in scores.items()))
     return 0
 
 
