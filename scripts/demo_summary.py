@@ -21,7 +21,9 @@ def main() -> int:
         before, after = (100 * line["knn_top1"] for line in (probe[0], probe[-1]))
         print(f"demo: k-NN top1 of the frozen {method} encoder before={before:.1f} after={after:.1f}")
     names = {methods[0]: "pretrained"} if len(methods) == 1 else {method: method for method in methods}
-    scores = {name: 100 * evaluations(folder / run)[-1]["top1"] for run, name in (names | {"scratch": "scratch"}).items()}
+    scores = {
+        name: 100 * evaluations(folder / run)[-1]["top1"] for run, name in (names | {"scratch": "scratch"}).items()
+    }
     print("demo: top1 " + " ".join(f"{name}={score:.1f}" for name, score in scores.items()))
     return 0
 

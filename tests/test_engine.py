@@ -367,6 +367,22 @@ def test_loading_an_encoder_reports_by_name() -> None:
     np.testing.assert_array_equal(weights["head.b"].asnumpy(), head)
 
 
+def test_a_shared_position_table_starts_the_table_of_every_block() -> None:
+    """SimMIM pre-trains ViT with one table and fine-tunes with one per block (utils.py)."""
+    names = [f"encoder.blocks.{block}.attn.relative_position_bias_table" for block in (0, 1)]
+    weights = {name: named(name, [0.0, 0.0]) for name in names}
+    shared = "encoder.rel_pos_bias.relative_position_bias_table"
+    report = load_encoder(weights, {shared: np.array([3, 4], np.float32)}, Path("f.ckpt"))
+    assert str(report) == f"0 matched; 2 started from {shared}; 0 missing; 0 ignored"
+    for weight in weights.values():
+        np.testing.assert_array_equal(weight.asnumpy(), [3, 4])
+    # a table of their own in the file wins
+    arrays = {shared: np.zeros(2, np.float32)} | {name: np.full(2, 5, np.float32) for name in names}
+    report = load_encoder(weights, arrays, Path("f.ckpt"))
+    assert (report.matched, report.shared, report.ignored) == (names, [], [shared])
+    np.testing.assert_array_equal(weights[names[0]].asnumpy(), [5, 5])
+
+
 def test_an_encoder_that_does_not_fit_changes_nothing() -> None:
     weights, _ = network()
     weights["encoder.a"] = named("encoder.a", [1.0])

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import erf, sqrt
+from math import erf, prod, sqrt
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
+from mindspore.nn.utils import no_init_parameters
 
-from src.config import ENCODERS, ClassifyConfig, ViTConfig
+from src.config import ENCODERS, ClassifyConfig, SwinConfig, SwinV2Config, ViTConfig
 from src.models import Classifier, build_classifier, build_encoder, rows
 from src.models.layers import DropPath, Gelu, sincos_position
 from tests.helpers import Call, numbers, snapshot
@@ -305,3 +306,64 @@ def test_the_seed_fixes_the_weights() -> None:
     for name, value in first.items():
         np.testing.assert_array_equal(value, again[name])
     assert not np.array_equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+
+
+# --- initial weights and huge models ----------------------------------------------------------------------------
+
+
+def deviations(encoder: Any, *names: str) -> list[float]:
+    weights = {p.name: p.asnumpy() for p in encoder.get_parameters()}
+    return [float(weights[name].std()) for name in names]
+
+
+def test_scaled_initial_weights_shrink_the_ends_of_branches_with_depth() -> None:
+    """BEiT's fix_init_weight, which SimMIM's ViT uses."""
+    ms.set_seed(0)
+    encoder = build_encoder(small(embed_dim=128, init="scaled"))
+    ends = ("attn.proj.weight", "mlp.fc2.weight")
+    first, second = (deviations(encoder, *(f"blocks.{block}.{end}" for end in ends)) for block in (0, 1))
+    np.testing.assert_allclose(first, 0.02 / sqrt(2), rtol=0.03)
+    np.testing.assert_allclose(second, 0.02 / sqrt(4), rtol=0.03)
+    inner = deviations(encoder, "blocks.1.attn.qkv.weight", "blocks.1.mlp.fc1.weight")
+    np.testing.assert_allclose(inner, 0.02, rtol=0.03)
+
+
+@pytest.mark.parametrize(("init", "expected"), [("trunc_normal", 0.02), ("xavier", sqrt(2 / (64 + 4 * 64)))])
+def test_both_initial_weights_of_swin(init: Any, expected: float) -> None:
+    ms.set_seed(0)
+    encoder = build_encoder(SwinConfig(embed_dim=64, depths=(1,), num_heads=(2,), image_size=(32, 32), init=init))
+    np.testing.assert_allclose(deviations(encoder, "layers.0.blocks.0.mlp.fc1.weight"), expected, rtol=0.03)
+
+
+def test_the_head_starts_with_the_stated_deviation() -> None:
+    ms.set_seed(0)
+    classifier = build_classifier(small(embed_dim=64), ClassifyConfig(num_classes=500, head_std=0.5))
+    np.testing.assert_allclose(deviations(classifier, "head.weight"), 0.5, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("swinv2_small", 49), ("swinv2_base", 87), ("swinv2_large", 195), ("swinv2_huge", 655), ("swinv2_giant", 1061)],
+)
+def test_swin_v2_is_as_large_as_published(name: str, millions: int) -> None:
+    """Backbone parameters as Swin-Transformer's MODELHUB.md states them (giant: 1.06B)."""
+    with no_init_parameters():  # names and shapes only
+        encoder = build_encoder(ENCODERS[name])
+    assert round(sum(prod(p.shape) for p in encoder.get_parameters()) / 1e6) == millions
+    norms = [p.name for p in encoder.get_parameters() if p.name.endswith("norm3.weight")]
+    huge = name in ("swinv2_huge", "swinv2_giant")
+    assert norms == [f"layers.2.blocks.{block}.norm3.weight" for block in (5, 11, 17) if huge]
+
+
+def test_the_norm_on_the_main_branch_acts_after_every_nth_block() -> None:
+    config = SwinV2Config(embed_dim=8, depths=(3,), num_heads=(2,), image_size=(32, 32), window_size=4)
+    image, outputs = Tensor(numbers(0, 1, 3, 32, 32)), []
+    for every in (0, 2):
+        ms.set_seed(0)
+        encoder = build_encoder(replace(config, main_norm_every=every), final_norm=False)
+        tokens = encoder.embed(image)
+        outputs.append([part.asnumpy() for part in Call(encoder, encoder.blocks_of, (0, 1))(tokens)])
+    (first, second), (same, normed) = outputs
+    np.testing.assert_array_equal(same, first)
+    expected = (second - second.mean(-1, keepdims=True)) / np.sqrt(second.var(-1, keepdims=True) + config.norm_eps)
+    np.testing.assert_allclose(normed, expected, atol=1e-4)
