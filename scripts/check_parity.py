@@ -14,7 +14,9 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.dataset import vision
+from mindspore.dataset.vision import Inter
 from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file
 
@@ -33,6 +37,7 @@ from src.config import (
     ENCODERS,
     METHODS,
     ClassifyConfig,
+    DataConfig,
     EncoderConfig,
     HOGConfig,
     MIMConfig,
@@ -43,6 +48,8 @@ from src.config import (
     TransformerDecoderConfig,
     ViTConfig,
 )
+from src.data.loader import Loader
+from src.engine.checkpoint import weights_of
 from src.engine.optim import build_optimizer, parameter_groups
 from src.engine.schedule import learning_rate, position
 from src.engine.step import TrainStep
@@ -51,7 +58,11 @@ from src.methods.masking import BlockMask, masked_count
 from src.methods.targets import HOG, Pixels
 from src.models import build_classifier, build_encoder
 from src.models.layers import sincos_position
-from src.weights.names import from_fastmim, from_fastmim_swin, from_simmim
+from src.weights import foreign
+from src.weights.derive import Hints
+from src.weights.load import Origin, load_encoder
+from src.weights.names import BUFFERS, FASTMIM, FASTMIM_POOLED, PLAIN, SIMMIM, Naming, naming_for, recognise
+from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
 
 #: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
 TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
@@ -62,6 +73,21 @@ SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {
     ("vit", False): TOKENS[1:],
     ("vit", True): TOKENS[1:],
 }
+
+
+def rename_with(naming: Naming) -> Callable[[str], str]:
+    """Our name of each of theirs, where every name has a place."""
+
+    def rename(name: str) -> str:
+        place = naming.ours(name)
+        assert place is not None, name
+        return place[0]
+
+    return rename
+
+
+from_simmim, from_fastmim, from_plain = rename_with(SIMMIM), rename_with(FASTMIM), rename_with(PLAIN)
+from_fastmim_swin = rename_with(FASTMIM_POOLED)
 #: array name, error, tolerance
 Finding = tuple[str, float, float]
 Findings = Iterator[Finding]
@@ -232,12 +258,12 @@ def norm_eps(arguments: dict[str, Any]) -> float:
     return float(text.split("eps=")[1].rstrip(")")) if "eps=" in text else 1e-6
 
 
-def swin_config(arguments: dict[str, Any], image: np.ndarray, **changes: Any) -> SwinConfig:
+def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> SwinConfig:
     """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
     keys = ("embed_dim", "window_size", "qkv_bias")
     return SwinConfig(
-        image_size=image.shape[-2:],
-        in_chans=image.shape[1],
+        image_size=image.shape[-2:] if image is not None else (arguments["img_size"],) * 2,
+        in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
         depths=tuple(arguments["depths"]),
         num_heads=tuple(arguments["num_heads"]),
         **{key: arguments[key] for key in keys if key in arguments},
@@ -399,12 +425,7 @@ def simmim_ft(case: Case) -> Findings:
     classes = case.arguments["MODEL.NUM_CLASSES"]
     if case.arguments["MODEL.TYPE"] == "swinv2":
         yield from coordinate_tables(case, build_encoder(encoder))
-    yield from classifier(case, encoder, classes, pool, fc_norm, lambda name: from_simmim(below_encoder(name)))
-
-
-def below_encoder(name: str) -> str:
-    """SimMIM's fine-tuning networks have no `encoder.` before the encoder's names."""
-    return name if name.startswith(("fc_norm.", "head.")) else f"encoder.{name}"
+    yield from classifier(case, encoder, classes, pool, fc_norm, from_plain)
 
 
 def train10_simmim(case: Case) -> Findings:
@@ -459,7 +480,7 @@ def fastmim_ft_vit(case: Case) -> Findings:
     arguments = case.arguments
     pool = "mean" if arguments["global_pool"] else "cls"
     encoder = vit_config(arguments, case.data["image"], position="learned")
-    yield from classifier(case, encoder, arguments["num_classes"], pool, pool == "mean", from_fastmim)
+    yield from classifier(case, encoder, arguments["num_classes"], pool, pool == "mean", from_plain)
 
 
 def classifier(
@@ -601,6 +622,9 @@ class Reference:
 def reference_network(info: dict[str, Any]) -> Reference:
     """Build what a file of full_size/ or optimizer_groups/ describes, from its name and arguments."""
     name, arguments = info["model"], info.get("arguments") or {}
+    if "timm" in info.get("source", "") or info.get("source", "").startswith("huggingface/"):
+        rows = [row[0] for row in info["state_dict"]]
+        return timm_network(name, arguments["num_classes"], rename_with(recognise(rows).naming))
     fine_tune = "finetune" in name or "_ft_" in name or name.startswith("ft_")
     kind = "swin" if "swin" in name else "vit"
     if name.startswith("fastmim"):
@@ -612,7 +636,7 @@ def reference_network(info: dict[str, Any]) -> Reference:
         pool = "cls" if kind == "vit" and not arguments.get("global_pool") else "mean"
         fc_norm = kind == "vit" and pool == "mean"
         config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=fc_norm)
-        rename = from_fastmim_swin if kind == "swin" else from_fastmim
+        rename = from_fastmim_swin if kind == "swin" else from_plain
         return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
     encoder = simmim_encoder(arguments) if arguments else simmim_preset(name, kind, fine_tune)
     decayed = SIMMIM_DECAYED[kind, fine_tune]
@@ -620,7 +644,16 @@ def reference_network(info: dict[str, Any]) -> Reference:
         method = MaskedImageModel(build_encoder(encoder), METHODS["simmim"], encoder.image_size)
         return Reference(method, from_simmim, decayed)
     config = ClassifyConfig(num_classes=arguments.get("MODEL.NUM_CLASSES", 1000), fc_norm=kind == "vit")
-    return Reference(Classify(build_classifier(encoder, config), 0.1), lambda n: from_simmim(below_encoder(n)), decayed)
+    return Reference(Classify(build_classifier(encoder, config), 0.1), from_plain, decayed)
+
+
+def timm_network(name: str, classes: int, rename: Callable[[str], str]) -> Reference:
+    """timm's factories, such as deit_tiny_patch16_224 and swin_tiny_patch4_window7_224."""
+    kind, size = name.split("_")[:2]
+    preset = ENCODERS[f"{'vit' if kind == 'deit' else kind}_{size}"]
+    encoder = replace(preset, position="learned") if kind in ("vit", "deit") else preset
+    config = ClassifyConfig(num_classes=classes, pool="cls" if kind in ("vit", "deit") else "mean", fc_norm=False)
+    return Reference(Classify(build_classifier(encoder, config), 0.1), rename, ())
 
 
 def fastmim_encoder(name: str, kind: str, arguments: dict[str, Any], fine_tune: bool) -> EncoderConfig:
@@ -684,6 +717,239 @@ def full_size(path: Path) -> Findings:
     yield "order", float(order != [name for name in names if name.startswith(parts)]), 0.0
 
 
+# --- weights: transfer, resizing, conversion --------------------------------------------------------------------
+
+
+def absolute(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+
+
+def remap_tables(case: Case) -> Findings:
+    """Arrays <pair>_src and <pair>_dst (SimMIM) or <pair>_simmim and <pair>_interpolate (FastMIM's two modes)."""
+    rules = {"dst": "simmim", "simmim": "fastmim", "interpolate": "bicubic"}
+    limit = case.info["tolerance"]["abs"]
+    for name, theirs in case.data.items():
+        pair, _, kind = name.rpartition("_")
+        if kind == "src":
+            continue
+        old, new = (int("".join(c for c in side if c.isdigit())) for side in pair.split("_to_"))
+        rule = TABLE_RULES[rules[kind]]
+        ours = case.data[f"{pair}_src"]
+        yield name, absolute(resize_offsets(ours, (old, old), (new, new), rule) if old != new else ours, theirs), limit
+        places = case.info["pairs"][pair].get("source_positions")
+        if places and isinstance(rule, Progression):
+            yield f"{name} offsets", absolute(rule.offsets(old - 1, new - 1), np.array(places)), limit
+
+
+def pos_embed(case: Case) -> Findings:
+    """Arrays grid<a>_to_<b>_src and _dst, and sincos_<dim>_<side> with a row for the class token."""
+    for name, theirs in case.data.items():
+        if name.startswith("sincos"):
+            dim, side = map(int, name.split("_")[1:])
+            yield name, absolute(sincos_position(dim, (side, side), True)[0], theirs), case.info["tolerance"]["abs"]
+        elif name.endswith("_dst"):
+            old, new = (int(side) for side in name[4:-4].split("_to_"))
+            ours = case.data[name.replace("_dst", "_src")]
+            ours = resize_places(ours, (old, old), (new, new)) if old != new else ours
+            yield name, absolute(ours, theirs), case.info["tolerance"]["abs"]
+
+
+def remap(case: Case) -> Findings:
+    """A pre-trained checkpoint into a classifier: what is taken, what is resized, and what stays fresh."""
+    source = "simmim" if "simmim" in case.folder.name else "fastmim"
+    before, after = case.info["pretrain_arguments"], case.info["finetune_arguments"]
+    side = before["DATA.IMG_SIZE" if source == "simmim" else "img_size"]
+    heads = before.get("num_heads")
+    hints = Hints(image_size=(side, side), num_heads=heads if isinstance(heads, int) else None)
+    done = foreign.to_ours(foreign.open_foreign(case.folder / "input.safetensors"), source, hints)
+    if source == "simmim":
+        encoder, fc_norm, classes = simmim_encoder(after), after["MODEL.TYPE"] == "vit", after["MODEL.NUM_CLASSES"]
+    else:
+        fc_norm, classes = isinstance(after["num_heads"], int), after["num_classes"]
+        encoder = vit_config(after, position="learned") if fc_norm else swin_config(after)
+    method = Classify(build_classifier(encoder, ClassifyConfig(num_classes=classes, fc_norm=fc_norm)), 0.0)
+    weights = weights_of(method)
+    fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
+    report = load_encoder(
+        weights, done.weights, case.folder, Origin(done.origins, done.encoder, (), tuple(done.kept)), encoder
+    )
+    rename = rename_with(naming_for(source, weights))
+    result = {rename(name): value for name, value in case.tensors("result").items()}
+    for name, value in weights.items():
+        theirs = result.pop(name, None)
+        kind = "kept" if theirs is None else "table" if name in report.resized else "exact"
+        tolerance = case.info["tolerance"]["tables_abs"] if kind == "table" else 0.0
+        yield f"{kind} {name}", absolute(value.asnumpy(), fresh[name] if theirs is None else theirs), tolerance
+    yield f"without a place: {sorted(result)[:3]}", float(bool(result)), 0.0
+    missing = {rename(name) for name in case.info["missing_keys"] if not re.fullmatch(BUFFERS, name)}
+    yield "names that stay fresh", float(missing != set(report.missing)), 0.0
+
+
+def converted(case: Case, file: str, source: str = "", key: str = "", **hints: Any) -> Any:
+    """A file of a case in our names; what only the user can say comes from the case's arguments."""
+    heads = case.arguments.get("num_heads", case.arguments.get("MODEL.VIT.NUM_HEADS"))
+    said = Hints(num_heads=heads if isinstance(heads, int) else None, **hints)
+    return foreign.to_ours(foreign.open_foreign(case.folder / file, key), source, said)
+
+
+def and_back(case: Case, file: str, done: Any) -> Findings:
+    """To the names of the file and through both containers: the same names, number types, shapes and bits."""
+    before = foreign.open_foreign(case.folder / file)
+    tensors, key = foreign.to_theirs(done.weights, done.kept, done.note, "")
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in (".pth", ".safetensors"):
+            path = Path(folder) / f"back{suffix}"
+            foreign.write_foreign(path, tensors, key if suffix == ".pth" else "")
+            after = foreign.open_foreign(path)
+            same = list(before.tensors) == list(after.tensors) and before.prefix == after.prefix
+            for name, tensor in before.tensors.items():
+                other = after.tensors.get(name)
+                same = same and other is not None and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+                same = same and other.read().tobytes() == tensor.read().tobytes()
+            yield f"{file} and back as {suffix}", float(not same), 0.0
+
+
+def assembled(done: Any, **changes: Any) -> Any:
+    """The derived network with the converted weights, in evaluation mode."""
+    if isinstance(done.method, ClassifyConfig):
+        network: Any = build_classifier(done.encoder, done.method)
+    elif done.method is None:
+        network = Bare(build_encoder(done.encoder))
+    else:
+        method = replace(done.method, **changes)
+        network = MaskedImageModel(build_encoder(done.encoder), method, done.encoder.image_size)
+    load_weights(network, done.weights, lambda name: name)
+    network.set_train(False)
+    return network
+
+
+class Bare(nn.Cell):
+    """An encoder under the names it has in checkpoints; also with only some of its patches, as MAE runs it."""
+
+    def __init__(self, encoder: nn.Cell):
+        super().__init__()
+        self.encoder = encoder
+
+    def construct(self, image: Tensor) -> Tensor:
+        return self.encoder(image)
+
+    def visible(self, image: Tensor, index: Tensor) -> Tensor:
+        """(B, C, H, W) and patches (B, n) that are seen -> (B, 1 + n, dim)."""
+        encoder = self.encoder
+        tokens = encoder.embed(image) + encoder.pos_embed[:, 1:]
+        batch, count, dim = tokens.shape[0], index.shape[1], tokens.shape[2]
+        seen = ops.gather_elements(tokens, 1, ops.tile(index.expand_dims(-1), (1, 1, dim)))
+        first = ops.tile(encoder.cls_token + encoder.pos_embed[:, :1], (batch, 1, 1))
+        rows = ops.cat((first, seen), axis=1).reshape(batch * (1 + count), dim)
+        for number in range(encoder.depth):
+            rows = encoder.blocks[number](rows, batch, 1 + count)
+        return encoder.norm(rows).reshape(batch, 1 + count, dim)
+
+
+def container(case: Case) -> Findings:
+    """Every file of a checkpoint case: its entries, its way back, and what its network computes."""
+    files = [case.info["checkpoint"], *(text.split()[0] for text in case.info.get("other_files", []))]
+    source = case.folder.name.split("_")[1]
+    for file in files:
+        found = foreign.open_foreign(case.folder / file)
+        entries = [[name, list(tensor.shape), tensor.dtype] for name, tensor in found.tensors.items()]
+        yield f"{file} entries", float(entries != case.info["state_dict_entries"]), 0.0
+        if "weights" in case.info:
+            stored = case.tensors(Path(case.info["weights"]["file"]).stem)
+            for name, theirs in stored.items():
+                yield f"{file} {name}", absolute(found.tensors[name].array(), theirs), 0.0
+        yield from and_back(case, file, converted(case, file))
+    tables = {"": ""} | ({"_ema": "model_ema"} if "logits_ema" in case.data else {})
+    for suffix, key in tables.items():
+        done = converted(case, files[0], source if key == "" else "", key)
+        yield from container_outputs(case, done, suffix)
+
+
+def container_outputs(case: Case, done: Any, suffix: str) -> Findings:
+    data = case.data
+    image = Tensor(data["image"])
+    if isinstance(done.method, ClassifyConfig):
+        yield f"logits{suffix}", error(assembled(done)(image), data[f"logits{suffix}"]), case.forward
+        return
+    if "noise" in data:  # the tiny network's arguments, which differ from those in its file
+        config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], done.encoder.stride)
+        network = assembled(done, mask_ratio=config.mask_ratio, mask_block=config.mask_block, target=config.target)
+        loss, _, prediction, _ = GivenNoise(network)(image, Tensor(data["noise"]))
+        yield "pred", error(prediction, data["pred"]), case.forward
+    else:
+        loss = GivenMask(assembled(done))(image, Tensor(data["mask"].astype(np.float32)))[0]
+    yield "loss", error(loss, data["loss"]), case.forward
+
+
+def hugging_face(case: Case) -> Findings:
+    """Outputs of a converted model.safetensors with the config.json beside it."""
+    file = case.info.get("model_file", {}).get("file", "model.safetensors")
+    done = converted(case, file)
+    yield from and_back(case, file, done)
+    data = case.data
+    network, image = assembled(done), Tensor(data["image"])
+    if "encoder_all" in data:
+        yield "encoder_all", error(network(image), data["encoder_all"]), case.forward
+        count = data["encoder"].shape[1] - 1
+        index = Tensor(np.argsort(data["noise"], axis=1, kind="stable")[:, :count].astype(np.int32))
+        yield "encoder", error(Call(network, network.visible)(image, index), data["encoder"]), case.forward
+    elif "mask" in data:
+        rows, cols = (side // done.encoder.patch_size for side in done.encoder.image_size)
+        mask = Tensor(data["mask"].reshape(-1, rows, cols).astype(np.float32))
+        loss, _, prediction, _ = GivenMask(network)(image, mask)
+        restored = network.target.to_image(prediction.asnumpy(), data["image"])
+        yield "reconstruction", error(restored, data["reconstruction"]), case.forward
+        yield "loss", error(loss, data["loss"]), case.forward
+    else:
+        yield "logits", error(network(image), data["logits"]), case.forward
+        yield "last_hidden_state", error(network.encoder(image), data["last_hidden_state"]), case.forward
+
+
+def timm(case: Case) -> Findings:
+    """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
+    side = case.arguments["img_size"]
+    file = case.info["checkpoint"]["file"]
+    done = converted(case, file, image_size=(side, side))
+    for name, theirs in case.tensors("weights").items():
+        ours = foreign.open_foreign(case.folder / file).tensors[name]
+        yield name, absolute(ours.array(), theirs), 0.0
+    yield from and_back(case, file, done)
+    data = case.data
+    network, image = assembled(done), Tensor(data["image"])
+    yield "logits", error(network(image), data["logits"]), case.forward
+    sequence = network.encoder(image).asnumpy()
+    if "features_dist" in data:
+        yield "features_cls", error(sequence[:, 0], data["features_cls"]), case.forward
+        yield "features_dist", error(sequence[:, 1], data["features_dist"]), case.forward
+    elif data["features"].ndim == 2:
+        yield "features", error(Call(network, network.features)(image), data["features"]), case.forward
+    else:
+        theirs = data["features"].reshape(len(sequence), -1, sequence.shape[-1])
+        yield "features", error(sequence, theirs), case.forward
+
+
+def evaluation_transform(case: Case) -> Findings:
+    """Resize, centre crop and normalise as `eval.py` does; the same filter on stated boxes (training crops)."""
+    data = case.data
+    for row in case.info["eval"]:
+        size = (row["crop"], row["crop"])
+        steps = Loader(None, DataConfig(), size, 3, 1, ("image",), training=False).operations()[1:]
+        image = data[f"image_{row['image']}"]
+        for step in steps[:2]:
+            image = step(image)
+        yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
+        if "float_array" in row:
+            for step in steps[2:]:
+                image = step(image)
+            yield row["float_array"], error(image, data[row["float_array"]]), case.info["tolerance"]["float32_rel"]
+    for row in case.info["random_resized_crop"]:
+        if row["interpolation"] == "bicubic":  # the only filter of our crops
+            top, left, height, width = row["top_left_height_width"]
+            image = data[f"image_{row['image']}"][top : top + height, left : left + width]
+            image = vision.Resize((row["size"], row["size"]), Inter.PILCUBIC)(np.ascontiguousarray(image))
+            yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
+
+
 def group_findings(info: dict[str, Any], groups: list[Any], rename: Callable[[str], str]) -> Findings:
     ours = {p.name: (number, group) for number, group in enumerate(groups) for p in group.parameters}
     columns = info["params_columns"]
@@ -716,6 +982,14 @@ CASES: dict[str, Callable[[Case], Findings]] = {
     "fastmim_ft_swin": fastmim_ft_swin,
     "train10_fastmim_vit": train10_fastmim_vit,
     "train10_fastmim_swin": train10_fastmim_swin,
+    "remap_": remap,
+    "remap_simmim_tables": remap_tables,
+    "remap_fastmim_tables": remap_tables,
+    "pos_embed_": pos_embed,
+    "checkpoint_": container,
+    "hf_": hugging_face,
+    **{f"timm_{current}{kind}": timm for current in ("", "current_") for kind in ("vit", "deit", "swin")},
+    "random_resized_crop_eval": evaluation_transform,
 }
 #: folder / prefix of the file name -> comparison of one JSON file
 FILES: dict[str, Callable[[Path], Findings]] = {
@@ -725,6 +999,11 @@ FILES: dict[str, Callable[[Path], Findings]] = {
     "optimizer_groups/simmim": optimizer_groups,
     "full_size/fastmim": full_size,
     "full_size/simmim": full_size,
+    **{
+        f"full_size/timm{version}_{kind}": full_size
+        for version in ("054", "_current")
+        for kind in ("deit", "swin", "vit")
+    },
 }
 
 

@@ -54,6 +54,7 @@ class ViTConfig:
     qkv_bias: bool = True
     k_bias: bool = True  # false: only q and v have biases (BEiT, SimMIM)
     class_token: bool = True
+    distilled: bool = False  # a second token after the class token, with a head of its own (DeiT)
     position: Literal["learned", "sincos", "none"] = "sincos"  # sincos is fixed, its class-token row is zero
     relative_position: Literal["none", "shared", "block"] = "none"  # a bias table for all blocks, or one for each
     layer_scale: float = 0.0  # initial value of the factors on both branches; 0 leaves them out
@@ -83,6 +84,12 @@ class ViTConfig:
                 "embed_dim",
                 f"{self.embed_dim} is not a multiple of 4, which position: sincos needs; "
                 f"write {legal_near(self.embed_dim, 4)}",
+            )
+        if self.distilled:
+            _need(
+                self.class_token and self.position != "sincos" and self.relative_position == "none",
+                "distilled",
+                "goes with class_token: true, position: learned and relative_position: none",
             )
         check_rate(self, "drop_path")
         check_not_negative(self, "layer_scale")

@@ -24,7 +24,8 @@ from .models import build_classifier, build_encoder
 from .recipe import ConfigError, dump_recipe, override, parse_recipe, to_tree
 from .visual.curves import draw_curves
 from .visual.gallery import draw_gallery
-from .weights.load import WeightsError, load_encoder
+from .weights import WeightsError
+from .weights.load import Origin, load_encoder
 
 #: errors that are the user's to mend: one line, exit code 2
 UserError = (
@@ -131,13 +132,18 @@ class Training:
             "recipe": dump_recipe(recipe),
             "method": recipe.method.name,
             "classes": self.train_loader.source.classes,
+            # who trained the encoder, whose rules resize its tables; supervised networks follow timm's
+            "origins": [recipe.method.name if isinstance(recipe.method, MIMConfig) else "timm"],
         }
         hooks = Hooks(self._evaluate, self._pictures, meta)
         fit = Fit(self.method, self.train_loader, recipe.train, folder, hooks, state)
         if found is not None:
             self._restore(fit, found)
+            meta["origins"] = list(origin_of(found).sources)
         elif recipe.init_from:
-            self._init_from()
+            origin = self._init_from()
+            if isinstance(recipe.method, ClassifyConfig):
+                meta["origins"] = list(origin.sources)
         if state.epoch == 0 and recipe.train.knn:
             self._log_metrics(self._knn(), 0)
         fit.run()
@@ -190,10 +196,14 @@ class Training:
             if before.get(key) != now[key] and key not in ("output", "init_from"):
                 self.folder.info(f"changed since the checkpoint: {key} was {before.get(key)}, is {now[key]}")
 
-    def _init_from(self) -> None:
+    def _init_from(self) -> Origin:
         found = checkpoint.load(Path(self.recipe.init_from))
-        report = load_encoder(checkpoint.weights_of(self.method), found.weights, found.path)
+        origin = origin_of(found)
+        classes = self.train_loader.source.classes
+        weights = checkpoint.weights_of(self.method)
+        report = load_encoder(weights, found.weights, found.path, origin, self.recipe.encoder, classes)
         self.folder.info(f"encoder from {found.path} (epoch {found.meta['epoch']}): {report}")
+        return origin
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         if self.validation is None:
@@ -234,6 +244,15 @@ class Training:
         self.folder.info(f"gallery {path}")
 
 
+def origin_of(found: checkpoint.Checkpoint) -> Origin:
+    """What a checkpoint says about its weights; before it said who trained them, its recipe did."""
+    recipe = parse_recipe(found.meta["recipe"], str(found.path))
+    before = [recipe.method.name] if isinstance(recipe.method, MIMConfig) else []
+    aside = tuple(name.removeprefix("kept/") for name in found.state if name.startswith("kept/"))
+    sources, classes = tuple(found.meta.get("origins", before)), tuple(found.meta["classes"])
+    return Origin(sources, recipe.encoder, classes, aside)
+
+
 def show_metric(name: str, value: float) -> str:
     """Accuracies in per cent, counts whole, everything else with four decimals."""
     if "top" in name:
@@ -272,7 +291,9 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str]) -> dict[str,
             "train.py --init-from"
         )
     source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    if source.classes != found.meta["classes"]:
+    if not found.meta["classes"]:  # a converted checkpoint: classes are in the order of folder names
+        check_classes(recipe, source)
+    elif source.classes != found.meta["classes"]:
         odd = sorted(set(source.classes) ^ set(found.meta["classes"]))
         raise DataError(f"data: the classes of {source.folder} are not the checkpoint's ({', '.join(odd[:5])})")
     device.set_up(recipe.device, recipe.seed)

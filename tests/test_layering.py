@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str] | None] = {
 }
 ENCODER_WORDS = ("vit", "swin")
 #: where the word of a single encoder may stand
-ENCODER_PLACES = ("models/", "config.py", "weights/names.py")
+ENCODER_PLACES = ("models/", "config.py", "weights/names.py", "weights/derive.py")
 
 
 def parsed(path: Path) -> ast.Module:

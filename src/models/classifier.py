@@ -15,7 +15,8 @@ class Classifier(nn.Cell):
     Args:
         encoder: built without final norm when `config.fc_norm` is set.
         config: classes and pooling. `pool: mean` averages the patch tokens (never the class token), `pool: cls` takes
-            the class token; `fc_norm` normalises after pooling (FastMIM models_vit.py).
+            the class token; `fc_norm` normalises after pooling (FastMIM models_vit.py). With a distillation token
+            `pool: cls` gives the mean of two heads' logits, one on each token (DeiT).
     """
 
     def __init__(self, encoder: Encoder, config: ClassifyConfig):
@@ -25,14 +26,23 @@ class Classifier(nn.Cell):
         self.prefix = encoder.num_prefix_tokens
         self.fc_norm = LayerNorm(encoder.out_dim, encoder.norm_eps) if config.fc_norm else None
         self.head = Linear(encoder.out_dim, config.num_classes, init=trunc_normal(config.head_std))
+        second = self.prefix > 1 and not self.pool_mean
+        self.head_dist = (
+            Linear(encoder.out_dim, config.num_classes, init=trunc_normal(config.head_std)) if second else None
+        )
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> logits (B, num_classes)."""
-        return self.head(self.features(image))
+        sequence = self.encoder(image)
+        logits = self.head(self.pool(sequence))
+        return logits if self.head_dist is None else (logits + self.head_dist(sequence[:, 1])) / 2
 
     def features(self, image: Tensor) -> Tensor:
         """Pooled features (B, out_dim) that the head sees."""
-        sequence = self.encoder(image)
+        return self.pool(self.encoder(image))
+
+    def pool(self, sequence: Tensor) -> Tensor:
+        """(B, prefix + N, out_dim) -> (B, out_dim)."""
         pooled = sequence[:, self.prefix :].mean(axis=1) if self.pool_mean else sequence[:, 0]
         return pooled if self.fc_norm is None else self.fc_norm(pooled)
 

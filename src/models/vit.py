@@ -28,8 +28,9 @@ class ViT(Encoder):
         self.out_dim, self.stride, self.patch_size = dim, config.patch_size, config.patch_size
         self.embed_dim = dim
         self.in_chans, self.depth, self.num_layers = config.in_chans, config.depth, config.depth + 2
-        self.num_prefix_tokens, self.norm_eps = int(config.class_token), config.norm_eps
+        self.num_prefix_tokens, self.norm_eps = config.class_token + config.distilled, config.norm_eps
         self.cls_token = parameter(Normal(0.02), 1, 1, dim) if config.class_token else None
+        self.dist_token = parameter(Normal(0.02), 1, 1, dim) if config.distilled else None
         grid = self.grid(config.image_size)
         self.pos_embed = position_table(config, grid) if config.position != "none" else None
         self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim)
@@ -73,6 +74,8 @@ class ViT(Encoder):
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """All blocks on (B*length, C) rows; also the rows after the blocks in `indices`."""
         batch = tokens.shape[0]
+        if self.dist_token is not None:
+            tokens = ops.cat((ops.tile(self.dist_token, (batch, 1, 1)), tokens), axis=1)
         if self.cls_token is not None:
             tokens = ops.cat((ops.tile(self.cls_token, (batch, 1, 1)), tokens), axis=1)
         length = tokens.shape[1]
@@ -97,20 +100,20 @@ class ViT(Encoder):
         return rows, taken
 
     def layer_of(self, name: str) -> int:
-        if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+        if name.startswith(("cls_token", "dist_token", "pos_embed", "patch_embed")):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return self.num_layers - 1
 
     def no_weight_decay(self) -> set[str]:
-        spared = ("cls_token", "pos_embed", "relative_position_bias_table")
+        spared = ("cls_token", "dist_token", "pos_embed", "relative_position_bias_table")
         return {name for name, _ in self.parameters_and_names() if name.endswith(spared)}
 
 
 def position_table(config: ViTConfig, grid: tuple[int, int]) -> Parameter:
     """Learned (normal 0.02) or fixed sine-cosine positions; both are parameters, so that either loads the other."""
-    length = grid[0] * grid[1] + int(config.class_token)
+    length = grid[0] * grid[1] + config.class_token + config.distilled
     if config.position == "learned":
         return parameter(Normal(0.02), 1, length, config.embed_dim)
     table = sincos_position(config.embed_dim, grid, config.class_token)

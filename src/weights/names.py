@@ -1,51 +1,213 @@
 """Parameter names of the reference implementations, and ours.
 
-Ours follow the references wherever a name is free to choose, so the table is short: encoder parameters stand below
-`encoder.`, and the decoder's below `decoder.`.
+Ours follow the references wherever a name is free to choose: encoder parameters stand below `encoder.`, the decoder's
+below `decoder.`. A `Naming` is a list of pairs, theirs and ours, read in both directions; the first that fits counts.
+In a pair `*` stands for one part of a dotted name and `**` for the rest of it; `#1` after ours says that theirs is
+the second third of it (query, key and value of one matrix).
 """
 
 from __future__ import annotations
 
-#: reference prefix -> ours, FastMIM (mim_vit_pretrain.py, models_vit.py)
-FASTMIM = {
-    "decoder_embed.": "decoder.embed.",
-    "decoder_blocks.": "decoder.blocks.",
-    "decoder_norm.": "decoder.norm.",
-    "decoder_pred.": "decoder.pred.",
-    "mask_token": "mask_token",
-    "fc_norm.": "fc_norm.",
-    "head.": "head.",
-    "encoder.": "encoder.",
-}
+import functools
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from . import WeightsError
+
+Place = tuple[str, int | None]
+#: made again by every implementation
+BUFFERS = r"(.*\.)?(relative_position_index|relative_coords_table|attn_mask|position_ids|num_batches_tracked)"
 
 
-#: reference prefix -> ours, SimMIM (models/simmim.py and its encoders, Swin V2 too)
-SIMMIM = {
-    "decoder.0.": "decoder.pred.",
-    "encoder.mask_token": "mask_token",
-    "fc_norm.": "fc_norm.",
-    "head.": "head.",
-    "encoder.": "encoder.",
-}
+@dataclass(frozen=True)
+class Naming:
+    """Pairs of names; `kept`: a pattern of theirs that have no place in our networks and do no harm without."""
+
+    pairs: tuple[tuple[str, str], ...]
+    kept: str = BUFFERS
+
+    def ours(self, name: str) -> Place | None:
+        """Our name of one of theirs and which third of it, if only a third; None if it has no place."""
+        if re.fullmatch(self.kept, name):
+            return None
+        for theirs, ours in self.pairs:
+            whole, _, part = ours.partition("#")
+            found = translated(name, theirs, whole)
+            if found:
+                return found, int(part) if part else None
+        raise WeightsError(f"{name} has no place in our networks")
+
+    def theirs(self, name: str) -> list[tuple[str, int | None]]:
+        """Their names of one of ours, in the order of its thirds."""
+        found: list[tuple[str, int | None]] = []
+        for theirs, ours in self.pairs:
+            whole, _, part = ours.partition("#")
+            other = translated(name, whole, theirs)
+            if other and not part and not found:
+                return [(other, None)]
+            if other and part:
+                found.append((other, int(part)))
+        if not found:
+            raise WeightsError(f"{name} has no name there")
+        return found
 
 
-def from_simmim(name: str) -> str:
-    """Our name of a parameter of SimMIM's pre-training and fine-tuning networks."""
-    return _renamed(name, SIMMIM)
+def translated(name: str, source: str, target: str) -> str:
+    """`name` in the words of another template, empty if it does not fit."""
+    match = pattern(source).fullmatch(name)
+    if not match:
+        return ""
+    parts = iter(match.groups())
+    return re.sub(r"\*+", lambda _: next(parts), target)
 
 
-def from_fastmim_swin(name: str) -> str:
-    """FastMIM's Swin fine-tuning network calls its final norm fc_norm, and applies it before pooling."""
-    return f"encoder.norm.{name.removeprefix('fc_norm.')}" if name.startswith("fc_norm.") else from_fastmim(name)
+@functools.cache
+def pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\*\*", "(.+)").replace(r"\*", r"([^.]+)"))
 
 
-def from_fastmim(name: str) -> str:
-    """Our name of a parameter of FastMIM's pre-training and fine-tuning networks."""
-    return _renamed(name, FASTMIM)
+def same(*prefixes: str) -> tuple[tuple[str, str], ...]:
+    return tuple((prefix, prefix) for prefix in prefixes)
 
 
-def _renamed(name: str, table: dict[str, str]) -> str:
-    for theirs, ours in table.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return f"encoder.{name}"
+#: SimMIM while it pre-trains (models/simmim.py)
+SIMMIM = Naming((("decoder.0.**", "decoder.pred.**"), ("encoder.mask_token", "mask_token"), *same("encoder.**")))
+#: FastMIM while it pre-trains (mim_vit_pretrain.py, mim_swin_pretrain.py)
+FASTMIM = Naming(
+    (
+        *((f"decoder_{part}.**", f"decoder.{part}.**") for part in ("embed", "blocks", "norm", "pred")),
+        *same("mask_token", "encoder.**"),
+    )
+)
+#: MAE while it pre-trains (models_mae.py); its decoder has no place in our networks
+MAE = Naming((("**", "encoder.**"),), kept=rf"mask_token|decoder_.*|{BUFFERS}")
+#: classifiers and bare encoders as timm 0.5.4, Swin-Transformer, SimMIM, MAE, DeiT and FastMIM's ViT name them
+PLAIN = Naming((*same("head.**", "head_dist.**", "fc_norm.**"), ("**", "encoder.**")))
+#: FastMIM's Swin classifier calls its final norm fc_norm, and applies it before pooling (mim_swin_finetune.py)
+FASTMIM_POOLED = Naming((("fc_norm.**", "encoder.norm.**"), *same("head.**"), ("**", "encoder.**")))
+#: timm since 0.9: merging belongs to the stage after it, layer scale and head have a cell of their own
+TIMM = Naming(
+    (
+        ("head.fc.**", "head.**"),
+        *((f"layers.{n + 1}.downsample.**", f"encoder.layers.{n}.downsample.**") for n in range(9)),
+        *((f"blocks.*.ls{n}.gamma", f"encoder.blocks.*.gamma_{n}") for n in (1, 2)),
+        *PLAIN.pairs,
+    )
+)
+
+
+def huggingface(prefix: str) -> Naming:
+    """Hugging Face's ViT, ViTMAE, Swin and Swin V2, below `prefix` (empty for a bare encoder)."""
+    places = "absolute_pos_embed" if "swin" in prefix else "pos_embed"
+    pairs = [("classifier.**", "head.**"), ("decoder.0.**", "decoder.pred.**")]
+    own = [
+        ("embeddings.mask_token", "mask_token"),
+        ("embeddings.cls_token", "encoder.cls_token"),
+        ("embeddings.position_embeddings", f"encoder.{places}"),
+        ("embeddings.patch_embeddings.projection.**", "encoder.patch_embed.proj.**"),
+        ("embeddings.norm.**", "encoder.patch_embed.norm.**"),
+        ("layernorm.**", "encoder.norm.**"),
+        ("encoder.layers.*.downsample.**", "encoder.layers.*.downsample.**"),
+    ]
+    for block, ours, inner in (
+        ("encoder.layer.*.", "encoder.blocks.*.", "attention.attention."),
+        ("encoder.layers.*.blocks.*.", "encoder.layers.*.blocks.*.", "attention.self."),
+    ):
+        attention = f"{block}{inner}"
+        if "swinv2" in prefix:
+            own += [(f"{attention}{part}.bias", f"{ours}attn.{part[0]}_bias") for part in ("query", "value")]
+        for third, part in enumerate(("query", "key", "value")):
+            own.append((f"{attention}{part}.**", f"{ours}attn.qkv.**#{third}"))
+        own += [
+            (f"{attention}continuous_position_bias_mlp.**", f"{ours}attn.cpb_mlp.**"),
+            (f"{attention}relative_position_bias_table", f"{ours}attn.relative_position_bias_table"),
+            (f"{attention}logit_scale", f"{ours}attn.logit_scale"),
+            (f"{block}attention.output.dense.**", f"{ours}attn.proj.**"),
+            (f"{block}intermediate.dense.**", f"{ours}mlp.fc1.**"),
+            (f"{block}output.dense.**", f"{ours}mlp.fc2.**"),
+            (f"{block}layernorm_before.**", f"{ours}norm1.**"),
+            (f"{block}layernorm_after.**", f"{ours}norm2.**"),
+        ]
+    pairs += [(prefix + theirs, ours) for theirs, ours in own]
+    kept = rf"({re.escape(prefix)})?pooler\..*|decoder\.(decoder_.*|mask_token)|{BUFFERS}"
+    return Naming(tuple(pairs), kept)
+
+
+#: what --source may say: whose code trained or wrote a file
+SOURCES = ("simmim", "fastmim", "mae", "timm", "hf")
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Whose names these are.
+
+    naming: how to read them.
+    origins: the sources that write such names; more than one where networks and names are the same.
+    """
+
+    naming: Naming
+    origins: tuple[str, ...]
+
+
+def recognise(names: Collection[str]) -> Recognised:
+    """Whose parameter names these are.
+
+    Raises:
+        WeightsError: nobody's that is known here.
+    """
+
+    def has(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in names)
+
+    embedding = next((n for n in names if re.search(r"(^|\.)embeddings\.patch_embeddings\.", n)), None)
+    if embedding is not None:
+        prefix = embedding[: embedding.index("embeddings.patch")]
+        stages = has(f"{prefix}encoder.layers.")
+        trained = has(f"{prefix}embeddings.mask_token")
+        if not prefix and stages:  # a bare encoder does not say its kind in the prefix
+            raise WeightsError("a bare Swin encoder of Hugging Face, whose version its names do not say")
+        return Recognised(huggingface(prefix), ("simmim",) if trained else ("simmim", "timm") if stages else ("hf",))
+    if has("encoder.patch_embed."):
+        if has("decoder_pred.", "decoder_norm.", "mask_token"):
+            return Recognised(FASTMIM, ("fastmim",))
+        if has("decoder.0.", "encoder.mask_token"):
+            return Recognised(SIMMIM, ("simmim",))
+    if has("patch_embed."):
+        return recognise_plain(names)
+    raise WeightsError(
+        f"its names are of no implementation known here ({', '.join(sorted(names)[:3])}, ...); "
+        "known: SimMIM, FastMIM, MAE, timm, Hugging Face"
+    )
+
+
+def recognise_plain(names: Collection[str]) -> Recognised:
+    """Names without a prefix: MAE, and classifiers of every source but Hugging Face."""
+    merging = {name.split(".")[1] for name in names if re.match(r"layers\.\d+\.downsample\.", name)}
+
+    def has(expression: str) -> bool:
+        return any(re.match(expression, name) for name in names)
+
+    if has(r"decoder_pred\."):
+        return Recognised(MAE, ("mae",))
+    if has(r"layers\."):
+        if has(r"head\.fc\.") or (merging and "0" not in merging):
+            return Recognised(TIMM, ("timm",))
+        return Recognised(FASTMIM_POOLED, ("fastmim",)) if has(r"fc_norm\.") else Recognised(PLAIN, ("simmim", "timm"))
+    if has(r"blocks\.\d+\.ls1\."):
+        return Recognised(TIMM, ("timm",))
+    if has(r"blocks\.\d+\.attn\.(relative_position_bias_table|q_bias)"):
+        return Recognised(PLAIN, ("simmim",))
+    return Recognised(PLAIN, ("fastmim", "mae", "timm") if has(r"fc_norm\.") else ("timm", "simmim"))
+
+
+def naming_for(source: str, names: Collection[str]) -> Naming:
+    """How a source names a network of ours with these parameters."""
+    pretraining = any(name.startswith("decoder.") for name in names)
+    stages = any(name.startswith("encoder.layers.") for name in names)
+    if source == "hf":
+        v2 = any(".cpb_mlp." in name for name in names)
+        return huggingface("swinv2." if v2 else "swin." if stages else "vit.")
+    if source == "fastmim":
+        return FASTMIM if pretraining else FASTMIM_POOLED if stages else PLAIN
+    return {"simmim": SIMMIM if pretraining else PLAIN, "timm": TIMM, "mae": PLAIN}[source]

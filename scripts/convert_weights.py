@@ -1,0 +1,171 @@
+"""Convert checkpoints of other implementations into ours, and back.
+
+    python scripts/convert_weights.py IN.pth|IN.safetensors OUT.ckpt [key=value ...]
+    python scripts/convert_weights.py IN.ckpt OUT.pth|OUT.safetensors --to torch
+
+Reads what SimMIM, FastMIM, MAE, timm (ViT, DeiT, Swin) and Hugging Face (ViT, ViTMAE, Swin, Swin V2) write, without
+PyTorch and without running what is pickled in a file. The network is derived from names and shapes, and from a config
+in or beside the file; what they do not tell is asked for. OUT carries a recipe: `train.py --init-from OUT`, and
+`eval.py --ckpt OUT` if it has a classifier; key=value changes that recipe (`data.mean=[0.5,0.5,0.5]`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GLOG_v", "4")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.cli import run_command
+from src.config import ENCODERS
+from src.weights import WeightsError
+from src.weights.names import SOURCES
+
+WRITTEN = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="convert checkpoints into ours, and back")
+    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("output", type=Path, metavar="OUT")
+    parser.add_argument("--to", choices=("ours", "torch"), default="ours")
+    parser.add_argument("--source", choices=SOURCES, default="", help="whose names and rules, where that is open")
+    parser.add_argument("--key", default="", help="the table of tensors to take, such as model_ema")
+    parser.add_argument("--encoder", choices=sorted(ENCODERS), default="", metavar="PRESET", help="which network it is")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads of a ViT")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe in OUT")
+    args = parser.parse_intermixed_args()
+    return run_command(lambda: to_torch(args) if args.to == "torch" else to_ours(args))
+
+
+def to_ours(args: argparse.Namespace) -> None:
+    from src.weights import foreign
+    from src.weights.derive import Hints
+
+    size = tuple(args.image_size or ())
+    if len(size) > 2:
+        raise WeightsError(f"--image-size: {len(size)} numbers; write one, or height and width")
+    check_output(args, (".ckpt",))
+    hints = Hints(num_heads=args.num_heads, image_size=(size * 2)[:2] or None, preset=args.encoder)
+    found = foreign.open_foreign(args.input, args.key)
+    done = foreign.to_ours(found, args.source, replace(hints))
+    for line in (*save_ours(args.output, done, found, args.overrides), f"wrote {args.output}"):
+        print(line)
+
+
+def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[str]:
+    """Write a converted checkpoint with its recipe; returns what to tell."""
+    from mindspore import Tensor
+    from mindspore.nn.utils import no_init_parameters
+
+    from src.config import DataConfig, FieldError, Recipe
+    from src.engine import checkpoint
+    from src.methods import build_method
+    from src.models import build_encoder
+    from src.recipe import dump_recipe, override
+    from src.run import EncoderOnly
+    from src.weights.derive import placeholder
+
+    chans = done.encoder.in_chans
+    usual = chans == len(DataConfig().mean)
+    mean = found.hints.mean or (DataConfig().mean if usual else (0.5,) * chans)
+    std = found.hints.std or (DataConfig().std if usual else (0.5,) * chans)
+    try:
+        recipe = Recipe(
+            encoder=done.encoder,
+            method=done.method or placeholder(done.encoder),
+            data=DataConfig(mean=mean, std=std),
+            output=f"runs/{path.stem}",
+        )
+    except FieldError as reason:
+        raise WeightsError(f"{found.path}: {reason.key}: {reason}") from None
+    recipe = override(recipe, overrides, str(found.path)) if overrides else recipe
+    with no_init_parameters():  # names and shapes only
+        network = build_method(recipe) if done.method else EncoderOnly(build_encoder(recipe.encoder))
+    check_fit(found.path, done.weights, {n: tuple(p.shape) for n, p in checkpoint.weights_of(network).items()})
+    meta = {
+        "recipe": dump_recipe(recipe),
+        "method": recipe.method.name if done.method else "",
+        "classes": [],
+        "epoch": 0,
+        "step": 0,
+        "best": None,
+        "metrics": {},
+        "origins": done.origins,
+        "torch": done.note,
+    }
+    kept = {f"kept/{name}": Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
+    checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
+    size = sum(value.size for value in done.weights.values()) / 1e6
+    told = f"{found.path}: {', '.join(done.remarks)}"
+    return [
+        told,
+        f"{len(done.weights)} tensors, {size:.2f} M numbers; {len(done.kept)} kept aside",
+        *told_recipe(recipe),
+    ]
+
+
+def told_recipe(recipe: Any) -> list[str]:
+    """The parts of the recipe that were derived, to be looked at."""
+    from src.recipe import to_tree
+
+    lines = []
+    for part in ("encoder", "method"):
+        values = (f"{key} {value}" for key, value in to_tree(getattr(recipe, part)).items() if key != "name")
+        lines.append(f"{part}: {', '.join(values)}")
+    return lines
+
+
+def check_fit(source: Path, weights: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """The derived network has exactly these parameters."""
+    for name, value in weights.items():
+        if name not in shapes:
+            raise WeightsError(f"{source}: {name} has no place in our networks")
+        if value.shape != shapes[name]:
+            raise WeightsError(
+                f"{source}: {name} has shape {list(value.shape)}, the network derived from the other names has "
+                f"{list(shapes[name])}"
+            )
+    missing = sorted(set(shapes) - set(weights))
+    if missing:
+        raise WeightsError(f"{source}: lacks {len(missing)} parameters of its network ({', '.join(missing[:3])})")
+
+
+def to_torch(args: argparse.Namespace) -> None:
+    from src.engine import checkpoint
+    from src.weights import foreign
+
+    check_output(args, WRITTEN)
+    found = checkpoint.load(args.input)
+    kept = {n.removeprefix("kept/"): v for n, v in found.state.items() if n.startswith("kept/")}
+    note = found.meta.get("torch")
+    origins = found.meta.get("origins", [])
+    source = args.source or (origins[0] if note is None and len(origins) == 1 else "")
+    if note is None and not source:
+        raise WeightsError(f"{args.input}: whose names should it get? write --source {' or --source '.join(SOURCES)}")
+    try:
+        tensors, key = foreign.to_theirs(found.weights, kept, note, source)
+    except WeightsError as reason:
+        raise WeightsError(f"{args.input}: {reason}" + (f" (--source {source})" if source else "")) from None
+    foreign.write_foreign(args.output, tensors, args.key or key)
+    print(f"wrote {args.output}: {len(tensors)} tensors" + (f" below {args.key or key!r}" if args.key or key else ""))
+
+
+def check_output(args: argparse.Namespace, suffixes: tuple[str, ...]) -> None:
+    """OUT has a suffix that is written, lies in a folder that is there, and is not a file yet."""
+    if args.output.suffix not in suffixes:
+        raise WeightsError(f"{args.output}: --to {args.to} writes {', '.join(suffixes)} files; name OUT so")
+    if not args.output.parent.is_dir():
+        raise WeightsError(f"{args.output}: no such folder; make it first")
+    if args.output.exists():
+        raise WeightsError(f"{args.output}: is there already; remove it or name another")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

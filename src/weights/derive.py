@@ -1,0 +1,338 @@
+"""Which network a table of weights belongs to, from names and shapes; what they cannot say is asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ..config import (
+    ENCODERS,
+    METHODS,
+    ClassifyConfig,
+    EncoderConfig,
+    HOGConfig,
+    LinearDecoderConfig,
+    MIMConfig,
+    PixelsConfig,
+    SwinConfig,
+    SwinV2Config,
+    TransformerDecoderConfig,
+    ViTConfig,
+    legal_blocks,
+)
+from . import WeightsError
+
+Shapes = Mapping[str, tuple[int, ...]]
+#: heads of the networks that training scripts name in their arguments: width, blocks, heads. FastMIM's ViT-B has 6
+#: while it pre-trains and 12 afterwards (mim_vit_pretrain.py, models_vit.py)
+FACTORIES = {
+    "mim_vit_base": (768, 12, 6),
+    **dict.fromkeys(("vit_base_patch16", "mae_vit_base_patch16", "deit_base_patch16_224"), (768, 12, 12)),
+    **dict.fromkeys(("vit_large_patch16", "mae_vit_large_patch16"), (1024, 24, 16)),
+    **dict.fromkeys(("vit_huge_patch14", "mae_vit_huge_patch14"), (1280, 32, 16)),
+    **dict.fromkeys(("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"), (192, 12, 3)),
+    **dict.fromkeys(("deit_small_patch16_224", "deit_small_distilled_patch16_224"), (384, 12, 6)),
+    "deit_base_distilled_patch16_224": (768, 12, 12),
+}
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known besides names and shapes; None is unknown.
+
+    From the command line, then from a config beside or inside the file, as its own code wrote it.
+    """
+
+    num_heads: int | None = None  # of encoders whose shapes do not say it
+    image_size: tuple[int, int] | None = None  # pixels
+    norm_eps: float | None = None
+    layer_scale: float | None = None
+    window_size: int | None = None
+    pretrained_window_sizes: tuple[int, ...] | None = None
+    mask_ratio: float | None = None
+    mask_block: int | None = None
+    target: str = ""  # hog or l2, as FastMIM says
+    normalize: bool | None = None  # the target
+    mean: tuple[float, ...] | None = None  # of the images
+    std: tuple[float, ...] | None = None
+    factory: str = ""  # a training script's name of the network
+    preset: str = ""  # --encoder
+
+    def over(self, other: Hints) -> Hints:
+        """These, and the other's where these say nothing."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: value for name, value in own.items() if value not in (None, "")})
+
+
+def hints_of_json(config: Mapping[str, Any]) -> Hints:
+    """From Hugging Face's config.json."""
+    size = config.get("image_size")
+    heads = config.get("num_attention_heads")
+    windows = config.get("pretrained_window_sizes")
+    return Hints(
+        num_heads=heads if isinstance(heads, int) else None,
+        image_size=pair(size) if size else None,
+        norm_eps=config.get("layer_norm_eps"),
+        window_size=config.get("window_size"),
+        pretrained_window_sizes=tuple(windows) if windows else None,
+        mask_ratio=config.get("mask_ratio"),
+        normalize=config.get("norm_pix_loss"),
+    )
+
+
+def hints_of_tree(config: Mapping[str, Any]) -> Hints:
+    """From the configuration tree that SimMIM and Swin-Transformer store in a checkpoint (config.py)."""
+    data, model = config.get("DATA", {}), config.get("MODEL", {})
+    own = model.get(str(model.get("TYPE", "")).upper(), {})
+    heads, windows = own.get("NUM_HEADS"), own.get("PRETRAINED_WINDOW_SIZES")
+    target = model.get("SIMMIM", {}).get("NORM_TARGET", {})
+    return Hints(
+        num_heads=heads if isinstance(heads, int) else None,
+        image_size=pair(data["IMG_SIZE"]) if data.get("IMG_SIZE") else None,
+        layer_scale=own.get("INIT_VALUES"),
+        window_size=own.get("WINDOW_SIZE"),
+        pretrained_window_sizes=tuple(windows) if windows else None,
+        mask_ratio=data.get("MASK_RATIO"),
+        mask_block=data.get("MASK_PATCH_SIZE"),
+        normalize=target.get("ENABLE"),
+    )
+
+
+def hints_of_arguments(arguments: Mapping[str, Any]) -> Hints:
+    """From the command line that FastMIM, MAE and DeiT store in a checkpoint."""
+    size = arguments.get("input_size")
+    return Hints(
+        image_size=pair(size) if isinstance(size, int) else None,
+        mask_ratio=arguments.get("mask_ratio"),
+        mask_block=arguments.get("block_size"),
+        target=str(arguments.get("mim_loss", "")).lower(),
+        normalize=arguments.get("norm_pix_loss"),
+        factory=str(arguments.get("model", "")),
+    )
+
+
+def pair(size: Any) -> tuple[int, int]:
+    rows, cols = (size, size) if isinstance(size, int) else size
+    return int(rows), int(cols)
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------
+
+
+def derive_encoder(shapes: Shapes, buffers: Shapes, hints: Hints) -> EncoderConfig:
+    """The encoder of parameters in our names.
+
+    Args:
+        shapes: of all parameters.
+        buffers: shapes of shift masks and coordinate tables in the file, under any names; they tell the image's size.
+        hints: what else is known.
+
+    Raises:
+        WeightsError: with the flag to write, where shapes do not say it.
+    """
+    if "encoder.patch_embed.proj.weight" not in shapes:
+        raise WeightsError("has no patch embedding, so it holds no encoder")
+    stages = any(name.startswith("encoder.layers.") for name in shapes)
+    found = derive_stages(shapes, buffers, hints) if stages else derive_blocks(shapes, hints)
+    if hints.preset:
+        check_preset(found, hints.preset)
+    return found
+
+
+def check_preset(found: EncoderConfig, name: str) -> None:
+    preset = ENCODERS[name]
+    for key in ("patch_size", "embed_dim", "depth", "depths", "num_heads"):
+        ours, theirs = getattr(preset, key, None), getattr(found, key, None)
+        if ours != theirs:
+            raise WeightsError(f"is not {name}: {key} is {theirs}, that of --encoder {name} is {ours}")
+
+
+def count(shapes: Shapes, template: str) -> int:
+    """How many numbers `#` of a name template there are."""
+    expression = re.compile(re.escape(template).replace(r"\#", r"(\d+)"))
+    return 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
+
+
+def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
+    dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
+    depth = count(shapes, "encoder.blocks.#.")
+    prefix = int("encoder.cls_token" in shapes) + int("encoder.dist_token" in shapes)
+    attention = "encoder.blocks.0.attn"
+    shared = "encoder.rel_pos_bias.relative_position_bias_table"
+    own = f"{attention}.relative_position_bias_table"
+    table = shapes.get(shared) or shapes.get(own)
+    place = shapes.get("encoder.pos_embed")
+    grid = blocks_grid(table, place, prefix, patch, hints)
+    relative: Literal["none", "shared", "block"] = (
+        "shared" if shared in shapes else "block" if own in shapes else "none"
+    )
+    return ViTConfig(
+        image_size=(grid[0] * patch, grid[1] * patch),
+        in_chans=chans,
+        patch_size=patch,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=table[1] if table else blocks_heads(dim, depth, hints),
+        mlp_ratio=shapes["encoder.blocks.0.mlp.fc1.weight"][0] / dim,
+        class_token=prefix > 0,
+        distilled=prefix > 1,
+        position="learned" if place else "none",
+        relative_position=relative,
+        layer_scale=(hints.layer_scale or 0.1) if "encoder.blocks.0.gamma_1" in shapes else 0.0,
+        norm_eps=hints.norm_eps or 1e-6,
+        init="scaled" if table else "xavier",
+        qkv_bias=bool({f"{attention}.q_bias", f"{attention}.qkv.bias"} & set(shapes)),
+        k_bias=f"{attention}.q_bias" not in shapes,
+    )
+
+
+def blocks_heads(dim: int, depth: int, hints: Hints) -> int:
+    """Attention heads, which no shape tells."""
+    if hints.num_heads:
+        return hints.num_heads
+    if hints.preset:
+        return int(getattr(ENCODERS[hints.preset], "num_heads", 0))
+    width, blocks, heads = FACTORIES.get(hints.factory, (0, 0, 0))
+    if (width, blocks) == (dim, depth):
+        return heads
+    raise WeightsError(
+        f"no shape tells the attention heads of this ViT (width {dim}, {depth} blocks); write --num-heads N or "
+        "--encoder PRESET (vit_base has 12 heads; FastMIM's ViT-B pre-trains with 6 and fine-tunes with 12)"
+    )
+
+
+def blocks_grid(
+    table: tuple[int, ...] | None, place: tuple[int, ...] | None, prefix: int, patch: int, hints: Hints
+) -> tuple[int, int]:
+    """Rows and columns of patches: of the wanted image if the tables fit it, else square."""
+    if hints.image_size:
+        rows, cols = (side // patch for side in hints.image_size)
+        tokens, offsets = rows * cols + prefix, (2 * rows - 1) * (2 * cols - 1) + 3
+        if (place is None or place[1] == tokens) and (table is None or table[0] == offsets):
+            return rows, cols
+    if place is not None:
+        side = math.isqrt(place[1] - prefix)
+        if side**2 + prefix == place[1]:
+            return side, side
+        raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHT WIDTH")
+    if table is not None:
+        side = (math.isqrt(table[0] - 3) + 1) // 2
+        if (2 * side - 1) ** 2 + 3 == table[0]:
+            return side, side
+    raise WeightsError("no shape tells its image size; write --image-size PIXELS")
+
+
+def derive_stages(shapes: Shapes, buffers: Shapes, hints: Hints) -> SwinConfig:
+    dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
+    stages = count(shapes, "encoder.layers.#.")
+    first = [f"encoder.layers.{stage}.blocks.0.attn" for stage in range(stages)]
+    second = f"{first[0]}.logit_scale" in shapes
+    if second:
+        heads = [shapes[f"{name}.logit_scale"][0] for name in first]
+        windows = [coordinates_window(buffers, stage) for stage in range(stages)]
+    else:
+        tables = [shapes[f"{name}.relative_position_bias_table"] for name in first]
+        heads = [table[1] for table in tables]
+        windows = [(math.isqrt(table[0]) + 1) // 2 for table in tables]
+    window = hints.window_size if not all(windows) else max(windows)
+    if not window:
+        raise WeightsError("no shape tells its window; write --encoder PRESET --image-size PIXELS, or add config.json")
+    values: dict[str, Any] = {
+        "image_size": stages_image(shapes, buffers, patch, windows, window, hints),
+        "in_chans": chans,
+        "patch_size": patch,
+        "embed_dim": dim,
+        "depths": tuple(count(shapes, f"encoder.layers.{stage}.blocks.#.") for stage in range(stages)),
+        "num_heads": tuple(heads),
+        "window_size": window,
+        "mlp_ratio": shapes["encoder.layers.0.blocks.0.mlp.fc1.weight"][0] / dim,
+        "qkv_bias": bool({f"{first[0]}.q_bias", f"{first[0]}.qkv.bias"} & set(shapes)),
+        "patch_norm": "encoder.patch_embed.norm.weight" in shapes,
+        "absolute_position": "encoder.absolute_pos_embed" in shapes,
+        "norm_eps": hints.norm_eps or 1e-5,
+    }
+    if not second:
+        return SwinConfig(**values)
+    every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
+    return SwinV2Config(
+        **values, main_norm_every=every, pretrained_window_sizes=hints.pretrained_window_sizes or (0,) * max(stages, 4)
+    )
+
+
+def coordinates_window(buffers: Shapes, stage: int) -> int:
+    """Window of a stage from Swin V2's table of coordinates, (1, 2w-1, 2w-1, 2), if the file has it."""
+    name = next((n for n in buffers if n.endswith(f"layers.{stage}.blocks.0.attn.relative_coords_table")), "")
+    return (buffers[name][1] + 1) // 2 if name else 0
+
+
+def stages_image(
+    shapes: Shapes, buffers: Shapes, patch: int, windows: list[int], window: int, hints: Hints
+) -> tuple[int, int]:
+    """Image size: said, or of the table of places, of a window that its map cuts short, or of a shift mask."""
+    if hints.image_size:
+        return hints.image_size
+    sides = [size * patch * 2**stage for stage, size in enumerate(windows) if 0 < size < window]
+    if "encoder.absolute_pos_embed" in shapes:
+        sides.append(math.isqrt(shapes["encoder.absolute_pos_embed"][1]) * patch)
+    for name, shape in buffers.items():
+        match = re.search(r"layers\.(\d+)\.blocks\.\d+\.attn_mask$", name)
+        if match and len(shape) == 3:  # (windows, tokens, tokens)
+            sides.append(math.isqrt(shape[0] * shape[1]) * patch * 2 ** int(match.group(1)))
+    if not sides:
+        raise WeightsError(
+            f"no shape tells the image size of this network of window {window}; write --image-size PIXELS"
+        )
+    return sides[0], sides[0]
+
+
+# --- methods ----------------------------------------------------------------------------------------------------
+
+
+def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> ClassifyConfig | MIMConfig | None:
+    """What stands on the encoder: a classifier, a decoder of ours, or nothing that is ours (None)."""
+    if "head.weight" in shapes:
+        fc_norm = "fc_norm.weight" in shapes
+        pool: Literal["mean", "cls"] = "mean" if fc_norm or not getattr(encoder, "class_token", False) else "cls"
+        return ClassifyConfig(num_classes=shapes["head.weight"][0], pool=pool, fc_norm=fc_norm)
+    if not {"mask_token", "decoder.pred.weight"} <= set(shapes):
+        return None
+    out = shapes["decoder.pred.weight"][0]
+    if "decoder.norm.weight" not in shapes:
+        target = PixelsConfig(normalize="local" if hints.normalize else "none", channels_first=True)
+        return fitted(replace(METHODS["simmim"], target=target), encoder, hints)
+    decoder = TransformerDecoderConfig(width=shapes["decoder.norm.weight"][0], depth=count(shapes, "decoder.blocks.#."))
+    hog = out == HOGConfig().bins * encoder.in_chans * (encoder.stride // HOGConfig().cell) ** 2
+    said = hints.target == ("hog" if hog else "l2")  # arguments of another network say nothing about this one
+    normalize = hints.normalize is not False or not said
+    goal = HOGConfig(normalize=normalize) if hog else PixelsConfig(normalize="patch" if normalize else "none")
+    return fitted(replace(METHODS["fastmim"], target=goal, decoder=decoder), encoder, hints)
+
+
+def placeholder(encoder: EncoderConfig) -> MIMConfig:
+    """The method in the recipe of a bare encoder, which needs one: pixels, nothing of it is in the file."""
+    method = MIMConfig(target=PixelsConfig(normalize="patch"), decoder=LinearDecoderConfig())
+    return fitted(method, encoder, Hints())
+
+
+def fitted(method: MIMConfig, encoder: EncoderConfig, hints: Hints) -> MIMConfig:
+    """With a mask that fits the image: as said, as usual, or of one token."""
+    legal = [b for b in legal_blocks(encoder, method) if method.corrupt == "pixel" or b % encoder.patch_size == 0]
+    if not legal:
+        raise WeightsError(f"image {encoder.image_size[0]}x{encoder.image_size[1]} is too small to mask anything")
+    wanted = (hints.mask_block, method.mask_block, encoder.stride)
+    block = next((block for block in wanted if block in legal), legal[0])
+    return replace(method, mask_block=block, mask_ratio=hints.mask_ratio or method.mask_ratio)
+
+
+def fixed_positions(encoder: EncoderConfig, table: np.ndarray | None, reference: Any) -> EncoderConfig:
+    """The encoder with fixed positions if its table is the sine-cosine one that `reference` computes."""
+    if not isinstance(encoder, ViTConfig) or table is None or encoder.distilled or encoder.embed_dim % 4:
+        return encoder
+    grid = (encoder.image_size[0] // encoder.patch_size, encoder.image_size[1] // encoder.patch_size)
+    same = np.abs(table - reference(encoder.embed_dim, grid, encoder.class_token)).max() < 1e-5
+    return replace(encoder, position="sincos") if same else encoder
