@@ -61,7 +61,17 @@ from src.models.layers import sincos_position
 from src.weights import foreign
 from src.weights.derive import Hints
 from src.weights.load import Origin, load_encoder
-from src.weights.names import BUFFERS, FASTMIM, FASTMIM_POOLED, PLAIN, SIMMIM, Naming, naming_for, recognise
+from src.weights.names import (
+    BUFFERS,
+    FASTMIM_BLOCKS,
+    FASTMIM_POOLED,
+    FASTMIM_STAGES,
+    PLAIN,
+    SIMMIM,
+    Naming,
+    naming_for,
+    recognise,
+)
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
 
 #: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
@@ -86,8 +96,14 @@ def rename_with(naming: Naming) -> Callable[[str], str]:
     return rename
 
 
-from_simmim, from_fastmim, from_plain = rename_with(SIMMIM), rename_with(FASTMIM), rename_with(PLAIN)
-from_fastmim_swin = rename_with(FASTMIM_POOLED)
+from_simmim, from_plain, from_fastmim_pooled = rename_with(SIMMIM), rename_with(PLAIN), rename_with(FASTMIM_POOLED)
+
+
+def from_fastmim(name: str) -> str:
+    """Of either of FastMIM's pre-training networks."""
+    return rename_with(FASTMIM_STAGES if name.startswith("encoder.") else FASTMIM_BLOCKS)(name)
+
+
 #: array name, error, tolerance
 Finding = tuple[str, float, float]
 Findings = Iterator[Finding]
@@ -468,7 +484,7 @@ def pos_sincos(case: Case) -> Findings:
 
 def fastmim_ft_swin(case: Case) -> Findings:
     encoder = swin_config(case.arguments, case.data["image"], absolute_position=case.arguments.get("ape", False))
-    yield from classifier(case, encoder, case.arguments["num_classes"], "mean", False, from_fastmim_swin)
+    yield from classifier(case, encoder, case.arguments["num_classes"], "mean", False, from_fastmim_pooled)
 
 
 def train10_fastmim_swin(case: Case) -> Findings:
@@ -636,7 +652,7 @@ def reference_network(info: dict[str, Any]) -> Reference:
         pool = "cls" if kind == "vit" and not arguments.get("global_pool") else "mean"
         fc_norm = kind == "vit" and pool == "mean"
         config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=fc_norm)
-        rename = from_fastmim_swin if kind == "swin" else from_plain
+        rename = from_fastmim_pooled if kind == "swin" else from_plain
         return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
     encoder = simmim_encoder(arguments) if arguments else simmim_preset(name, kind, fine_tune)
     decayed = SIMMIM_DECAYED[kind, fine_tune]

@@ -304,7 +304,7 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
     out = shapes["decoder.pred.weight"][0]
     if "decoder.norm.weight" not in shapes:
         target = PixelsConfig(normalize="local" if hints.normalize else "none", channels_first=True)
-        return fitted(replace(METHODS["simmim"], target=target), encoder, hints)
+        return fitted(replace(METHODS["simmim"], name="simmim", target=target), encoder, hints)
     decoder = TransformerDecoderConfig(width=shapes["decoder.norm.weight"][0], depth=count(shapes, "decoder.blocks.#."))
     hog = out == HOGConfig().bins * encoder.in_chans * (encoder.stride // HOGConfig().cell) ** 2
     said = hints.target == ("hog" if hog else "l2")  # arguments of another network say nothing about this one

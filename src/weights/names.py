@@ -73,27 +73,26 @@ def same(*prefixes: str) -> tuple[tuple[str, str], ...]:
 
 #: SimMIM while it pre-trains (models/simmim.py)
 SIMMIM = Naming((("decoder.0.**", "decoder.pred.**"), ("encoder.mask_token", "mask_token"), *same("encoder.**")))
-#: FastMIM while it pre-trains (mim_vit_pretrain.py, mim_swin_pretrain.py)
-FASTMIM = Naming(
-    (
-        *((f"decoder_{part}.**", f"decoder.{part}.**") for part in ("embed", "blocks", "norm", "pred")),
-        *same("mask_token", "encoder.**"),
-    )
-)
+DECODER = tuple((f"decoder_{part}.**", f"decoder.{part}.**") for part in ("embed", "blocks", "norm", "pred"))
+#: FastMIM while it pre-trains: Swin stands below `encoder.` (mim_swin_pretrain.py), ViT does not (mim_vit_pretrain.py)
+FASTMIM_STAGES = Naming((*DECODER, *same("mask_token", "encoder.**")))
+FASTMIM_BLOCKS = Naming((*DECODER, *same("mask_token"), ("**", "encoder.**")))
 #: MAE while it pre-trains (models_mae.py); its decoder has no place in our networks
 MAE = Naming((("**", "encoder.**"),), kept=rf"mask_token|decoder_.*|{BUFFERS}")
 #: classifiers and bare encoders as timm 0.5.4, Swin-Transformer, SimMIM, MAE, DeiT and FastMIM's ViT name them
 PLAIN = Naming((*same("head.**", "head_dist.**", "fc_norm.**"), ("**", "encoder.**")))
 #: FastMIM's Swin classifier calls its final norm fc_norm, and applies it before pooling (mim_swin_finetune.py)
 FASTMIM_POOLED = Naming((("fc_norm.**", "encoder.norm.**"), *same("head.**"), ("**", "encoder.**")))
-#: timm since 0.9: merging belongs to the stage after it, layer scale and head have a cell of their own
-TIMM = Naming(
+#: timm since 0.9: merging belongs to the stage after it, head and layer scale have a cell of their own
+TIMM_STAGES = Naming(
     (
         ("head.fc.**", "head.**"),
         *((f"layers.{n + 1}.downsample.**", f"encoder.layers.{n}.downsample.**") for n in range(9)),
-        *((f"blocks.*.ls{n}.gamma", f"encoder.blocks.*.gamma_{n}") for n in (1, 2)),
-        *PLAIN.pairs,
+        ("**", "encoder.**"),
     )
+)
+TIMM_BLOCKS = Naming(
+    (*((f"blocks.*.ls{n}.gamma", f"encoder.blocks.*.gamma_{n}") for n in (1, 2)), *PLAIN.pairs),
 )
 
 
@@ -170,7 +169,7 @@ def recognise(names: Collection[str]) -> Recognised:
         return Recognised(huggingface(prefix), ("simmim",) if trained else ("simmim", "timm") if stages else ("hf",))
     if has("encoder.patch_embed."):
         if has("decoder_pred.", "decoder_norm.", "mask_token"):
-            return Recognised(FASTMIM, ("fastmim",))
+            return Recognised(FASTMIM_STAGES, ("fastmim",))
         if has("decoder.0.", "encoder.mask_token"):
             return Recognised(SIMMIM, ("simmim",))
     if has("patch_embed."):
@@ -189,13 +188,13 @@ def recognise_plain(names: Collection[str]) -> Recognised:
         return any(re.match(expression, name) for name in names)
 
     if has(r"decoder_pred\."):
-        return Recognised(MAE, ("mae",))
+        return Recognised(MAE, ("mae",)) if has("decoder_pos_embed") else Recognised(FASTMIM_BLOCKS, ("fastmim",))
     if has(r"layers\."):
         if has(r"head\.fc\.") or (merging and "0" not in merging):
-            return Recognised(TIMM, ("timm",))
+            return Recognised(TIMM_STAGES, ("timm",))
         return Recognised(FASTMIM_POOLED, ("fastmim",)) if has(r"fc_norm\.") else Recognised(PLAIN, ("simmim", "timm"))
     if has(r"blocks\.\d+\.ls1\."):
-        return Recognised(TIMM, ("timm",))
+        return Recognised(TIMM_BLOCKS, ("timm",))
     if has(r"blocks\.\d+\.attn\.(relative_position_bias_table|q_bias)"):
         return Recognised(PLAIN, ("simmim",))
     return Recognised(PLAIN, ("fastmim", "mae", "timm") if has(r"fc_norm\.") else ("timm", "simmim"))
@@ -209,5 +208,8 @@ def naming_for(source: str, names: Collection[str]) -> Naming:
         v2 = any(".cpb_mlp." in name for name in names)
         return huggingface("swinv2." if v2 else "swin." if stages else "vit.")
     if source == "fastmim":
-        return FASTMIM if pretraining else FASTMIM_POOLED if stages else PLAIN
-    return {"simmim": SIMMIM if pretraining else PLAIN, "timm": TIMM, "mae": PLAIN}[source]
+        if pretraining:
+            return FASTMIM_STAGES if stages else FASTMIM_BLOCKS
+        return FASTMIM_POOLED if stages else PLAIN
+    timm = TIMM_STAGES if stages else TIMM_BLOCKS
+    return {"simmim": SIMMIM if pretraining else PLAIN, "timm": timm, "mae": PLAIN}[source]
