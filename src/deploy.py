@@ -243,7 +243,7 @@ def export_checkpoint(path: str, file_format: str, output: str, batch: int, over
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    content = json.dumps(preprocessing(recipe, found, batch), indent=2) + "\n"
+    content = json.dumps(preprocessing(recipe, found.meta["classes"], batch), indent=2) + "\n"
     target.with_suffix(".json").write_text(content, encoding="utf-8")
     return Export(target, difference, sizes, described)
 
@@ -280,7 +280,7 @@ def example_images(recipe: Recipe, count: int) -> tuple[np.ndarray, str]:
     return batch[0].asnumpy(), f"images of {source.folder}"
 
 
-def preprocessing(recipe: Recipe, found: checkpoint.Checkpoint, batch: int) -> dict[str, Any]:
+def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, Any]:
     """How to turn a file into the network's input, and what its output means."""
     height, width = recipe.encoder.image_size
     crop = recipe.data.eval_crop
@@ -295,5 +295,5 @@ def preprocessing(recipe: Recipe, found: checkpoint.Checkpoint, batch: int) -> d
         "mean": list(recipe.data.mean),
         "std": list(recipe.data.std),
         "output": "logits" if classifies else "tokens",
-        "classes": found.meta["classes"] if classifies else [],
+        "classes": classes if classifies else [],
     }
