@@ -47,6 +47,7 @@ ZOO = "https://gitee.com/mindspore/models"
 PROJECT = ("mindspore_hub_conf.py", "src", "config/_models", "requirements.txt", "LICENSE")
 #: name of a data folder -> the hub's
 DATASET_NAMES = {"imagenet": "imagenet2012", "imagenet1k": "imagenet2012", "ilsvrc2012": "imagenet2012"}
+UNRUN = "As the original authors published it; not run in this project.\n\n"
 AUTHORS = "Of the original authors on ImageNet-1K; not measured in this project.\n\n"
 MINDSPORE = "2.10.0"  # what the project is pinned to
 CARD_DATE = datetime.date(2026, 11, 20)  # of the cards in this folder
@@ -192,6 +193,7 @@ def render(network: Network, dataset: str, repo_link: str, asset: Asset | None, 
         "mindspore": ".".join((asset.mindspore if asset else MINDSPORE).split(".")[:2]),
         "asset": asset_lines(asset),
         "state": state(network, repo_link, asset),
+        "unrun": "" if asset else UNRUN,
         "whose": "" if network.own else AUTHORS,
         "how": how,
         "card": card,
