@@ -47,7 +47,7 @@ ZOO = "https://gitee.com/mindspore/models"
 PROJECT = ("mindspore_hub_conf.py", "src", "config/_models", "requirements.txt", "LICENSE")
 #: name of a data folder -> the hub's
 DATASET_NAMES = {"imagenet": "imagenet2012", "imagenet1k": "imagenet2012", "ilsvrc2012": "imagenet2012"}
-UNRUN = "As the original authors published it; not run in this project.\n\n"
+UNRUN = "As the original authors published it; not run in this project."
 AUTHORS = "Of the original authors on ImageNet-1K; not measured in this project.\n\n"
 MINDSPORE = "2.10.0"  # what the project is pinned to
 CARD_DATE = datetime.date(2026, 11, 20)  # of the cards in this folder
@@ -81,6 +81,8 @@ class Asset:
 def named_network(name: str) -> Network:
     """A model of the project with what hub/models.yaml says about it."""
     facts = yaml.safe_load((HUB / "models.yaml").read_text(encoding="utf-8"))
+    if name not in facts:
+        raise CardError(f"hub/models.yaml: {name}: no entry, but config/_models has a network of that name")
     return Network(name, model_recipe(name), facts[name], own=False)
 
 
@@ -184,7 +186,8 @@ def render(network: Network, dataset: str, repo_link: str, asset: Asset | None, 
     card = f"{network.model}_{dataset}.md"
     values = {
         **{key: facts[key] for key in ("title", "backbone", "summary", "citation")},
-        **{key: "\n".join(f"- {line}" for line in facts[key]) for key in ("recipe", "published", "deviations")},
+        **{key: points(facts[key]) for key in ("published", "deviations")},
+        "recipe": recipe_text(network, asset),
         "model": network.model,
         "input_shape": [chans, height, width],
         "measured": measured(dataset, asset),
@@ -193,7 +196,6 @@ def render(network: Network, dataset: str, repo_link: str, asset: Asset | None, 
         "mindspore": ".".join((asset.mindspore if asset else MINDSPORE).split(".")[:2]),
         "asset": asset_lines(asset),
         "state": state(network, repo_link, asset),
-        "unrun": "" if asset else UNRUN,
         "whose": "" if network.own else AUTHORS,
         "how": how,
         "card": card,
@@ -205,6 +207,20 @@ def render(network: Network, dataset: str, repo_link: str, asset: Asset | None, 
         "preprocessing": preprocessing_text(recipe),
     }
     return Template((HUB / "card.md").read_text(encoding="utf-8")).substitute(values)
+
+
+def points(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def recipe_text(network: Network, asset: Asset | None) -> str:
+    """How the asset was trained, and how the authors trained theirs."""
+    text = points(network.facts["recipe"])
+    if network.own:
+        return text
+    if asset is None:
+        return f"{UNRUN}\n\n{text}"
+    return f"{points(own_facts(network.model, network.recipe)['recipe'])}\n\nThe original authors' recipe:\n\n{text}"
 
 
 def measured(dataset: str, asset: Asset | None) -> str:

@@ -21,7 +21,7 @@ from src.config import ClassifyConfig
 from src.deploy import evaluate_checkpoint
 from src.engine import checkpoint
 from src.recipe import dump_recipe, load_recipe
-from src.zoo import MODELS, model_names
+from src.zoo import MODELS, create_model, model_names
 from tests.helpers import ROOT, Run, assert_one_line_error
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -323,6 +323,27 @@ def test_a_model_of_the_project_is_laid_out_without_weights(tmp_path: Path) -> N
     assert models_of(card.parent / "models") == model_names()
     network = publish.entry_point(card.parent / "models").create_network("MANIFOLD_KD_DEIT_TINY", depth=1)
     assert type(network).__module__.startswith("mindspore_mim_")
+
+
+def test_a_trained_model_of_the_project_is_published_under_its_name(tmp_path: Path) -> None:
+    """The card says how this asset was trained, besides the authors' recipe."""
+    changes = ["train.epochs=7", "device=GPU", "data.root=photos/imagenet"]
+    recipe = load_recipe(MODELS / "manifold_kd_deit_tiny.yaml", changes)
+    classes = [f"n{number:08d}" for number in range(1000)]
+    meta = {"recipe": dump_recipe(recipe), "method": "classify", "classes": classes, "epoch": 7, "step": 7, "best": 0.5}
+    meta["metrics"] = {"loss": 1.0, "top1": 0.5, "top5": 0.75, "count": 50000}
+    network = create_model("manifold_kd_deit_tiny")
+    checkpoint.save(tmp_path / "trained.ckpt", checkpoint.weights_of(network), {}, meta)
+    card = publish.publish(str(tmp_path / "trained.ckpt"), tmp_path / "hub", True, arguments())
+    assert card.name == "manifold_kd_deit_tiny_imagenet2012.md"
+    digits = ms.__version__.replace(".", "")
+    name = f"manifold_kd_deit_tiny_gpu_v{digits}_imagenet2012_research_cv_top1acc50.00.ckpt"
+    assert asset_of(card).name == name
+    header = read_card(card, []).header
+    assert header["evaluation"] == "top1acc50.00 | top5acc75.00" and header["train-dataset"] == "imagenet2012"
+    text = card.read_text(encoding="utf-8")
+    assert "- 7 epochs" in text and "The original authors' recipe:" in text and publish.UNRUN not in text
+    assert models_of(card.parent / "models") == model_names()
 
 
 def checkpoint_of(recipe_file: Path, *changes: str) -> checkpoint.Checkpoint:
