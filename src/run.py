@@ -1,15 +1,12 @@
-"""Train, evaluate, export: the only module that sees every layer."""
+"""Train: the module that wires every layer together."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
 
 from .config import ClassifyConfig, MIMConfig, Recipe
 from .data.loader import Loader
@@ -20,8 +17,7 @@ from .engine.log import RunError, RunFolder
 from .engine.loop import Fit, Hooks, State
 from .engine.schedule import effective_batch, peak_rate
 from .methods import build_method
-from .models import build_classifier, build_encoder
-from .recipe import ConfigError, dump_recipe, override, parse_recipe, to_tree
+from .recipe import ConfigError, dump_recipe, parse_recipe, to_tree
 from .visual.curves import draw_curves
 from .visual.gallery import draw_gallery
 from .weights.load import WeightsError, load_encoder
@@ -253,112 +249,4 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return walk(to_tree(recipe), "")
 
 
-# --- evaluate and export ----------------------------------------------------------------------------------------
-
-
-def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
-    """A checkpoint and the recipe inside it, with overrides."""
-    found = checkpoint.load(Path(path))
-    recipe = parse_recipe(found.meta["recipe"], path)
-    return (override(recipe, overrides, path) if overrides else recipe), found
-
-
-def evaluate_checkpoint(path: str, data: str, overrides: list[str]) -> dict[str, float]:
-    """Accuracy of a checkpoint on its own validation folder or on another image folder `data`."""
-    recipe, found = open_checkpoint(path, overrides)
-    if not isinstance(recipe.method, ClassifyConfig):
-        raise checkpoint.CheckpointError(
-            f"{path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first with "
-            "train.py --init-from"
-        )
-    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    if source.classes != found.meta["classes"]:
-        odd = sorted(set(source.classes) ^ set(found.meta["classes"]))
-        raise DataError(f"data: the classes of {source.folder} are not the checkpoint's ({', '.join(odd[:5])})")
-    device.set_up(recipe.device, recipe.seed)
-    method = build_method(recipe)
-    checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
-    batches = loader(recipe, source, ("image", "label"), training=False)
-    return evaluate(Measure(method), batches.epoch(0))
-
-
-def network_of(recipe: Recipe) -> nn.Cell:
-    """What is deployed: the classifier, or the bare encoder of a pre-training recipe."""
-    if isinstance(recipe.method, ClassifyConfig):
-        return build_classifier(recipe.encoder, recipe.method)
-    return EncoderOnly(build_encoder(recipe.encoder))
-
-
-class EncoderOnly(nn.Cell):
-    """An encoder under the names it has in checkpoints."""
-
-    def __init__(self, encoder: nn.Cell):
-        super().__init__()
-        self.encoder = encoder
-
-    def construct(self, image: Tensor) -> Tensor:
-        return self.encoder(image)
-
-
-def export_checkpoint(path: str, file_format: str, output: str, overrides: list[str]) -> tuple[Path, float]:
-    """Write a MindIR beside a JSON of its preprocessing, read it back and compare outputs.
-
-    Returns:
-        The file and the largest difference of its outputs from the network's.
-
-    Raises:
-        RunError: the format cannot be written here, or the file gives other outputs.
-    """
-    if file_format == "air":
-        raise RunError("--format air: MindSpore writes AIR on Ascend only; write --format mindir")
-    recipe, found = open_checkpoint(path, overrides)
-    device.set_up(recipe.device, recipe.seed)
-    network = network_of(recipe)
-    own = {p.name: p for p in network.get_parameters() if not p.name.endswith(checkpoint.DRAWS)}
-    checkpoint.assign(own, {name: found.weights[name] for name in own if name in found.weights}, found.path)
-    network.set_train(False)
-    target = Path(output) if output else Path(path).with_suffix(".mindir")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    image = example_images(recipe)
-    temporary = target.with_name(f".{target.stem}.partial.mindir")
-    ms.export(network, image, file_name=str(temporary.with_suffix("")), file_format="MINDIR")
-    reread = nn.GraphCell(ms.load(str(temporary)))
-    difference = float(np.abs(reread(image).asnumpy() - network(image).asnumpy()).max())
-    if not difference <= 1e-5:
-        temporary.unlink()
-        raise RunError(f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written")
-    temporary.chmod(0o644)
-    temporary.replace(target)
-    target.with_suffix(".json").write_text(json.dumps(preprocessing(recipe, found), indent=2) + "\n", encoding="utf-8")
-    return target, difference
-
-
-def example_images(recipe: Recipe) -> Tensor:
-    """Two validation images if the recipe's data is here, else noise."""
-    try:
-        source = image_folder(Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    except DataError:
-        shape = (2, recipe.encoder.in_chans, *recipe.encoder.image_size)
-        return Tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    small = replace(recipe, train=replace(recipe.train, batch_size=2))
-    return next(iter(loader(small, source, ("image",), training=False).epoch(0)))[0]
-
-
-def preprocessing(recipe: Recipe, found: checkpoint.Checkpoint) -> dict[str, Any]:
-    """How to turn a file into the network's input."""
-    height, width = recipe.encoder.image_size
-    crop = recipe.data.eval_crop
-    resize = [int(height / crop)] if height == width else [int(height / crop), int(width / crop)]
-    return {
-        "input": ["batch", recipe.encoder.in_chans, height, width],
-        "resize_short_side" if height == width else "resize": resize[0] if height == width else resize,
-        "interpolation": "bicubic as in Pillow",
-        "centre_crop": [height, width],
-        "scale": 1 / 255,
-        "mean": list(recipe.data.mean),
-        "std": list(recipe.data.std),
-        "classes": found.meta["classes"] if isinstance(recipe.method, ClassifyConfig) else [],
-    }
-
-
-__all__ = ["UserError", "evaluate_checkpoint", "export_checkpoint", "train"]
+__all__ = ["UserError", "train"]
