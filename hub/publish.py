@@ -107,16 +107,17 @@ def trained_network(found: checkpoint.Checkpoint, name: str) -> Network:
 
 
 def shape_of(recipe: Recipe) -> dict[str, Any]:
-    """What makes two networks the same: all but preset names and training settings."""
+    """What makes two networks the same: all but preset names."""
     tree = network_tree(recipe)
     del tree["encoder"]["name"]
     return tree
 
 
 def network_tree(recipe: Recipe) -> dict[str, Any]:
-    """Encoder and classifier of a recipe, as `config/_models` has them."""
+    """Encoder and classifier of a recipe without what only training uses."""
     tree = {"encoder": to_tree(without_drop_path(recipe.encoder)), "method": to_tree(recipe.method)}
-    del tree["method"]["label_smoothing"]
+    for part, key in (("encoder", "init"), ("method", "label_smoothing"), ("method", "head_std")):
+        del tree[part][key]
     return tree
 
 
