@@ -22,9 +22,16 @@ def set_up(device: str, seed: int) -> str:
     ms.set_device(device)  # under msrun MindSpore gives each rank a device of its own
     parallel.start()
     if device == "CPU":
+        share_cpu()
         one_memory_block()
     ms.set_seed(seed)
     return device
+
+
+def share_cpu() -> None:
+    """Divide the cores among the ranks; MindSpore's 25 threads each get in one another's way."""
+    if parallel.size() > 1:
+        ms.device_context.cpu.op_tuning.threads_num(max(1, (psutil.cpu_count() or 1) // parallel.size()))
 
 
 def one_memory_block() -> None:
