@@ -131,7 +131,8 @@ make_log_folder() {
 
 # processes: ids of what the run has left.
 processes() {
-    grep -lFzx -- "LAUNCH_STATE=$state" /proc/[0-9]*/environ 2> /dev/null | cut -d/ -f3
+    # grep fails where a process has just ended
+    { grep -lFzx -- "LAUNCH_STATE=$state" /proc/[0-9]*/environ 2> /dev/null || true; } | cut -d/ -f3
 }
 
 # end_run: ends all processes of the run, kindly for five seconds.
