@@ -231,16 +231,15 @@ def test_a_killed_rank_ends_the_run_and_resuming_finishes_it(folder: Path, recip
     assert "resumed from" in (path / "log_1" / "worker_1.log").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_signal_leaves_nothing_behind(folder: Path, recipe: Path, number: signal.Signals) -> None:
+def test_sigterm_leaves_nothing_behind(folder: Path, recipe: Path) -> None:
     path = folder / "signal"
     arguments = (GPU, recipe, 2, "0,1", f"output={path}", "train.epochs=2000")
     for process, output in started("step 7/7", *arguments):
         port = port_of(output)
         assert len(processes_with(str(path))) > 4 and not port_is_free(port)
-        process.send_signal(number)
+        process.terminate()
         rest = process.communicate(timeout=60)[0]
-        assert process.returncode == 128 + number, rest
+        assert process.returncode == 143, rest
         assert rest.splitlines()[-1] == f"terminated: ending the run; logs in {path}/log"
         deadline = time.monotonic() + 10  # the follower of the log ends a moment later
         while processes_with(str(path)) and time.monotonic() < deadline:
@@ -374,6 +373,13 @@ def test_a_rank_table_that_cannot_be_used(tmp_path: Path, text: str, words: str)
     path = tmp_path / "t.json"
     path.write_text(text)
     assert table_error(path).startswith(f"{path}: {words}")
+
+
+def test_the_readme_has_the_usage_of_the_scripts() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in (ASCEND, GPU, "run_standalone_train_ascend.sh", "run_eval_ascend.sh"):
+        usage = re.findall(r"^#   (bash .*)$", (ROOT / "scripts" / name).read_text(encoding="utf-8"), re.M)
+        assert usage and all(f"`{line}`" in text for line in usage), name
 
 
 def test_shell_scripts_are_clean() -> None:
