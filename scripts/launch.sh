@@ -240,7 +240,7 @@ run_ranks() {
     read_recipe "$config" "device=$target" "$@"
     make_log_folder "$output"
     port=${port:-$(free_port)}
-    [ -z "${RANK_TABLE_FILE:-}" ] || arguments+=(--rank_table_file="$RANK_TABLE_FILE")
+    [ -z "${RANK_TABLE_FILE:-}" ] || arguments+=(--rank_table_file="$RANK_TABLE_FILE") # msrun exports it to the ranks
     echo "$((devices * nodes)) ranks on $target, logs $log/worker_N.log, port $port"
     run $((node * devices)) "$log/msrun.log" "$python" -m mindspore.parallel.cluster.run \
         --worker_num=$((devices * nodes)) --local_worker_num="$devices" --master_port="$port" "${arguments[@]}" \

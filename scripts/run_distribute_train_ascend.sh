@@ -20,7 +20,7 @@ if [[ $1 == *.json ]]; then
     found=$("$python" scripts/rank_table.py "$table") || exit 2
     read -r NODE_NUM NODE_RANK MASTER_ADDR ids <<< "$found"
     read -ra ids <<< "$ids"
-    [ "$target" = CPU ] || export RANK_TABLE_FILE="$PWD/$table"
+    [ "$target" = CPU ] || RANK_TABLE_FILE=$(realpath "$table")
 else
     config=$(existing CONFIG_PATH "$1") || exit 2
     shift
