@@ -11,7 +11,7 @@ import numpy as np
 from .config import ClassifyConfig, MIMConfig, Recipe
 from .data.loader import Loader
 from .data.sources import DataError, ImageFolder, image_folder, labelled_share
-from .engine import checkpoint, device
+from .engine import checkpoint, device, parallel
 from .engine.evaluate import Measure, PatchMean, evaluate, features, knn_accuracy
 from .engine.log import RunError, RunFolder
 from .engine.loop import Fit, Hooks, State
@@ -30,6 +30,7 @@ UserError = (
     RunError,
     checkpoint.CheckpointError,
     device.DeviceError,
+    parallel.RankError,
 )
 
 
@@ -72,6 +73,8 @@ def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], traini
         columns,
         recipe.seed,
         training,
+        parallel.rank(),
+        parallel.size(),
     )
 
 
@@ -86,15 +89,23 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
         resume: a checkpoint of this run, or `auto` for the last one in the output folder (a fresh start, said so, if
             there is none).
     """
-    source, validation = load_sources(recipe)
     used = device.set_up(recipe.device, recipe.seed)
-    method = build_method(recipe)
-    train_loader = loader(recipe, source, method.columns, training=True)
-    folder = RunFolder(Path(recipe.output), resume=bool(resume))
+    parts = parallel.together(lambda: training_parts(recipe), UserError)
+    first = parallel.rank() == 0
+    folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first), UserError)
     try:
-        return Training(recipe, method, train_loader, validation, folder, used).run(resume)
+        training = Training(recipe, *parts, folder, used)
+        fit = parallel.together(lambda: training.prepare(resume), UserError)
+        return training.run(fit)
     finally:
         folder.close()
+
+
+def training_parts(recipe: Recipe) -> tuple[Any, Loader, ImageFolder | None]:
+    """Method, training batches and validation images."""
+    source, validation = load_sources(recipe)
+    method = build_method(recipe)
+    return method, loader(recipe, source, method.columns, training=True), validation
 
 
 class Training:
@@ -116,17 +127,20 @@ class Training:
         self.probe = PatchMean(self.encoder)
         self.metrics: dict[str, float] = {}
 
-    def run(self, resume: str) -> dict[str, float]:
+    def prepare(self, resume: str) -> Fit:
+        """Everything before the first step that can go wrong on a single rank."""
         recipe, folder = self.recipe, self.folder
         found = self._find(resume)
-        (folder.path / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        folder.write_environment(self.used)
+        if folder.writes:
+            (folder.path / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            folder.write_environment(self.used, parallel.size())
         self._introduce()
         state = State()
         meta = {
             "recipe": dump_recipe(recipe),
             "method": recipe.method.name,
             "classes": self.train_loader.source.classes,
+            "ranks": parallel.size(),
         }
         hooks = Hooks(self._evaluate, self._pictures, meta)
         fit = Fit(self.method, self.train_loader, recipe.train, folder, hooks, state)
@@ -134,26 +148,35 @@ class Training:
             self._restore(fit, found)
         elif recipe.init_from:
             self._init_from()
-        if state.epoch == 0 and recipe.train.knn:
+        return fit
+
+    def run(self, fit: Fit) -> dict[str, float]:
+        """From the first step to the last."""
+        fit.align_ranks()
+        if fit.state.epoch == 0 and self.recipe.train.knn:
             self._log_metrics(self._knn(), 0)
         fit.run()
-        draw_curves(folder.path)
-        folder.info(f"done: {folder.path}")
+        if self.folder.writes:
+            draw_curves(self.folder.path)
+        self.folder.info(f"done: {self.folder.path}")
         return self.metrics
 
     def _introduce(self) -> None:
         recipe, train = self.recipe, self.recipe.train
         weights = checkpoint.weights_of(self.method)
         size = sum(p.size for p in weights.values() if p.requires_grad) / 1e6
-        self.folder.info(f"output {self.folder.path}, device {self.used}, seed {recipe.seed}")
+        ranks = parallel.size()
+        place = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
+        batch, of_ranks = effective_batch(train, ranks), f" x {ranks} ranks" if ranks > 1 else ""
+        self.folder.info(f"output {self.folder.path}, device {place}, seed {recipe.seed}")
         self.folder.info(f"{recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters")
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
         self.folder.info(
-            f"effective batch {effective_batch(train)}, learning rate {peak_rate(train):.3g} "
-            f"(train.base_lr {train.base_lr:g}"
-            + (f" x {effective_batch(train)} / {train.lr_batch})" if train.lr_batch else ", not scaled)")
+            f"effective batch {batch} ({train.batch_size} x {train.accumulate} passes{of_ranks}), "
+            f"learning rate {peak_rate(train, ranks):.3g} (train.base_lr {train.base_lr:g}"
+            + (f" x {batch} / {train.lr_batch})" if train.lr_batch else ", not scaled)")
             + f", {len(self.train_loader) // train.accumulate} updates per epoch, {train.epochs} epochs"
         )
 
@@ -185,6 +208,9 @@ class Training:
         for key in sorted(now):
             if before.get(key) != now[key] and key not in ("output", "init_from"):
                 self.folder.info(f"changed since the checkpoint: {key} was {before.get(key)}, is {now[key]}")
+        ranks = found.meta.get("ranks", 1)
+        if ranks != parallel.size():
+            self.folder.info(f"changed since the checkpoint: ranks was {ranks}, is {parallel.size()}")
 
     def _init_from(self) -> None:
         found = checkpoint.load(Path(self.recipe.init_from))
@@ -204,11 +230,20 @@ class Training:
         k = self.recipe.train.knn
         if not k or self.validation is None or not self.validation.classes:
             return {}
-        sets = []
-        for source in (self.train_loader.source, self.validation):
-            batches = loader(self.recipe, source, ("image", "label"), training=False)
-            sets.append(features(self.probe, batches.epoch(0)))
-        return {"knn_top1": knn_accuracy(sets[0], sets[1], k)}
+        bank = self._features(self.train_loader.source)
+        rows, labels = self._features(self.validation)
+        own = slice(parallel.rank(), None, parallel.size())  # each rank looks up its share
+        share = knn_accuracy(bank, (rows[own], labels[own]), k) * len(labels[own]) if len(labels[own]) else 0.0
+        return {"knn_top1": float(parallel.total([share])[0]) / len(labels)}
+
+    def _features(self, source: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, dim) and labels (n,) of all images; each rank computes its share."""
+        batches = loader(self.recipe, source, ("image", "label"), training=False)
+        found = np.zeros((len(source), self.encoder.out_dim), np.float32)
+        order = batches.order(0)
+        if len(order):
+            found[order[order >= 0]] = features(self.probe, batches.epoch(0))
+        return parallel.total(found), np.array(source.labels)
 
     def _log_metrics(self, metrics: dict[str, float], epoch: int) -> None:
         if not metrics:
@@ -218,13 +253,13 @@ class Training:
         self.folder.info(f"evaluation{' before training' if epoch == 0 else ''}: {shown}")
 
     def _pictures(self, epoch: int) -> None:
-        if not isinstance(self.recipe.method, MIMConfig):
+        if not isinstance(self.recipe.method, MIMConfig) or not self.folder.writes:
             return
         source = self.validation or self.train_loader.source
         chosen = np.linspace(0, len(source) - 1, min(6, len(source))).astype(int)
         shown = replace(source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen])
         small = replace(self.recipe, train=replace(self.recipe.train, batch_size=len(chosen)))
-        batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))
+        batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))  # rank 0 has the first batch
         path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
         draw_gallery(self.method, batch[0], self.recipe.data.mean, self.recipe.data.std, path)
         self.folder.info(f"gallery {path}")

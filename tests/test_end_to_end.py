@@ -212,7 +212,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     straight, resumed = arrays_of(pretrained / "last.ckpt"), arrays_of(output / "last.ckpt")
     assert set(straight) == set(resumed)
     counters = [name for name in straight if name.endswith(checkpoint.DRAWS)]
-    assert len(counters) == 2 and all(int(straight[name]) == 12 for name in counters)  # masks and drop path, each step
+    assert len(counters) == 2 and all(int(straight[name]) == 96 for name in counters)  # masks, drop path: each image
     for name, value in straight.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     ends = [checkpoint.load(path / "last.ckpt").meta for path in (pretrained, output)]

@@ -260,7 +260,8 @@ class DropPath(nn.Cell):
     def construct(self, batch: int) -> Tensor:
         """Factors (depth, 2, B): 0 where a sample skips the branch, else 1 / keep probability."""
         depth = self.keep_prob.shape[0]
-        return (self.uniform((depth, 2, batch)) < self.keep_prob).astype(mindspore.float32) / self.keep_prob
+        noise = self.uniform(batch, 2 * depth).transpose(1, 0).reshape(depth, 2, batch)
+        return (noise < self.keep_prob).astype(mindspore.float32) / self.keep_prob
 
 
 def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:
