@@ -13,14 +13,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="top-1 and top-5 of a checkpoint")
     parser.add_argument("--ckpt", required=True, help="a checkpoint written by train.py")
     parser.add_argument("--data", default="", metavar="DIR", help="image folder; default: the recipe's validation data")
+    parser.add_argument("--config", default="", metavar="FILE", help="a recipe in place of the one in the checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()
 
     def command() -> None:
-        from src.run import evaluate_checkpoint
+        from src.deploy import evaluate_checkpoint
 
-        result = evaluate_checkpoint(args.ckpt, args.data, args.overrides)
-        print(f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} % of {result['count']} images")
+        result = evaluate_checkpoint(args.ckpt, args.data, args.overrides, args.config)
+        top = [
+            f"{name} {100 * result[key]:.2f} % ({result[f'{key}_correct']} of {result['count']} images)"
+            for name, key in (("top-1", "top1"), ("top-5", "top5"))
+        ]
+        print(", ".join(top))
         print(json.dumps(result))
 
     return run_command(command)

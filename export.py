@@ -1,4 +1,4 @@
-"""Export a checkpoint: python export.py --ckpt FILE [--format mindir] [--output FILE] [key=value ...]"""
+"""Export a checkpoint: python export.py --ckpt FILE [--format mindir] [--batch N] [--output FILE] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="write a MindIR, read it back and compare its outputs")
     parser.add_argument("--ckpt", required=True, help="a checkpoint written by train.py")
     parser.add_argument("--format", default="mindir", choices=["mindir", "air"], help="air needs Ascend")
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="images per call; default: any number")
     parser.add_argument("--output", default="", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()
 
     def command() -> None:
-        from src.run import export_checkpoint
+        from src.deploy import export_checkpoint
 
-        path, difference = export_checkpoint(args.ckpt, args.format, args.output, args.overrides)
-        print(f"{path}: outputs equal the checkpoint's within {difference:.1e}; preprocessing in {path.stem}.json")
+        done = export_checkpoint(args.ckpt, args.format, args.output, args.batch, args.overrides)
+        print(
+            f"{done.path}: for {args.batch or 'any number of'} images per call; preprocessing in {done.path.stem}.json"
+        )
+        if args.format == "mindir":
+            sizes = ", ".join(map(str, done.batches))
+            print(f"equals the checkpoint within {done.difference:.1e} at batch {sizes} on {done.images}")
 
     return run_command(command)
 

@@ -69,8 +69,8 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
     from src.methods import build_method
     from src.models import build_encoder
     from src.recipe import dump_recipe, override
-    from src.run import EncoderOnly
     from src.weights.derive import placeholder
+    from src.zoo import BareEncoder
 
     chans = done.encoder.in_chans
     usual = chans == len(DataConfig().mean)
@@ -87,7 +87,7 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         raise WeightsError(f"{found.path}: {reason.key}: {reason}") from None
     recipe = override(recipe, overrides, str(found.path)) if overrides else recipe
     with no_init_parameters():  # names and shapes only
-        network = build_method(recipe) if done.method else EncoderOnly(build_encoder(recipe.encoder))
+        network = build_method(recipe) if done.method else BareEncoder(build_encoder(recipe.encoder))
     check_fit(found.path, done.weights, {n: tuple(p.shape) for n, p in checkpoint.weights_of(network).items()})
     meta = {
         "recipe": dump_recipe(recipe),

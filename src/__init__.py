@@ -1,3 +1,15 @@
 """Masked image modelling on MindSpore: SimMIM, FastMIM and manifold distillation for ViT and Swin."""
 
+from __future__ import annotations
+
+import os
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def load_model(source: str | os.PathLike[str], **options: Any) -> Any:
+    """A classifier from a checkpoint or by name, images -> logits: see `src.zoo.load_model`."""
+    from .zoo import load_model as load  # MindSpore is imported when it is needed
+
+    return load(source, **options)

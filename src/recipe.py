@@ -56,6 +56,11 @@ def override(recipe: Recipe, overrides: Sequence[str], source: str) -> Recipe:
     return _build(Recipe, tree, _Place(source, origins))
 
 
+def change(config: Any, values: dict[str, Any], source: str) -> Any:
+    """One dataclass of a recipe with some fields changed, checked like a file; `source` names it in errors."""
+    return _build(type(config), values, _Place(source, {}), config)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML; reading it back gives an equal recipe."""
     return yaml.safe_dump(to_tree(recipe), sort_keys=False, default_flow_style=None, width=110)

@@ -1,27 +1,23 @@
-"""Train, evaluate, export: the only module that sees every layer."""
+"""Train: the module that wires every layer together."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
 
 from .config import ClassifyConfig, MIMConfig, Recipe
 from .data.loader import Loader
 from .data.sources import DataError, ImageFolder, image_folder, labelled_share
-from .engine import checkpoint, device
+from .engine import checkpoint, device, parallel
 from .engine.evaluate import Measure, PatchMean, evaluate, features, knn_accuracy
 from .engine.log import RunError, RunFolder
 from .engine.loop import Fit, Hooks, State
 from .engine.schedule import effective_batch, peak_rate
 from .methods import build_method
-from .models import build_classifier, build_encoder
-from .recipe import ConfigError, dump_recipe, override, parse_recipe, to_tree
+from .recipe import ConfigError, dump_recipe, parse_recipe, to_tree
 from .visual.curves import draw_curves
 from .visual.gallery import draw_gallery
 from .weights import WeightsError
@@ -35,6 +31,7 @@ UserError = (
     RunError,
     checkpoint.CheckpointError,
     device.DeviceError,
+    parallel.RankError,
 )
 
 
@@ -77,6 +74,8 @@ def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], traini
         columns,
         recipe.seed,
         training,
+        parallel.rank(),
+        parallel.size(),
     )
 
 
@@ -91,15 +90,23 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
         resume: a checkpoint of this run, or `auto` for the last one in the output folder (a fresh start, said so, if
             there is none).
     """
-    source, validation = load_sources(recipe)
     used = device.set_up(recipe.device, recipe.seed)
-    method = build_method(recipe)
-    train_loader = loader(recipe, source, method.columns, training=True)
-    folder = RunFolder(Path(recipe.output), resume=bool(resume))
+    parts = parallel.together(lambda: training_parts(recipe), UserError)
+    first = parallel.rank() == 0
+    folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first), UserError)
     try:
-        return Training(recipe, method, train_loader, validation, folder, used).run(resume)
+        training = Training(recipe, *parts, folder, used)
+        fit = parallel.together(lambda: training.prepare(resume), UserError)
+        return training.run(fit)
     finally:
         folder.close()
+
+
+def training_parts(recipe: Recipe) -> tuple[Any, Loader, ImageFolder | None]:
+    """Method, training batches and validation images."""
+    source, validation = load_sources(recipe)
+    method = build_method(recipe)
+    return method, loader(recipe, source, method.columns, training=True), validation
 
 
 class Training:
@@ -121,11 +128,13 @@ class Training:
         self.probe = PatchMean(self.encoder)
         self.metrics: dict[str, float] = {}
 
-    def run(self, resume: str) -> dict[str, float]:
+    def prepare(self, resume: str) -> Fit:
+        """Everything before the first step that can go wrong on a single rank."""
         recipe, folder = self.recipe, self.folder
         found = self._find(resume)
-        (folder.path / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        folder.write_environment(self.used)
+        if folder.writes:
+            (folder.path / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            folder.write_environment(self.used, parallel.size())
         self._introduce()
         state = State()
         meta = {
@@ -134,6 +143,7 @@ class Training:
             "classes": self.train_loader.source.classes,
             # who trained the encoder, whose rules resize its tables; supervised networks follow timm's
             "origins": [recipe.method.name if isinstance(recipe.method, MIMConfig) else "timm"],
+            "ranks": parallel.size(),
         }
         hooks = Hooks(self._evaluate, self._pictures, meta)
         fit = Fit(self.method, self.train_loader, recipe.train, folder, hooks, state)
@@ -144,26 +154,35 @@ class Training:
             origin = self._init_from()
             if isinstance(recipe.method, ClassifyConfig):
                 meta["origins"] = list(origin.sources)
-        if state.epoch == 0 and recipe.train.knn:
+        return fit
+
+    def run(self, fit: Fit) -> dict[str, float]:
+        """From the first step to the last."""
+        fit.align_ranks()
+        if fit.state.epoch == 0 and self.recipe.train.knn:
             self._log_metrics(self._knn(), 0)
         fit.run()
-        draw_curves(folder.path)
-        folder.info(f"done: {folder.path}")
+        if self.folder.writes:
+            draw_curves(self.folder.path)
+        self.folder.info(f"done: {self.folder.path}")
         return self.metrics
 
     def _introduce(self) -> None:
         recipe, train = self.recipe, self.recipe.train
         weights = checkpoint.weights_of(self.method)
         size = sum(p.size for p in weights.values() if p.requires_grad) / 1e6
-        self.folder.info(f"output {self.folder.path}, device {self.used}, seed {recipe.seed}")
+        ranks = parallel.size()
+        place = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
+        batch, of_ranks = effective_batch(train, ranks), f" x {ranks} ranks" if ranks > 1 else ""
+        self.folder.info(f"output {self.folder.path}, device {place}, seed {recipe.seed}")
         self.folder.info(f"{recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters")
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
         self.folder.info(
-            f"effective batch {effective_batch(train)}, learning rate {peak_rate(train):.3g} "
-            f"(train.base_lr {train.base_lr:g}"
-            + (f" x {effective_batch(train)} / {train.lr_batch})" if train.lr_batch else ", not scaled)")
+            f"effective batch {batch} ({train.batch_size} x {train.accumulate} passes{of_ranks}), "
+            f"learning rate {peak_rate(train, ranks):.3g} (train.base_lr {train.base_lr:g}"
+            + (f" x {batch} / {train.lr_batch})" if train.lr_batch else ", not scaled)")
             + f", {len(self.train_loader) // train.accumulate} updates per epoch, {train.epochs} epochs"
         )
 
@@ -195,6 +214,9 @@ class Training:
         for key in sorted(now):
             if before.get(key) != now[key] and key not in ("output", "init_from"):
                 self.folder.info(f"changed since the checkpoint: {key} was {before.get(key)}, is {now[key]}")
+        ranks = found.meta.get("ranks", 1)
+        if ranks != parallel.size():
+            self.folder.info(f"changed since the checkpoint: ranks was {ranks}, is {parallel.size()}")
 
     def _init_from(self) -> Origin:
         found = checkpoint.load(Path(self.recipe.init_from))
@@ -218,11 +240,20 @@ class Training:
         k = self.recipe.train.knn
         if not k or self.validation is None or not self.validation.classes:
             return {}
-        sets = []
-        for source in (self.train_loader.source, self.validation):
-            batches = loader(self.recipe, source, ("image", "label"), training=False)
-            sets.append(features(self.probe, batches.epoch(0)))
-        return {"knn_top1": knn_accuracy(sets[0], sets[1], k)}
+        bank = self._features(self.train_loader.source)
+        rows, labels = self._features(self.validation)
+        own = slice(parallel.rank(), None, parallel.size())  # each rank looks up its share
+        share = knn_accuracy(bank, (rows[own], labels[own]), k) * len(labels[own]) if len(labels[own]) else 0.0
+        return {"knn_top1": float(parallel.total([share])[0]) / len(labels)}
+
+    def _features(self, source: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, dim) and labels (n,) of all images; each rank computes its share."""
+        batches = loader(self.recipe, source, ("image", "label"), training=False)
+        found = np.zeros((len(source), self.encoder.out_dim), np.float32)
+        order = batches.order(0)
+        if len(order):
+            found[order[order >= 0]] = features(self.probe, batches.epoch(0))
+        return parallel.total(found), np.array(source.labels)
 
     def _log_metrics(self, metrics: dict[str, float], epoch: int) -> None:
         if not metrics:
@@ -232,13 +263,13 @@ class Training:
         self.folder.info(f"evaluation{' before training' if epoch == 0 else ''}: {shown}")
 
     def _pictures(self, epoch: int) -> None:
-        if not isinstance(self.recipe.method, MIMConfig):
+        if not isinstance(self.recipe.method, MIMConfig) or not self.folder.writes:
             return
         source = self.validation or self.train_loader.source
         chosen = np.linspace(0, len(source) - 1, min(6, len(source))).astype(int)
         shown = replace(source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen])
         small = replace(self.recipe, train=replace(self.recipe.train, batch_size=len(chosen)))
-        batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))
+        batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))  # rank 0 has the first batch
         path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
         draw_gallery(self.method, batch[0], self.recipe.data.mean, self.recipe.data.std, path)
         self.folder.info(f"gallery {path}")
@@ -272,114 +303,4 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return walk(to_tree(recipe), "")
 
 
-# --- evaluate and export ----------------------------------------------------------------------------------------
-
-
-def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
-    """A checkpoint and the recipe inside it, with overrides."""
-    found = checkpoint.load(Path(path))
-    recipe = parse_recipe(found.meta["recipe"], path)
-    return (override(recipe, overrides, path) if overrides else recipe), found
-
-
-def evaluate_checkpoint(path: str, data: str, overrides: list[str]) -> dict[str, float]:
-    """Accuracy of a checkpoint on its own validation folder or on another image folder `data`."""
-    recipe, found = open_checkpoint(path, overrides)
-    if not isinstance(recipe.method, ClassifyConfig):
-        raise checkpoint.CheckpointError(
-            f"{path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first with "
-            "train.py --init-from"
-        )
-    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    if not found.meta["classes"]:  # a converted checkpoint: classes are in the order of folder names
-        check_classes(recipe, source)
-    elif source.classes != found.meta["classes"]:
-        odd = sorted(set(source.classes) ^ set(found.meta["classes"]))
-        raise DataError(f"data: the classes of {source.folder} are not the checkpoint's ({', '.join(odd[:5])})")
-    device.set_up(recipe.device, recipe.seed)
-    method = build_method(recipe)
-    checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
-    batches = loader(recipe, source, ("image", "label"), training=False)
-    return evaluate(Measure(method), batches.epoch(0))
-
-
-def network_of(recipe: Recipe) -> nn.Cell:
-    """What is deployed: the classifier, or the bare encoder of a pre-training recipe."""
-    if isinstance(recipe.method, ClassifyConfig):
-        return build_classifier(recipe.encoder, recipe.method)
-    return EncoderOnly(build_encoder(recipe.encoder))
-
-
-class EncoderOnly(nn.Cell):
-    """An encoder under the names it has in checkpoints."""
-
-    def __init__(self, encoder: nn.Cell):
-        super().__init__()
-        self.encoder = encoder
-
-    def construct(self, image: Tensor) -> Tensor:
-        return self.encoder(image)
-
-
-def export_checkpoint(path: str, file_format: str, output: str, overrides: list[str]) -> tuple[Path, float]:
-    """Write a MindIR beside a JSON of its preprocessing, read it back and compare outputs.
-
-    Returns:
-        The file and the largest difference of its outputs from the network's.
-
-    Raises:
-        RunError: the format cannot be written here, or the file gives other outputs.
-    """
-    if file_format == "air":
-        raise RunError("--format air: MindSpore writes AIR on Ascend only; write --format mindir")
-    recipe, found = open_checkpoint(path, overrides)
-    device.set_up(recipe.device, recipe.seed)
-    network = network_of(recipe)
-    own = {p.name: p for p in network.get_parameters() if not p.name.endswith(checkpoint.DRAWS)}
-    checkpoint.assign(own, {name: found.weights[name] for name in own if name in found.weights}, found.path)
-    network.set_train(False)
-    target = Path(output) if output else Path(path).with_suffix(".mindir")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    image = example_images(recipe)
-    temporary = target.with_name(f".{target.stem}.partial.mindir")
-    ms.export(network, image, file_name=str(temporary.with_suffix("")), file_format="MINDIR")
-    reread = nn.GraphCell(ms.load(str(temporary)))
-    difference = float(np.abs(reread(image).asnumpy() - network(image).asnumpy()).max())
-    if not difference <= 1e-5:
-        temporary.unlink()
-        raise RunError(f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written")
-    temporary.chmod(0o644)
-    temporary.replace(target)
-    target.with_suffix(".json").write_text(json.dumps(preprocessing(recipe, found), indent=2) + "\n", encoding="utf-8")
-    return target, difference
-
-
-def example_images(recipe: Recipe) -> Tensor:
-    """Two validation images if the recipe's data is here, else noise."""
-    try:
-        source = image_folder(Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    except DataError:
-        shape = (2, recipe.encoder.in_chans, *recipe.encoder.image_size)
-        return Tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    small = replace(recipe, train=replace(recipe.train, batch_size=2))
-    return next(iter(loader(small, source, ("image",), training=False).epoch(0)))[0]
-
-
-def preprocessing(recipe: Recipe, found: checkpoint.Checkpoint) -> dict[str, Any]:
-    """How to turn a file into the network's input."""
-    height, width = recipe.encoder.image_size
-    crop = recipe.data.eval_crop
-    resize = [int(height / crop)] if height == width else [int(height / crop), int(width / crop)]
-    return {
-        "input": ["batch", recipe.encoder.in_chans, height, width],
-        "resize_short_side" if height == width else "resize": resize[0] if height == width else resize,
-        "interpolation": "bicubic as in Pillow",
-        "centre_crop": [height, width],
-        "scale": 1 / 255,
-        "mean": list(recipe.data.mean),
-        "std": list(recipe.data.std),
-        "classes": found.meta["classes"] if isinstance(recipe.method, ClassifyConfig) else [],
-    }
-
-
-__all__ = ["UserError", "evaluate_checkpoint", "export_checkpoint", "train"]
+__all__ = ["UserError", "train"]

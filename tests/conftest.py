@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported
@@ -64,3 +66,55 @@ def run_entry() -> Run:
         )
 
     return run
+
+
+#: very small networks of both kinds, with stochastic depth so that its draw counters are in the training state
+TINY = {
+    "vit": "{name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, drop_path: 0.2}",
+    "swin": "{name: swin, image_size: 32, embed_dim: 16, depths: [2, 2], num_heads: [2, 4], window_size: 4, "
+    "drop_path: 0.2}",
+}
+TINY_RECIPE = """
+encoder: {encoder}
+method: {{name: classify, num_classes: 6, fc_norm: {fc_norm}}}
+data: {{root: {root}, workers: 1}}
+train: {{epochs: 4, batch_size: 12, base_lr: 5e-3, lr_batch: 0, log_every: 4, eval_every: 0}}
+device: CPU
+output: {output}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, image_folder_factory: MakeFolder) -> Path:
+    return image_folder_factory(tmp_path_factory.mktemp("tiny") / "stripes", classes=6, train=12, val=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(graph_mode: None, tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Callable[[str], Path]:
+    """The last checkpoint of a short fine-tuning run of a kind of `TINY`, trained once."""
+    from src.recipe import load_recipe
+    from src.run import train
+
+    @functools.cache
+    def run(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        output, fc_norm = folder / f"{kind}_run", str(kind == "vit").lower()
+        recipe = folder / "recipe.yaml"
+        text = TINY_RECIPE.format(encoder=TINY[kind], fc_norm=fc_norm, root=tiny_data, output=output)
+        recipe.write_text(text, encoding="utf-8")
+        train(load_recipe(recipe))
+        return output / "last.ckpt"
+
+    return run
+
+
+@pytest.fixture(params=list(TINY), scope="module")
+def fine_tuned(request: pytest.FixtureRequest, tiny_run: Callable[[str], Path]) -> Path:
+    """A fine-tuned checkpoint of each kind."""
+    return tiny_run(request.param)
+
+
+@pytest.fixture(scope="session")
+def one_fine_tuned(tiny_run: Callable[[str], Path]) -> Path:
+    """A fine-tuned checkpoint, where its kind does not matter."""
+    return tiny_run("vit")

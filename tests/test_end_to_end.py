@@ -158,10 +158,13 @@ def test_eval_gives_the_accuracy_training_reported(finetuned: Path, run_entry: R
     text, line = done.stdout.strip().splitlines()[-2:]
     result = json.loads(line)
     last = events(finetuned, "eval")[-1]
-    assert {key: round(value, 6) for key, value in result.items()} == {key: last[key] for key in result}
-    assert result["count"] == 9 and set(result) == {"loss", "top1", "top5", "count"}
-    percent = f"{100 * result['top1']:.2f} %"
-    assert text == f"top-1 {percent}, top-5 100.00 % of 9 images"
+    assert {key: round(result[key], 6) for key in ("loss", "top1", "top5", "count")} == {
+        key: last[key] for key in ("loss", "top1", "top5", "count")
+    }
+    assert result["count"] == 9 and result["ckpt"] == str(finetuned / "last.ckpt")
+    assert set(result) == {"ckpt", "data", "count", "top1", "top5", "top1_correct", "top5_correct", "loss"}
+    percent, correct = f"{100 * result['top1']:.2f} %", result["top1_correct"]
+    assert text == f"top-1 {percent} ({correct} of 9 images), top-5 100.00 % (9 of 9 images)"
     assert re.findall(r"evaluation: .*top1 (\S+ %)", (finetuned / "train.log").read_text())[-1] == percent
 
 
@@ -170,7 +173,9 @@ def test_export_writes_a_network_and_its_preprocessing(finetuned: Path, tmp_path
     done = run_entry("export.py", "--ckpt", finetuned / "best.ckpt", "--output", target)
     assert done.returncode == 0, done.stderr
     assert set(contents(target.parent)) == {"net.mindir", "net.json"}
-    assert done.stdout.strip().splitlines()[-1].startswith(f"{target}: outputs equal the checkpoint's within ")
+    first, second = done.stdout.strip().splitlines()[-2:]
+    assert first == f"{target}: for any number of images per call; preprocessing in net.json"
+    assert second.startswith("equals the checkpoint within ") and second.endswith("val")
     info = json.loads((target.parent / "net.json").read_text())
     assert info["input"] == ["batch", 3, 32, 32] and info["centre_crop"] == [32, 32]
     assert info["resize_short_side"] == 36 and info["classes"] == ["class_0", "class_1", "class_2"]
@@ -207,7 +212,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     straight, resumed = arrays_of(pretrained / "last.ckpt"), arrays_of(output / "last.ckpt")
     assert set(straight) == set(resumed)
     counters = [name for name in straight if name.endswith(checkpoint.DRAWS)]
-    assert len(counters) == 2 and all(int(straight[name]) == 12 for name in counters)  # masks and drop path, each step
+    assert len(counters) == 2 and all(int(straight[name]) == 96 for name in counters)  # masks, drop path: each image
     for name, value in straight.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     ends = [checkpoint.load(path / "last.ckpt").meta for path in (pretrained, output)]
@@ -262,7 +267,7 @@ def test_eval_on_other_classes(
 ) -> None:
     other = image_folder_factory(tmp_path, classes=2, train=1, val=1) / "val"
     done = run_entry("eval.py", "--ckpt", finetuned / "last.ckpt", "--data", other)
-    assert_one_line_error(done, f"data: the classes of {other} are not the checkpoint's (class_2)")
+    assert_one_line_error(done, f"data: {other} has 2 classes, the checkpoint 3; not in both: class_2")
 
 
 def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, tmp_path: Path, run_entry: Run) -> None:
@@ -296,5 +301,6 @@ def test_a_recipe_that_cannot_be_trained(
 def test_air_needs_ascend(finetuned: Path, run_entry: Run) -> None:
     before = contents(finetuned)
     done = run_entry("export.py", "--ckpt", finetuned / "last.ckpt", "--format", "air")
-    assert_one_line_error(done, "--format air: MindSpore writes AIR on Ascend only; write --format mindir")
+    words = "--format air: MindSpore writes AIR on Ascend only, this is CPU; write --format mindir"
+    assert_one_line_error(done, words)
     assert contents(finetuned) == before

@@ -134,8 +134,8 @@ class AlmostOne(nn.Cell):
         super().__init__()
         self.value = Tensor(np.array([1 - 2**-24], np.float32))  # a Python number would be rounded to 1
 
-    def construct(self, shape: tuple[int, ...]) -> Tensor:
-        return ops.tile(self.value.reshape(1, 1, 1), shape)
+    def construct(self, batch: int, count: int) -> Tensor:
+        return ops.tile(self.value.reshape(1, 1), (batch, count))
 
 
 def test_drop_path_never_doubles_a_branch() -> None:

@@ -15,17 +15,22 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 COUNT = 100_000
 
 
-class Draw(nn.Cell):
-    """So many numbers of a stream."""
+#: numbers of one sample: a grid of 14 x 14 and more
+WIDTH = 200
 
-    def __init__(self, stream: str, *shape: int, seed: int = 0):
+
+class Draw(nn.Cell):
+    """So many numbers of a stream, as (samples, WIDTH)."""
+
+    def __init__(self, stream: str, count: int, seed: int = 0, rank: int = 0, ranks: int = 1):
         super().__init__()
         ms.set_seed(seed)
         self.uniform = CounterUniform(stream)
-        self.shape = shape
+        self.uniform.rank, self.uniform.ranks = rank, ranks
+        self.samples = count // WIDTH
 
     def construct(self) -> Tensor:
-        return self.uniform(self.shape)
+        return self.uniform(self.samples, WIDTH).reshape(-1)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def test_draws_streams_seeds_and_neighbours_are_uncorrelated(draws: dict[str, li
         "seeds": (mask[0], other[0]),
         "neighbours": (mask[0][1:], mask[0][:-1]),
         "lag 14, a grid's row": (mask[0][14:], mask[0][:-14]),
-        "lag 196, a sample": (mask[0][196:], mask[0][:-196]),
+        "lag 200, a sample": (mask[0][WIDTH:], mask[0][:-WIDTH]),
     }
     found = {name: np.corrcoef(*pair)[0, 1] for name, pair in pairs.items()}
     assert all(abs(value) < 0.02 for value in found.values()), found
@@ -71,9 +76,22 @@ def test_the_seed_fixes_the_numbers(draws: dict[str, list[np.ndarray]]) -> None:
 def test_restoring_the_counter_continues_the_sequence(draws: dict[str, list[np.ndarray]]) -> None:
     resumed = Draw("mask", COUNT)
     assert int(resumed.uniform.draws) == 0
-    resumed.uniform.draws.set_data(Tensor(2, ms.int64))
+    resumed.uniform.draws.set_data(Tensor(2 * COUNT // WIDTH, ms.int64))
     np.testing.assert_array_equal(resumed().asnumpy(), draws["mask"][2])
-    assert int(resumed.uniform.draws) == 3
+    assert int(resumed.uniform.draws) == 3 * COUNT // WIDTH
+
+
+def test_a_sample_gets_its_numbers_whoever_computes_it() -> None:
+    """Two updates of 8 samples: in one pass, in two passes of 4, and on two ranks of 4."""
+    whole, passes = Draw("mask", 8 * WIDTH), Draw("mask", 4 * WIDTH)
+    ranks = [Draw("mask", 4 * WIDTH, rank=rank, ranks=2) for rank in range(2)]
+    for _ in range(2):
+        expected = whole().asnumpy().copy()
+        np.testing.assert_array_equal(np.concatenate([passes().asnumpy().copy() for _ in range(2)]), expected)
+        found = [cell().asnumpy().copy() for cell in ranks]
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+        assert not np.array_equal(*found)
+    assert [int(cell.uniform.draws) for cell in (whole, passes, *ranks)] == [16] * 4
 
 
 def test_late_draws_are_as_good_as_early_ones() -> None:

@@ -30,12 +30,13 @@ def test_quick_start_runs(tmp_path: Path) -> None:
         done = subprocess.run(words, cwd=project, capture_output=True, text=True, env={**os.environ, "GLOG_v": "3"})
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert (project / "runs/vit_finetune/last.mindir").exists()
+    assert list((project / "runs/hub").glob("vit_finetune_cpu_*_demo_research_cv_top1acc*.ckpt"))
     assert list((project / "runs/vit_fastmim_pretrain/gallery").glob("*.png"))
 
 
 def test_every_script_of_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`?((?:scripts|benchmarks|config|src)/[\w/.]+\.(?:py|sh|yaml|md))", text))
+    named = set(re.findall(r"`?((?:scripts|benchmarks|config|src|hub|tests)/[\w/.]+\.(?:py|sh|yaml|md))", text))
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists()] == []
 

@@ -7,6 +7,7 @@ drawn from (seed, epoch), so that a resumed run continues with the images the un
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Loader:
         seed: of order and augmentation.
         training: augmented and shuffled, incomplete last batch dropped; else resized and centre-cropped, in order, the
             last batch filled up with label -1.
+        rank, ranks: in training each rank takes its part of every global batch, which is the same whichever way it is
+            split over ranks and passes; in evaluation whole batches go round the ranks.
     """
 
     source: ImageFolder
@@ -47,29 +50,41 @@ class Loader:
     columns: tuple[str, ...]
     seed: int = 0
     training: bool = True
+    rank: int = 0
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise DataError(f"encoder.in_chans: image files give 1 or 3 channels, not {self.channels}")
         if self.training and not len(self):
+            each = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
             raise DataError(
-                f"train.batch_size: {self.batch_size} is more than the {len(self.source)} images "
-                f"of {self.source.folder}; write {len(self.source)} or less"
+                f"train.batch_size: {self.batch_size}{each} is more than the {len(self.source)} images "
+                f"of {self.source.folder}; write {len(self.source) // self.ranks} or less"
             )
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches of an epoch on this rank."""
         if self.training:
-            return len(self.source) // self.batch_size
-        return -(-len(self.source) // self.batch_size)
+            return len(self.source) // (self.batch_size * self.ranks)
+        batches = -(-len(self.source) // self.batch_size)
+        return len(range(self.rank, batches, self.ranks))
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices of the epoch's images; -1 fills the last batch of an evaluation."""
-        count = len(self.source)
+        """Indices of this rank's images of the epoch; -1 fills the last batch of an evaluation."""
+        count, batch = len(self.source), self.batch_size
         if self.training:
             shuffled = np.random.default_rng([self.seed, epoch]).permutation(count)
-            return shuffled[: len(self) * self.batch_size]
-        return np.concatenate([np.arange(count), np.full(len(self) * self.batch_size - count, -1)])
+            return shuffled[: len(self) * self.ranks * batch].reshape(-1, self.ranks, batch)[:, self.rank].ravel()
+        filled = np.concatenate([np.arange(count), np.full(-count % batch, -1)])
+        return filled.reshape(-1, batch)[self.rank :: self.ranks].ravel()
+
+    def checksum(self) -> list[int]:
+        """Of the list of files and labels, in numbers below 2**16."""
+        value = 0
+        for path, label in zip(self.source.files, self.source.labels, strict=True):
+            value = zlib.crc32(f"{path.relative_to(self.source.folder)} {label}\n".encode(), value)
+        return [value >> 16, value & 0xFFFF]
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """Batches of an epoch as tensors in the order of `columns`.
@@ -77,6 +92,8 @@ class Loader:
         Raises:
             DataError: for a file that cannot be decoded, by name.
         """
+        if not len(self):  # fewer batches than ranks
+            return
         workers = min(self.config.workers, os.cpu_count() or 1)  # MindSpore refuses more
         ds.config.set_seed(self._operation_seed(number))
         data = ds.GeneratorDataset(
@@ -102,7 +119,7 @@ class Loader:
         return DataError(f"data: an image below {self.source.folder} cannot be read ({_cause(error)})")
 
     def _operation_seed(self, epoch: int) -> int:
-        return int(np.random.default_rng([self.seed, epoch, 1]).integers(2**31))
+        return int(np.random.default_rng([self.seed, epoch, 1, self.rank]).integers(2**31))
 
     def operations(self) -> list:
         """What happens to one file: decode, crop, augment, normalise to (channels, H, W) float32."""

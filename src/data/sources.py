@@ -74,6 +74,11 @@ def image_folder(folder: Path) -> ImageFolder:
     return ImageFolder(folder, files, labels, named, skipped)
 
 
+def images_below(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted, whatever their folders mean."""
+    return _images(folder, Counter(), recursive=True)
+
+
 def _images(folder: Path, skipped: Counter[str], recursive: bool = False) -> list[Path]:
     images = []
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):

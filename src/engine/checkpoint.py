@@ -20,6 +20,7 @@ from mindspore import Parameter, Tensor
 from .. import __version__
 
 STATE = "state/"
+CHECKSUM = b"crc_num"  # before the last 10 bytes of a file saved with crc_check
 DRAWS = ".draws"  # draw counters of random cells: training state, not weights
 
 
@@ -70,6 +71,9 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, damaged, cut short, or written by something else.
     """
+    if path.is_dir():
+        held = sorted(file.name for file in path.glob("*.ckpt"))
+        raise CheckpointError(f"{path}: a folder" + (f"; name a file in it: {', '.join(held[:5])}" if held else ""))
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix != ".ckpt":
@@ -89,9 +93,18 @@ def load(path: Path) -> Checkpoint:
     missing = set(meta["names"]) - set(items)
     if missing:
         raise CheckpointError(f"{path}: cut short, {len(missing)} of {len(meta['names'])} arrays are missing")
+    if not has_checksum(path):
+        raise CheckpointError(f"{path}: cut short, the checksum at its end is missing")
     arrays = {name: value.asnumpy() for name, value in items.items()}
     state = {name.removeprefix(STATE): arrays.pop(name) for name in list(arrays) if name.startswith(STATE)}
     return Checkpoint(path, meta, arrays, state)
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a file ends in MindSpore's checksum; without it ms.load_checkpoint checks nothing and only warns."""
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, len(CHECKSUM) + 10), os.SEEK_END)
+        return file.read().startswith(CHECKSUM)
 
 
 def assign(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], source: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn
 
+from . import parallel
+
 
 class Measure(nn.Cell):
     """`measure` of a Method as a graph."""
@@ -33,7 +35,7 @@ class PatchMean(nn.Cell):
 
 
 def evaluate(measure: Measure, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Every image once: the Method's metrics as means, and `count`."""
+    """Every image of all ranks once: the Method's metrics as means, and `count`."""
     method = measure.method
     was_training = method.training
     measure.set_train(False)
@@ -41,21 +43,21 @@ def evaluate(measure: Measure, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     for image, label in batches:
         totals += [float(value) for value in measure(image, label)]
     measure.set_train(was_training)
+    totals = parallel.total(totals)
     means = totals[1:] / max(totals[0], 1)
     return {**dict(zip(method.metrics, means.tolist(), strict=True)), "count": int(totals[0])}
 
 
-def features(cell: nn.Cell, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of all images with label >= 0."""
+def features(cell: nn.Cell, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Features (n, dim) of the images with label >= 0, in order."""
     was_training = cell.training
     cell.set_train(False)
-    rows, labels = [], []
+    rows = []
     for image, label in batches:
         keep = label.asnumpy() >= 0
         rows.append(cell(image).asnumpy()[keep])
-        labels.append(label.asnumpy()[keep])
     cell.set_train(was_training)
-    return np.concatenate(rows), np.concatenate(labels)
+    return np.concatenate(rows)
 
 
 def knn_accuracy(

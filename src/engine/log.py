@@ -22,24 +22,26 @@ class RunFolder:
     """The output folder of a run.
 
     Holds config.yaml, train.log, metrics.jsonl, environment.json and the checkpoints. A folder that already holds a
-    run is only taken to resume it.
+    run is only taken to resume it. Only rank 0 `writes`; the other ranks' lines go to their terminal alone.
     """
 
-    def __init__(self, path: Path, resume: bool):
-        self.path = path
+    def __init__(self, path: Path, resume: bool, writes: bool = True):
+        self.path, self.writes = path, writes
+        self.log = logging.getLogger(f"run.{path}")
+        self.log.setLevel(logging.INFO)
+        self.log.propagate = False
+        self.log.handlers.clear()
+        self.log.addHandler(TerminalHandler())
+        if not writes:
+            return
         if not resume and (path / "metrics.jsonl").exists():
             raise RunError(
                 f"output: {path} already holds a run; go on with --resume auto, or write output=ANOTHER_FOLDER"
             )
         path.mkdir(parents=True, exist_ok=True)
-        self.log = logging.getLogger(f"run.{path}")
-        self.log.setLevel(logging.INFO)
-        self.log.propagate = False
-        self.log.handlers.clear()
         file = logging.FileHandler(path / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self.log.addHandler(file)
-        self.log.addHandler(TerminalHandler())
 
     def info(self, text: str) -> None:
         """A line for terminal and train.log."""
@@ -47,13 +49,15 @@ class RunFolder:
 
     def metrics(self, event: str, **values: Any) -> None:
         """A line of metrics.jsonl."""
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Drop metrics of updates that a resumed run does again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not self.writes or not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _is_past(json.loads(line), epoch, step)]
@@ -61,7 +65,7 @@ class RunFolder:
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(path)
 
-    def write_environment(self, device: str) -> None:
+    def write_environment(self, device: str, ranks: int) -> None:
         """Versions and machine, for whoever asks later what made these numbers."""
         packages = {}
         for name in ("mindspore", "numpy", "opencv-python-headless", "PyYAML", "tqdm", "matplotlib"):
@@ -74,6 +78,7 @@ class RunFolder:
             "python": platform.python_version(),
             "system": platform.platform(),
             "device": device,
+            "ranks": ranks,
             "packages": packages,
         }
         (self.path / "environment.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -12,10 +12,10 @@ import numpy as np
 from mindspore import Tensor
 
 from ..config import TrainConfig
-from . import checkpoint
+from . import checkpoint, parallel
 from .log import Clock, Progress, RunError, RunFolder, duration
 from .optim import build_optimizer
-from .schedule import learning_rate, peak_rate, position
+from .schedule import effective_batch, learning_rate, peak_rate, position
 from .step import Accumulate, TrainStep
 
 
@@ -58,7 +58,8 @@ class Fit:
                 f"train.accumulate: {train.accumulate} passes of {train.batch_size} images are more than an epoch; "
                 f"write {len(loader)} or less"
             )
-        self.peak = peak_rate(train)
+        self.ranks = parallel.size()
+        self.peak = peak_rate(train, self.ranks)
         self.optimizer = build_optimizer(method, train)
         self.step = TrainStep(method, self.optimizer, train.clip_norm, train.accumulate)
         self.accumulate = Accumulate(self.step) if train.accumulate > 1 else None
@@ -68,6 +69,15 @@ class Fit:
     def restore(self, arrays: dict[str, np.ndarray], source: Any) -> None:
         """Optimiser moments and draw counters of a checkpoint."""
         checkpoint.assign(self._state_arrays(), arrays, source)
+
+    def align_ranks(self) -> None:
+        """Give every rank the weights of rank 0, and check before the first step that ranks do what one would do."""
+        if self.ranks == 1:
+            return
+        weights, state = checkpoint.weights_of(self.method), self._state_arrays()
+        parallel.broadcast(list(weights.values()))
+        parameters = {**weights, **state}
+        self.folder.info(parallel.self_test(self.loader, parameters, str(self.hooks.meta.get("recipe", ""))))
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -142,7 +152,8 @@ class Fit:
 
     def _log(self, epoch: int, number: int, rate: float, waiting: list[tuple[Tensor, ...]], progress: Progress) -> None:
         values = np.array([[float(value) for value in outputs] for outputs in waiting])
-        means = dict(zip(("loss", *self.method.parts, "grad_norm"), values.mean(axis=0).tolist(), strict=True))
+        over_all = parallel.total(values.mean(axis=0)) / self.ranks
+        means = dict(zip(("loss", *self.method.parts, "grad_norm"), over_all.tolist(), strict=True))
         if not math.isfinite(means["loss"] + means["grad_norm"]):
             raise RunError(
                 f"the loss is not finite before update {self.state.step} (epoch {epoch + 1}); the last checkpoint is "
@@ -150,13 +161,14 @@ class Fit:
             )
         speed, waited = self.clock.report()
         relative = means["loss"] / means["baseline"] if means["baseline"] > 0 else float("nan")
-        left = (self.train.epochs * self.updates - self.state.step) * self.train.accumulate * self.train.batch_size
+        speed *= self.ranks
+        left = (self.train.epochs * self.updates - self.state.step) * effective_batch(self.train, self.ranks)
         eta = duration(left / speed) if speed else "?"
         self.folder.metrics(
             "train",
             epoch=epoch + (number + 1) / self.updates,
             step=self.state.step,
-            **{name: round(value, 6) for name, value in means.items()},
+            **{name: round(value, 8) for name, value in means.items()},
             relative=round(relative, 5),
             lr=rate,
             images_per_second=round(speed, 2),
@@ -184,7 +196,9 @@ class Fit:
         return metrics
 
     def _save(self, name: str, metrics: dict[str, float]) -> None:
-        """`last` carries the training state; `best` only the network."""
+        """`last` carries the training state; `best` only the network. Rank 0 has all of it."""
+        if not self.folder.writes:
+            return
         meta = {
             **self.hooks.meta,
             "epoch": self.state.epoch,

@@ -1,4 +1,4 @@
-"""One training step as a graph: forward, gradient, norm, clipping, update."""
+"""One training step as a graph: forward, gradient, mean over ranks, norm, clipping, update."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from . import parallel
 from .optim import AdamW
 
 
@@ -24,14 +25,20 @@ class TrainStep(nn.Cell):
         self.method, self.optimizer = method, optimizer
         self.clip_norm, self.accumulate = clip_norm, accumulate
         self.norm, self.map = GlobalNorm(), ops.HyperMap()
+        self.over_ranks = parallel.Mean() if parallel.size() > 1 else None
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
         self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
     def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        """`values` of AdamW.step_values and a batch -> (loss, *parts, gradient norm before clipping)."""
+        """`values` of AdamW.step_values and a batch -> (loss, *parts, gradient norm before clipping).
+
+        Loss and parts are this rank's, the norm is that of the gradients' mean over ranks.
+        """
         outputs, grads = self.value_and_grad(*batch)
         if self.sums is not None:
             grads = self._mean(grads)
+        if self.over_ranks is not None:  # once per update, whatever is accumulated
+            grads = self.over_ranks(grads)
         norm = self.norm(grads)
         if self.clip_norm > 0:
             # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mindspore import Tensor, nn
+from mindspore.common.initializer import Uniform
 
 from ..config import TransformerDecoderConfig
 from ..models.layers import Block, LayerNorm, Linear
@@ -21,7 +22,7 @@ class LinearDecoder(nn.Cell):
     def __init__(self, in_dim: int, out_dim: int, num_prefix_tokens: int):
         super().__init__()
         self.prefix, self.out_dim = num_prefix_tokens, out_dim
-        self.pred = Linear(in_dim, out_dim)
+        self.pred = Linear(in_dim, out_dim, init=Uniform(in_dim**-0.5))  # as PyTorch starts a convolution
 
     def construct(self, sequence: Tensor) -> Tensor:
         """(B, prefix + N, in_dim) -> (B, N, out_dim)."""

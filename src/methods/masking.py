@@ -34,7 +34,7 @@ class BlockMask(nn.Cell):
 
     def construct(self, batch: int) -> Tensor:
         """(B, rows, cols) float32, 1 = masked."""
-        return self.from_noise(self.uniform((batch, self.grid[0] * self.grid[1])))
+        return self.from_noise(self.uniform(batch, self.grid[0] * self.grid[1]))
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """The blocks with the smallest noise stay visible: (B, rows*cols) -> (B, rows, cols), 1 = masked."""

@@ -200,12 +200,18 @@ class Block(nn.Cell):
 
 
 class PatchEmbed(nn.Cell):
-    """Non-overlapping patches as one matrix product (a convolution with stride = kernel); `norm_eps` adds a norm."""
+    """Non-overlapping patches as one matrix product (a convolution with stride = kernel).
 
-    def __init__(self, in_chans: int, patch_size: int, dim: int, norm_eps: float = 0.0):
+    Args:
+        in_chans, patch_size, dim: sizes.
+        norm_eps: epsilon of a norm on the tokens, 0 for none.
+        xavier: weights start as MAE starts them, else as PyTorch starts a convolution.
+    """
+
+    def __init__(self, in_chans: int, patch_size: int, dim: int, norm_eps: float = 0.0, xavier: bool = False):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = PatchProjection(in_chans, patch_size, dim)
+        self.proj = PatchProjection(in_chans, patch_size, dim, xavier)
         self.norm = LayerNorm(dim, norm_eps) if norm_eps else None
 
     def construct(self, image: Tensor) -> Tensor:
@@ -219,13 +225,18 @@ class PatchEmbed(nn.Cell):
 
 
 class PatchProjection(nn.Cell):
-    """The weights of `PatchEmbed` in the references' convolution layout (dim, in_chans, p, p)."""
+    """The weights of `PatchEmbed` in the references' convolution layout (dim, in_chans, p, p).
 
-    def __init__(self, in_chans: int, patch_size: int, dim: int):
+    The bias starts as PyTorch's, which all references leave alone. With zeros the tokens of a masked, hence constant
+    patch would hardly differ between channels, and the norm behind would blow their noise up.
+    """
+
+    def __init__(self, in_chans: int, patch_size: int, dim: int, xavier: bool):
         super().__init__()
-        bound = math.sqrt(6.0 / (in_chans * patch_size**2 + dim))  # Xavier of the flat matrix, as MAE initialises it
+        fan_in = in_chans * patch_size**2
+        bound = math.sqrt(6.0 / (fan_in + dim)) if xavier else fan_in**-0.5
         self.weight = parameter(Uniform(bound), dim, in_chans, patch_size, patch_size)
-        self.bias = parameter("zeros", dim)
+        self.bias = parameter(Uniform(fan_in**-0.5), dim)
         self.affine = rows.affine()
 
     def construct(self, x: Tensor) -> Tensor:
@@ -249,7 +260,8 @@ class DropPath(nn.Cell):
     def construct(self, batch: int) -> Tensor:
         """Factors (depth, 2, B): 0 where a sample skips the branch, else 1 / keep probability."""
         depth = self.keep_prob.shape[0]
-        return (self.uniform((depth, 2, batch)) < self.keep_prob).astype(mindspore.float32) / self.keep_prob
+        noise = self.uniform(batch, 2 * depth).transpose(1, 0).reshape(depth, 2, batch)
+        return (noise < self.keep_prob).astype(mindspore.float32) / self.keep_prob
 
 
 def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:

@@ -33,7 +33,7 @@ class ViT(Encoder):
         self.dist_token = parameter(Normal(0.02), 1, 1, dim) if config.distilled else None
         grid = self.grid(config.image_size)
         self.pos_embed = position_table(config, grid) if config.position != "none" else None
-        self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim)
+        self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim, xavier=config.init == "xavier")
         shared = config.relative_position == "shared"
         self.rel_pos_bias = SharedTable(table_rows(grid), config.num_heads) if shared else None
         self.spread: Any = None if config.relative_position == "none" else RelativeBias(grid, config.num_heads)

@@ -1,0 +1,1 @@
+"""Cards for MindSpore Hub and the tools that make and check them."""

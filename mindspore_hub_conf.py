@@ -1,0 +1,42 @@
+"""Entry point of MindSpore Hub: `create_network(name)` builds a network of this project.
+
+The hub puts this folder on sys.path and runs this file. Every zoo model calls its package `src`, so this one is
+imported under a name of its own, which leaves `src` to whoever has or wants it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def create_network(name: str, **options: Any) -> Any:
+    """A classifier with fresh weights in evaluation mode: images (B, 3, H, W) -> logits (B, num_classes).
+
+    Args:
+        name: a model of `config/_models` in any case, for example fastmim_vit_base.
+        options: fields of its encoder or classifier, for example `num_classes=37` or `drop_path=0.1`.
+
+    Raises:
+        ValueError: the name (then a NotImplementedError too) or an option is not known; the text lists what is.
+    """
+    return _package("zoo").create_model(name, **options)
+
+
+def _package(module: str) -> Any:
+    """A module of this folder's `src`, below a package name that only this folder has."""
+    name = f"mindspore_mim_{zlib.crc32(str(FOLDER).encode()):08x}"
+    if name not in sys.modules:
+        source = FOLDER / "src"
+        spec = importlib.util.spec_from_file_location(
+            name, source / "__init__.py", submodule_search_locations=[str(source)]
+        )
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return importlib.import_module(f"{name}.{module}")

@@ -1,0 +1,53 @@
+"""Classify images: python scripts/predict.py --ckpt FILE IMAGE_OR_FOLDER ... [--top K] [--json] [key=value ...]
+
+Prints the likeliest classes of each image with their probabilities, or with --json one JSON line per image. Images go
+through the transform of evaluation. Files that cannot be read are named at the end, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.cli import run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="classes and probabilities of images")
+    parser.add_argument("--ckpt", required=True, help="a fine-tuned checkpoint")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
+    parser.add_argument("--json", action="store_true", help="one JSON line per image")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, folders, or key=value changes")
+    args = parser.parse_intermixed_args()
+    overrides = [word for word in args.images if "=" in word and not Path(word).exists()]
+    images = [word for word in args.images if word not in overrides]
+    if not images:
+        parser.error("the following arguments are required: IMAGE_OR_FOLDER")
+
+    def command() -> None:
+        from src.data.sources import DataError
+        from src.deploy import predict
+
+        bad, count = [], 0
+        for prediction in predict(args.ckpt, images, args.top, overrides):
+            count += 1
+            if not prediction.classes:
+                bad.append(str(prediction.path))
+            elif args.json:
+                classes = [{"class": name, "probability": round(share, 6)} for name, share in prediction.classes]
+                print(json.dumps({"image": str(prediction.path), "classes": classes}), flush=True)
+            else:
+                row = "  ".join(f"{name} {100 * share:5.2f} %" for name, share in prediction.classes)
+                print(f"{prediction.path}  {row}", flush=True)
+        if bad:
+            raise DataError(f"{len(bad)} of {count} images cannot be read: {', '.join(bad)}")
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Evaluate a checkpoint on one GPU device.
+#   bash scripts/run_eval_gpu.sh DEVICE_ID CONFIG_PATH CHECKPOINT_PATH [key=value ...]
+# The log goes beside the checkpoint. launch.sh lists the variables.
+set -euo pipefail
+# shellcheck source=scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+
+evaluate GPU "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# One process of a run, started by launch.sh: directly, or by msrun, which calls it as `python`.
+# Runs LAUNCH_PYTHON and notes in LAUNCH_STATE/failed how it failed, since msrun does not say which rank was the first
+# and with which code.
+PATH=${PATH#"$LAUNCH_STATE:"}
+"$LAUNCH_PYTHON" "$@"
+code=$?
+if [ "$code" -ne 0 ]; then
+    name=$RANK_ID
+    [ "${MS_ROLE:-}" != MS_SCHED ] || name=scheduler
+    echo "$name $code" >> "$LAUNCH_STATE/failed"
+fi
+exit "$code"
