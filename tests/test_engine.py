@@ -23,7 +23,8 @@ from src.engine.schedule import effective_batch, learning_rate, peak_rate, posit
 from src.engine.step import Accumulate, TrainStep
 from src.methods import Classify
 from src.models import build_classifier
-from src.weights.load import WeightsError, load_encoder
+from src.weights import WeightsError
+from src.weights.load import load_encoder
 from tests.helpers import numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

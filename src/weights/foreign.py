@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ClassifyConfig, EncoderConfig, MIMConfig
+from ..config import ClassifyConfig, EncoderConfig, FieldError, MIMConfig
 from ..models.layers import sincos_position
 from . import WeightsError
 from .derive import (
@@ -155,6 +155,8 @@ def to_ours(foreign: Foreign, source: str = "", hints: Hints | None = None) -> C
     """
     try:
         return converted(foreign, source, (hints or Hints()).over(foreign.hints))
+    except FieldError as error:
+        raise WeightsError(f"{foreign.path}: {error.key}: {error}") from None
     except WeightsError as error:
         text = str(error)
         raise WeightsError(text if text.startswith(str(foreign.path)) else f"{foreign.path}: {text}") from None
