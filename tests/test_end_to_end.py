@@ -145,8 +145,8 @@ def test_fine_tuning_reports_what_it_took(pretrained: Path, finetuned: Path) -> 
     matched = {name for name in after if name.startswith("encoder.")}
     assert matched <= before and "encoder.patch_embed.proj.weight" in matched
     expected = (
-        f"encoder from {pretrained / 'last.ckpt'} (epoch 4): {len(matched)} matched; "
-        "4 missing (fc_norm.bias, fc_norm.weight, head.bias, head.weight); "
+        f"encoder from {pretrained / 'last.ckpt'} (epoch 4): {len(matched)} matched; 0 resized; "
+        "4 missing (fresh: fc_norm.bias, fc_norm.weight, head.bias, head.weight); "
         f"{len(before - matched)} ignored ({', '.join(sorted(before - matched)[:6])}, ...)"
     )
     assert expected in (finetuned / "train.log").read_text()

@@ -363,7 +363,7 @@ def test_loading_an_encoder_reports_by_name() -> None:
     arrays = {"encoder.w": np.full((3, 4), 7, np.float32), "decoder.w": np.zeros(2, np.float32)}
     report = load_encoder(weights, arrays, Path("f.ckpt"))
     assert (report.matched, report.missing, report.ignored) == (["encoder.w"], ["head.b"], ["decoder.w"])
-    assert str(report) == "1 matched; 1 missing (head.b); 1 ignored (decoder.w)"
+    assert str(report) == "1 matched; 0 resized; 1 missing (fresh: head.b); 1 ignored (decoder.w)"
     np.testing.assert_array_equal(weights["encoder.w"].asnumpy(), arrays["encoder.w"])
     np.testing.assert_array_equal(weights["head.b"].asnumpy(), head)
 
@@ -374,7 +374,7 @@ def test_a_shared_position_table_starts_the_table_of_every_block() -> None:
     weights = {name: named(name, [0.0, 0.0]) for name in names}
     shared = "encoder.rel_pos_bias.relative_position_bias_table"
     report = load_encoder(weights, {shared: np.array([3, 4], np.float32)}, Path("f.ckpt"))
-    assert str(report) == f"0 matched; 2 started from {shared}; 0 missing; 0 ignored"
+    assert str(report) == f"0 matched; 0 resized; 2 started from {shared}; 0 missing; 0 ignored"
     for weight in weights.values():
         np.testing.assert_array_equal(weight.asnumpy(), [3, 4])
     # a table of their own in the file wins
