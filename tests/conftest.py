@@ -78,7 +78,7 @@ TINY_RECIPE = """
 encoder: {encoder}
 method: {{name: classify, num_classes: 6, fc_norm: {fc_norm}}}
 data: {{root: {root}, workers: 1}}
-train: {{epochs: 4, batch_size: 12, base_lr: 5e-3, lr_batch: 0, log_every: 4, eval_every: 0}}
+train: {{epochs: 16, batch_size: 12, base_lr: 5e-3, lr_batch: 0, log_every: 4, eval_every: 0}}
 device: CPU
 output: {output}
 """
