@@ -28,7 +28,7 @@ Write = Callable[[str, str], Path]
 ENCODER_KEYS = ", ".join(field.name for field in dataclasses.fields(ViTConfig))
 ENCODER_NAMES = ", ".join(ENCODERS)
 DATA_KEYS = ", ".join(field.name for field in dataclasses.fields(DataConfig))
-RECIPE_KEYS = "encoder, method, data, train, seed, device, output, init_from"
+RECIPE_KEYS = "encoder, method, data, train, stages, seed, device, output, init_from"
 
 
 @pytest.fixture
