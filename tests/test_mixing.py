@@ -80,8 +80,8 @@ def test_lambda_has_its_distribution_and_both_probabilities(many: tuple[np.ndarr
 def test_boxes_cover_one_minus_lambda_and_stay_inside(many: tuple[np.ndarray, ...]) -> None:
     lam, box, cutmix = many
     top, bottom, left, right = box[cutmix & (lam < 1)].T
-    assert (0 <= top).all() and (top <= bottom).all() and (bottom <= 32).all()
-    assert (0 <= left).all() and (left <= right).all() and (right <= 48).all()
+    assert (top >= 0).all() and (top <= bottom).all() and (bottom <= 32).all()
+    assert (left >= 0).all() and (left <= right).all() and (right <= 48).all()
     whole = (top > 0) & (left > 0) & (bottom < 32) & (right < 48)  # not cut off at a border
     area = ((bottom - top) * (right - left) / (32 * 48))[whole]
     wanted = (1 - lam[cutmix & (lam < 1)])[whole]
