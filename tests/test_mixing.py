@@ -46,19 +46,19 @@ def test_quantiles_of_the_beta_distribution(alpha: float, tolerance: float) -> N
 
 
 class Draws(nn.Cell):
-    """What a `Mixing` draws for an image size."""
+    """What a `Mixing` draws for a batch."""
 
-    def __init__(self, cell: Mixing, height: int, width: int):
+    def __init__(self, cell: Mixing):
         super().__init__()
-        self.cell, self.size = cell, (height, width)
+        self.cell = cell
 
-    def construct(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.cell.draw(self.size[0], self.size[1])
+    def construct(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.cell.draw(image)
 
 
 def draws(cell: Mixing, count: int, size: tuple[int, int] = (32, 48)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    graph = Draws(cell, *size)
-    rows = [[part.asnumpy().copy() for part in graph()] for _ in range(count)]
+    graph, image = Draws(cell), Tensor(np.zeros((2, 1, *size), np.float32))
+    rows = [[part.asnumpy().copy() for part in graph(image)] for _ in range(count)]
     lam, box, cutmix = (np.array(column) for column in zip(*rows, strict=True))
     return lam, box, cutmix
 
@@ -235,7 +235,7 @@ def test_a_resumed_run_mixes_as_the_uninterrupted_one(
             train(runs["stopped"])
     train(runs["stopped"], resume="auto")
     ends = [checkpoint.load(tmp_path / name / "last.ckpt") for name in runs]
-    assert any(name.endswith(checkpoint.DRAWS) for name in ends[0].state)
+    assert sum(name.endswith(checkpoint.DRAWS) for name in ends[0].state) == 2  # mixing and drop path
     for ours, theirs in zip((ends[0].weights, ends[0].state), (ends[1].weights, ends[1].state), strict=True):
         assert set(ours) == set(theirs)
         for name, value in ours.items():

@@ -56,11 +56,12 @@ class Mixing(nn.Cell):
     def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W), labels (B,) int or soft targets (B, classes) -> mixed images, soft targets."""
         target = soft_targets(label, self.num_classes, self.smoothing)
-        lam, box, use_cutmix = self.draw(image.shape[2], image.shape[3])
+        lam, box, use_cutmix = self.draw(image)
         return mix(image, target, lam, box, use_cutmix)
 
-    def draw(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Lambda, the box of `cut_box`, and whether it is CutMix; lambda is 1 where nothing is mixed."""
+    def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For a batch: lambda (1 mixes nothing), the box of `cut_box`, and whether it is CutMix."""
+        height, width = image.shape[2], image.shape[3]
         uniform = self.uniform((5,))
         use_cutmix = uniform[0] < self.switch_prob
         lam = ops.select(use_cutmix, self.cutmix_quantile(uniform[1]), self.mixup_quantile(uniform[1]))
