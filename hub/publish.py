@@ -116,7 +116,7 @@ def shape_of(recipe: Recipe) -> dict[str, Any]:
 def network_tree(recipe: Recipe) -> dict[str, Any]:
     """Encoder and classifier of a recipe without what only training uses."""
     tree = {"encoder": to_tree(without_drop_path(recipe.encoder)), "method": to_tree(recipe.method)}
-    for part, key in (("encoder", "init"), ("method", "label_smoothing"), ("method", "head_std")):
+    for part, key in (("encoder", "init"), *(("method", key) for key in ("head_std", *ClassifyConfig.training_only))):
         del tree[part][key]
     return tree
 

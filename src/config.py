@@ -11,8 +11,9 @@ keys change single fields of it: `encoder: {name: vit_base, image_size: 128}`. `
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -277,26 +278,85 @@ class MIMConfig:
 class ClassifyConfig:
     """Supervised training of encoder, pooling and a linear head."""
 
+    #: what a trained network does not depend on
+    training_only: ClassVar = ("label_smoothing", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
+
     name: str = "classify"
     num_classes: int = 1000
     pool: Literal["mean", "cls"] = "mean"
     fc_norm: bool = True  # norm after pooling in place of the encoder's final norm (FastMIM, SimMIM and MAE ViT)
     label_smoothing: float = 0.1
+    # mixing of each batch with itself in reverse order (timm's Mixup, mode batch): lambda is from Beta(alpha, alpha)
+    mixup: float = 0.0  # alpha; 0 is off
+    cutmix: float = 0.0  # alpha; 0 is off
+    mixup_prob: float = 1.0  # of mixing a batch at all
+    mixup_switch_prob: float = 0.5  # of CutMix for a batch that is mixed, where both are on
     head_std: float = 2e-5  # deviation of the head's initial weights: FastMIM 2e-5, SimMIM 2e-5 (ViT) and 0.02 (Swin)
 
     def __post_init__(self) -> None:
         check_positive(self, "num_classes", "head_std")
         check_rate(self, "label_smoothing")
+        check_not_negative(self, "mixup", "cutmix")
+        for key in ("mixup_prob", "mixup_switch_prob"):
+            check_rate(self, key, closed=True)
         _need(
             self.pool == "mean" or not self.fc_norm,
             "fc_norm",
             "goes with pool: mean; the class token is taken after the encoder's own norm, write fc_norm: false",
         )
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes images."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
 
 MethodConfig = MIMConfig | ClassifyConfig
 
 # --- data and training ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugmentConfig:
+    """RandAugment as timm's text says it (timm data/auto_augment.py rand_augment_transform)."""
+
+    magnitude: int = 10  # m, of 10
+    operations: int = 2  # n, drawn for each image
+    std: float = 0.0  # mstd, deviation of the magnitude
+    increasing: bool = False  # inc1: a higher magnitude is always the stronger change
+
+
+def parse_auto_augment(text: str) -> RandAugmentConfig:
+    """`rand` and parts joined by `-`, in any order: m0 to m10, n1 or more, mstd0 to mstd100, inc1.
+
+    Raises:
+        FieldError: for anything else, timm's other policies included.
+    """
+    found: dict[str, Any] = {}
+    policy, *parts = text.split("-")
+    _need(policy == "rand", "auto_augment", _auto_augment_help(text, policy))
+    for part in parts:
+        match = re.fullmatch(r"(m|n|mstd|inc)(\d+|\d*\.\d+)", part)
+        key, value = (match[1], float(match[2])) if match else ("", 0.0)
+        low, high = {"m": (0, 10), "n": (1, 100), "mstd": (0, 100), "inc": (1, 1)}.get(key, (1, 0))
+        whole = key == "mstd" or "." not in part
+        legal = low <= value <= high and whole and key not in found
+        _need(legal, "auto_augment", _auto_augment_help(text, part))
+        found[key] = value
+    return RandAugmentConfig(
+        magnitude=int(found.get("m", 10)),
+        operations=int(found.get("n", 2)),
+        std=found.get("mstd", 0.0),
+        increasing="inc" in found,
+    )
+
+
+def _auto_augment_help(text: str, part: str) -> str:
+    return (
+        f"{part!r} in {text!r} is not understood; write for example rand-m9-mstd0.5-inc1 (each part at most once): "
+        "rand first, m0 to m10 magnitude, mstd0 to mstd100 its deviation, n1 or more operations, inc1 for operations "
+        "that grow with the magnitude"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,19 +374,33 @@ class DataConfig:
     hflip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0
+    color_jitter: float = 0.0  # brightness, contrast and saturation x (1 - this to 1 + this), in random order (timm)
+    auto_augment: str = ""  # RandAugment in timm's syntax, for example rand-m9-mstd0.5-inc1; empty is off
+    erasing: float = 0.0  # probability of a box of normal noise in the normalised image (timm, mode pixel)
+    erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box, as a share of the image
     eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, cut the centre
     workers: int = 4  # threads of each input operation
 
     def __post_init__(self) -> None:
         check_positive(self, "workers", "eval_crop")
-        for key in ("crop_scale", "crop_ratio"):
+        for key in ("crop_scale", "crop_ratio", "erasing_area"):
             low, high = getattr(self, key)
             _need(0 < low <= high, key, f"[{low}, {high}] is not an increasing range above 0")
-        _need(self.crop_scale[1] <= 1, "crop_scale", f"{self.crop_scale[1]} is above 1, the whole image")
+        for key in ("crop_scale", "erasing_area"):
+            high = getattr(self, key)[1]
+            _need(high <= 1, key, f"{high} is above 1, the whole image")
         _need(self.eval_crop <= 1, "eval_crop", f"{self.eval_crop} is above 1, the whole image")
         _need(self.labels_per_class >= 0, "labels_per_class", "is negative; 0 takes all")
-        for key in ("hflip", "brightness", "contrast"):
+        for key in ("hflip", "brightness", "contrast", "erasing"):
             check_rate(self, key, closed=True)
+        check_not_negative(self, "color_jitter")
+        if self.auto_augment:
+            parse_auto_augment(self.auto_augment)
+            _need(
+                not self.color_jitter,
+                "color_jitter",
+                f"{self.color_jitter:g} would be ignored by timm beside auto_augment; write 0, which is the same there",
+            )
         _need(all(s > 0 for s in self.std), "std", f"{list(self.std)} has a value that is not above 0")
         _need(len(self.mean) == len(self.std), "std", f"has {len(self.std)} values, mean has {len(self.mean)}")
 
@@ -419,6 +493,13 @@ class Recipe:
         )
         if isinstance(self.method, MIMConfig):
             check_mim(self.encoder, self.method)
+        if isinstance(self.method, ClassifyConfig) and self.method.mixes:
+            batch = self.train.batch_size
+            _need(
+                batch % 2 == 0,
+                "train.batch_size",
+                f"{batch} is odd, and method.mixup and cutmix pair the images; write {legal_near(batch, 2)}",
+            )
         self._check_stages()
 
     def _check_stages(self) -> None:

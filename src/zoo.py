@@ -92,7 +92,7 @@ def with_options(recipe: Recipe, options: dict[str, Any], source: str) -> tuple[
     """Encoder and classifier of a recipe with single fields changed; `source` names the recipe in errors."""
     assert isinstance(recipe.method, ClassifyConfig)
     of_encoder, of_method = ({f.name for f in fields(part)} for part in (recipe.encoder, recipe.method))
-    known = sorted((of_encoder | of_method) - {"name", "label_smoothing"})
+    known = sorted((of_encoder | of_method) - {"name", *ClassifyConfig.training_only})
     for key in options:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)

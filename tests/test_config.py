@@ -15,10 +15,12 @@ from src.config import (
     HOGConfig,
     MIMConfig,
     PixelsConfig,
+    RandAugmentConfig,
     Recipe,
     TrainConfig,
     TransformerDecoderConfig,
     ViTConfig,
+    parse_auto_augment,
 )
 from src.recipe import ConfigError, dump_recipe, load_recipe, override, parse_recipe
 from tests.helpers import Run, assert_one_line_error
@@ -222,6 +224,10 @@ def test_configs_are_frozen(config: object) -> None:
 
 # --- errors, word for word --------------------------------------------------------------------------------------
 
+AUTO_AUGMENT_HELP = (
+    "is not understood; write for example rand-m9-mstd0.5-inc1 (each part at most once): rand first, m0 to m10 "
+    "magnitude, mstd0 to mstd100 its deviation, n1 or more operations, inc1 for operations that grow with the magnitude"
+)
 #: the recipe's text, the error with the file's path written as FILE
 FILE_ERRORS = [
     (
@@ -335,8 +341,41 @@ FILE_ERRORS = [
     ("data: {eval_crop: 1.1}", "FILE: data.eval_crop: 1.1 is above 1, the whole image"),
     ("data: {labels_per_class: -1}", "FILE: data.labels_per_class: is negative; 0 takes all"),
     ("data: {hflip: 1.5}", "FILE: data.hflip: 1.5 is not a rate from 0 to 1"),
+    ("data: {auto_augment: v0}", f"FILE: data.auto_augment: 'v0' in 'v0' {AUTO_AUGMENT_HELP}"),
+    ("data: {auto_augment: rand-m11}", f"FILE: data.auto_augment: 'm11' in 'rand-m11' {AUTO_AUGMENT_HELP}"),
+    ("data: {auto_augment: rand-m9-inc0}", f"FILE: data.auto_augment: 'inc0' in 'rand-m9-inc0' {AUTO_AUGMENT_HELP}"),
+    ("data: {auto_augment: rand-m9-m8}", f"FILE: data.auto_augment: 'm8' in 'rand-m9-m8' {AUTO_AUGMENT_HELP}"),
+    ("data: {auto_augment: rand-m9.5}", f"FILE: data.auto_augment: 'm9.5' in 'rand-m9.5' {AUTO_AUGMENT_HELP}"),
+    ("data: {auto_augment: rand-}", f"FILE: data.auto_augment: '' in 'rand-' {AUTO_AUGMENT_HELP}"),
+    (
+        "data: {auto_augment: rand-m9, color_jitter: 0.4}",
+        "FILE: data.color_jitter: 0.4 would be ignored by timm beside auto_augment; write 0, which is the same there",
+    ),
+    ("data: {color_jitter: -0.1}", "FILE: data.color_jitter: -0.1 is negative"),
+    ("data: {erasing: 1.5}", "FILE: data.erasing: 1.5 is not a rate from 0 to 1"),
+    ("data: {erasing_area: [0, 0.3]}", "FILE: data.erasing_area: [0.0, 0.3] is not an increasing range above 0"),
+    ("data: {erasing_area: [0.1, 1.1]}", "FILE: data.erasing_area: 1.1 is above 1, the whole image"),
+    ("method: {name: classify, mixup: -1}", "FILE: method.mixup: -1.0 is negative"),
+    ("method: {name: classify, mixup_prob: 2}", "FILE: method.mixup_prob: 2.0 is not a rate from 0 to 1"),
+    (
+        "method: {name: classify, cutmix: 1}\ntrain: {batch_size: 7}",
+        "FILE: train.batch_size: 7 is odd, and method.mixup and cutmix pair the images; write 6 or 8",
+    ),
     ("seed: -1", "FILE: seed: -1 is negative"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rand", RandAugmentConfig()),
+        ("rand-m9-mstd0.5-inc1", RandAugmentConfig(magnitude=9, std=0.5, increasing=True)),
+        ("rand-inc1-n3-mstd1-m0", RandAugmentConfig(magnitude=0, operations=3, std=1.0, increasing=True)),
+        ("rand-m10-mstd.25", RandAugmentConfig(std=0.25)),
+    ],
+)
+def test_auto_augment_is_read_as_timm_reads_it(text: str, expected: RandAugmentConfig) -> None:
+    assert parse_auto_augment(text) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), FILE_ERRORS, ids=[text.replace("\n", " ") for text, _ in FILE_ERRORS])

@@ -354,7 +354,8 @@ def checkpoint_of(recipe_file: Path, *changes: str) -> checkpoint.Checkpoint:
 
 
 def test_a_published_network_is_recognised() -> None:
-    found = checkpoint_of(MODELS / "simmim_swin_large.yaml", "encoder.drop_path=0.2", "method.label_smoothing=0.2")
+    changes = ("encoder.drop_path=0.2", "method.label_smoothing=0.2", "method.mixup=0.8")
+    found = checkpoint_of(MODELS / "simmim_swin_large.yaml", *changes)
     assert publish.trained_network(found, "").model == "simmim_swin_large"
     ambiguous = checkpoint_of(MODELS / "fastmim_swin_base.yaml")
     with pytest.raises(CardError, match="is the network of fastmim_swin_base and simmim_swin_base; choose with --name"):

@@ -41,6 +41,10 @@ def test_the_golden_folder_holds_every_kind_of_case() -> None:
         "fastmim_ft_vit_gap",
         "fastmim_ft_vit_cls",
         "hog_convention",
+        "mixup",
+        "randaugment_ops",
+        "augmentation/randaugment",
+        "augmentation/random_erasing",
         "train10_fastmim_vit",
         "schedules/fastmim",
         "optimizer_groups/fastmim_tiny_finetune_vit",
@@ -66,7 +70,16 @@ def perturbed(tmp_path: Path, name: str, array: str) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "array"), [("fastmim_ft_vit_gap", "logits"), ("hog_convention", "hog_")])
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("fastmim_ft_vit_gap", "logits"),
+        ("hog_convention", "hog_"),
+        ("mixup", "mixed"),
+        ("mixup", "soft10"),
+        ("randaugment_ops", "output"),
+    ],
+)
 def test_a_wrong_number_fails(name: str, array: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = np.load(GOLDEN / name / "data.npz").files
     key = next(item for item in stored if item.startswith(array))

@@ -1,7 +1,8 @@
 """Batches of an epoch: which images (a pure function of seed and epoch) and what happens to each.
 
-Decoding and augmentation are MindSpore's own operations, which run outside Python. The order is ours: a permutation
-drawn from (seed, epoch), so that a resumed run continues with the images the uninterrupted run would have seen.
+Decoding, cropping and normalising are MindSpore's own operations, which run outside Python; RandAugment and erasing are
+those of `augment`. The order is ours: a permutation drawn from (seed, epoch), so that a resumed run continues with the
+images the uninterrupted run would have seen.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mindspore.dataset import transforms, vision
 from mindspore.dataset.vision import Inter
 
 from ..config import DataConfig
+from .augment import on_normalised, on_pixels
 from .sources import DataError, ImageFolder
 
 
@@ -95,11 +97,12 @@ class Loader:
         if not len(self):  # fewer batches than ranks
             return
         workers = min(self.config.workers, os.cpu_count() or 1)  # MindSpore refuses more
-        ds.config.set_seed(self._operation_seed(number))
-        data = ds.GeneratorDataset(
-            _Files(self.source, self.order(number)), ["image", "label"], shuffle=False, num_parallel_workers=1
-        )
-        data = data.map(self.operations(), ["image"], num_parallel_workers=workers)
+        seed = self._operation_seed(number)
+        ds.config.set_seed(seed)
+        files = _Files(self.source, self.order(number), seed)
+        data = ds.GeneratorDataset(files, ["image", "label", "key"], shuffle=False, num_parallel_workers=1)
+        for operations, columns in self.operations():
+            data = data.map(operations, columns, num_parallel_workers=workers)
         data = data.batch(self.batch_size).project(list(self.columns))
         done = 0
         try:
@@ -121,8 +124,9 @@ class Loader:
     def _operation_seed(self, epoch: int) -> int:
         return int(np.random.default_rng([self.seed, epoch, 1, self.rank]).integers(2**31))
 
-    def operations(self) -> list:
-        """What happens to one file: decode, crop, augment, normalise to (channels, H, W) float32."""
+    def operations(self) -> list[tuple[list, list[str]]]:
+        """What happens to one file: decode, crop, augment, normalise to (channels, H, W) float32; in steps of
+        operations and the columns they take."""
         config = self.config
         steps: list = [vision.Decode()]
         if self.training:
@@ -133,6 +137,16 @@ class Loader:
                 steps.append(vision.RandomColorAdjust(config.brightness, config.contrast))
         else:
             steps += evaluation_operations(self.image_size, config.eval_crop)
+        pixels, normalised = (on_pixels(config), on_normalised(config)) if self.training else (None, None)
+        image, keyed = ["image"], ["image", "key"]
+        if pixels is None:
+            parts = [([*steps, *self._normalise()], image)]
+        else:
+            parts = [(steps, image), ([pixels], keyed), (self._normalise(), image)]
+        return parts if normalised is None else [*parts, ([normalised], keyed)]
+
+    def _normalise(self) -> list:
+        steps: list = []
         if self.channels == 1:  # luminance, as Pillow's "L"; stays in three equal planes until one is taken
             steps += [
                 vision.ConvertColor(vision.ConvertMode.COLOR_RGB2GRAY),
@@ -141,7 +155,7 @@ class Loader:
         steps += [vision.Rescale(1 / 255.0, 0.0), vision.HWC2CHW()]
         if self.channels == 1:
             steps.append(transforms.Slice(slice(0, 1, 1), ...))
-        steps.append(vision.Normalize(list(config.mean), list(config.std), is_hwc=False))
+        steps.append(vision.Normalize(list(self.config.mean), list(self.config.std), is_hwc=False))
         return [*steps, transforms.TypeCast(mstype.float32)]
 
 
@@ -165,19 +179,21 @@ class CentreCrop:
 
 
 class _Files:
-    """Raw bytes and label of the images at `order`, for GeneratorDataset."""
+    """Raw bytes, label and key (for `augment`) of the images at `order`, for GeneratorDataset."""
 
-    def __init__(self, source: ImageFolder, order: np.ndarray):
-        self.source, self.order = source, order
+    def __init__(self, source: ImageFolder, order: np.ndarray, seed: int):
+        self.source, self.order, self.seed = source, order, seed
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         index = int(self.order[position])
         path = self.source.files[max(index, 0)]
         label = self.source.labels[index] if index >= 0 else -1
-        return np.fromfile(path, np.uint8), np.array(label, np.int32)
+        # the position too: an epoch may hold an image more than once
+        key = np.array([self.seed, max(index, 0), position], np.int64)
+        return np.fromfile(path, np.uint8), np.array(label, np.int32), key
 
 
 def _cause(error: Exception) -> str:

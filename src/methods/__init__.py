@@ -11,6 +11,7 @@ from ..config import ClassifyConfig, MIMConfig, Recipe
 from ..models import build_classifier, build_encoder
 from .classify import Classify
 from .mim import MaskedImageModel
+from .mixing import Mixing
 
 
 def build_method(recipe: Recipe) -> MaskedImageModel | Classify:
@@ -20,7 +21,8 @@ def build_method(recipe: Recipe) -> MaskedImageModel | Classify:
         encoder = build_encoder(recipe.encoder)
         return MaskedImageModel(encoder, config, recipe.encoder.image_size)
     assert isinstance(config, ClassifyConfig)
-    return Classify(build_classifier(recipe.encoder, config), config.label_smoothing)
+    mixing = Mixing(config) if config.mixes else None
+    return Classify(build_classifier(recipe.encoder, config), config.label_smoothing, mixing)
 
 
 __all__ = ["Classify", "MaskedImageModel", "build_method"]

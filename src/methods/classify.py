@@ -6,6 +6,7 @@ import mindspore
 from mindspore import Tensor, nn, ops
 
 from ..models import Classifier
+from .mixing import Mixing, soft_targets
 
 
 class Classify(nn.Cell):
@@ -14,6 +15,7 @@ class Classify(nn.Cell):
     Args:
         classifier: encoder, pooling and head.
         label_smoothing: share of the target spread evenly over all classes, the true one included (timm).
+        mixing: mixes the batches of training, with label smoothing of its own; never those of `measure`.
     """
 
     columns = ("image", "label")
@@ -21,17 +23,20 @@ class Classify(nn.Cell):
     metrics = ("loss", "top1", "top5")
     best = ("top1", "max")
 
-    def __init__(self, classifier: Classifier, label_smoothing: float):
+    def __init__(self, classifier: Classifier, label_smoothing: float, mixing: Mixing | None = None):
         super().__init__(auto_prefix=False)  # parameters keep the classifier's names: encoder.*, fc_norm.*, head.*
         self.classifier = classifier
         self.num_layers = classifier.encoder.num_layers
         self.num_classes = classifier.head.weight.shape[0]
-        self.smoothing = label_smoothing
+        self.smoothing, self.mixing = label_smoothing, mixing
         self.top = min(5, self.num_classes)
 
     def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels (B,) int or soft targets (B, classes) -> loss, and the entropy of the mean target."""
-        target = label if label.ndim == 2 else smooth(label, self.num_classes, self.smoothing)
+        if self.mixing is not None and self.training:
+            image, target = self.mixing(image, label)
+        else:
+            target = soft_targets(label, self.num_classes, self.smoothing)
         loss = soft_cross_entropy(self.classifier(image), target)
         mean = target.mean(axis=0)
         return loss, -(mean * ops.log(ops.maximum(mean, 1e-12))).sum()
@@ -56,12 +61,6 @@ class Classify(nn.Cell):
     def no_weight_decay(self) -> set[str]:
         """Names left without weight decay unless the recipe lists them in `train.decayed`."""
         return {f"encoder.{name}" for name in self.classifier.encoder.no_weight_decay()}
-
-
-def smooth(label: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """One-hot targets (B, classes) with label smoothing."""
-    hot = ops.one_hot(label.astype(mindspore.int32), num_classes, 1.0, 0.0)
-    return hot * (1.0 - smoothing) + smoothing / num_classes
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
