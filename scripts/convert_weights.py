@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ def main() -> int:
     parser.add_argument("--encoder", choices=sorted(ENCODERS), default="", metavar="PRESET", help="which network it is")
     parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads of a ViT")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("--window-size", type=int, metavar="TOKENS", help="of a Swin V2, whose shapes do not tell it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe in OUT")
     args = parser.parse_intermixed_args()
     return run_command(lambda: to_torch(args) if args.to == "torch" else to_ours(args))
@@ -52,9 +52,10 @@ def to_ours(args: argparse.Namespace) -> None:
     if len(size) > 2:
         raise WeightsError(f"--image-size: {len(size)} numbers; write one, or height and width")
     check_output(args, (".ckpt",))
-    hints = Hints(num_heads=args.num_heads, image_size=(size * 2)[:2] or None, preset=args.encoder)
+    image = (size * 2)[:2] or None
+    hints = Hints(num_heads=args.num_heads, image_size=image, window_size=args.window_size, preset=args.encoder)
     found = foreign.open_foreign(args.input, args.key)
-    done = foreign.to_ours(found, args.source, replace(hints))
+    done = foreign.to_ours(found, args.source, hints)
     for line in (*save_ours(args.output, done, found, args.overrides), f"wrote {args.output}"):
         print(line)
 

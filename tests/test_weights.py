@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from src.config import ENCODERS, ClassifyConfig, MIMConfig, SwinConfig, ViTConfig
+from src.config import ENCODERS, ClassifyConfig, MIMConfig, SwinConfig, SwinV2Config, ViTConfig
 from src.engine import checkpoint
 from src.models import build_classifier, build_encoder
+from src.models.swin_v2 import log_coordinates
 from src.recipe import parse_recipe
 from src.weights import WeightsError
 from src.weights.derive import Hints, derive_encoder
@@ -302,8 +303,24 @@ def test_the_image_size_of_stages_comes_from_masks_or_is_asked_for() -> None:
     shapes = {name: value.shape for name, value in classifier_weights(SMALL_SWIN).items()}
     with pytest.raises(WeightsError, match="--image-size"):
         derive_encoder(shapes, {}, Hints())
-    assert derive_encoder(shapes, {"layers.0.blocks.1.attn_mask": (4, 16, 16)}, Hints()).image_size == (32, 32)
+    mask = {"layers.0.blocks.1.attn_mask": np.zeros((4, 16, 16))}
+    assert derive_encoder(shapes, mask, Hints()).image_size == (32, 32)
     assert derive_encoder(shapes, {}, Hints(image_size=(64, 96))).image_size == (64, 96)
+
+
+def test_swin_v2_tells_its_windows_by_its_coordinates() -> None:
+    config = SwinV2Config(image_size=(64, 64), embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=8)
+    shapes = {name: value.shape for name, value in classifier_weights(config).items()}
+    for pretrained in ((6, 0, 0, 0), (0, 0, 0, 0), (12, 6, 0, 0)):
+        buffers = {
+            f"layers.{stage}.blocks.0.attn.relative_coords_table": log_coordinates(8, before).reshape(1, 15, 15, 2)
+            for stage, before in enumerate(pretrained[:2])
+        }
+        found = derive_encoder(shapes, buffers, Hints(image_size=(64, 64)))
+        assert isinstance(found, SwinV2Config)
+        assert (found.window_size, found.pretrained_window_sizes) == (8, pretrained)
+    with pytest.raises(WeightsError, match="--window-size"):
+        derive_encoder(shapes, {}, Hints(image_size=(64, 64)))
 
 
 # --- the command ------------------------------------------------------------------------------------------------

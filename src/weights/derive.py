@@ -28,6 +28,7 @@ from ..config import (
 from . import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
+Buffers = Mapping[str, np.ndarray]
 #: heads of the networks that training scripts name in their arguments: width, blocks, heads. FastMIM's ViT-B has 6
 #: while it pre-trains and 12 afterwards (mim_vit_pretrain.py, models_vit.py)
 FACTORIES = {
@@ -70,7 +71,16 @@ class Hints:
 
 
 def hints_of_json(config: Mapping[str, Any]) -> Hints:
-    """From Hugging Face's config.json."""
+    """From the config.json of Hugging Face or of timm."""
+    if "pretrained_cfg" in config:
+        images = config["pretrained_cfg"]
+        size, mean, std = (images.get(key) for key in ("input_size", "mean", "std"))
+        known = bool(mean and std)
+        return Hints(
+            image_size=pair(size[1:]) if size else None,
+            mean=tuple(mean) if known else None,
+            std=tuple(std) if known else None,
+        )
     size = config.get("image_size")
     heads = config.get("num_attention_heads")
     windows = config.get("pretrained_window_sizes")
@@ -124,12 +134,12 @@ def pair(size: Any) -> tuple[int, int]:
 # --- encoders ---------------------------------------------------------------------------------------------------
 
 
-def derive_encoder(shapes: Shapes, buffers: Shapes, hints: Hints) -> EncoderConfig:
+def derive_encoder(shapes: Shapes, buffers: Buffers, hints: Hints) -> EncoderConfig:
     """The encoder of parameters in our names.
 
     Args:
         shapes: of all parameters.
-        buffers: shapes of shift masks and coordinate tables in the file, under any names; they tell the image's size.
+        buffers: shift masks and coordinate tables in the file, under its names; they tell image and window sizes.
         hints: what else is known.
 
     Raises:
@@ -227,21 +237,22 @@ def blocks_grid(
     raise WeightsError("no shape tells its image size; write --image-size PIXELS")
 
 
-def derive_stages(shapes: Shapes, buffers: Shapes, hints: Hints) -> SwinConfig:
+def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
     stages = count(shapes, "encoder.layers.#.")
     first = [f"encoder.layers.{stage}.blocks.0.attn" for stage in range(stages)]
     second = f"{first[0]}.logit_scale" in shapes
     if second:
         heads = [shapes[f"{name}.logit_scale"][0] for name in first]
-        windows = [coordinates_window(buffers, stage) for stage in range(stages)]
+        coordinates = [coordinates_windows(buffers, stage) for stage in range(stages)]
+        windows = [own for own, _ in coordinates]
     else:
         tables = [shapes[f"{name}.relative_position_bias_table"] for name in first]
         heads = [table[1] for table in tables]
         windows = [(math.isqrt(table[0]) + 1) // 2 for table in tables]
     window = hints.window_size if not all(windows) else max(windows)
     if not window:
-        raise WeightsError("no shape tells its window; write --encoder PRESET --image-size PIXELS, or add config.json")
+        raise WeightsError("no shape tells its window; write --window-size TOKENS")
     values: dict[str, Any] = {
         "image_size": stages_image(shapes, buffers, patch, windows, window, hints),
         "in_chans": chans,
@@ -259,19 +270,26 @@ def derive_stages(shapes: Shapes, buffers: Shapes, hints: Hints) -> SwinConfig:
     if not second:
         return SwinConfig(**values)
     every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
-    return SwinV2Config(
-        **values, main_norm_every=every, pretrained_window_sizes=hints.pretrained_window_sizes or (0,) * max(stages, 4)
-    )
+    before = hints.pretrained_window_sizes or tuple(pretrained for _, pretrained in coordinates)
+    return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=before + (0,) * (4 - len(before)))
 
 
-def coordinates_window(buffers: Shapes, stage: int) -> int:
-    """Window of a stage from Swin V2's table of coordinates, (1, 2w-1, 2w-1, 2), if the file has it."""
+def coordinates_windows(buffers: Buffers, stage: int) -> tuple[int, int]:
+    """A stage's window, and that of its pre-training if it was another, from Swin V2's table of coordinates.
+
+    The table is (1, 2w-1, 2w-1, 2); its largest entry is log2(8 (w-1) / (p-1) + 1) / log2(8) for a window of p while
+    pre-training. Zeros where the file has none.
+    """
     name = next((n for n in buffers if n.endswith(f"layers.{stage}.blocks.0.attn.relative_coords_table")), "")
-    return (buffers[name][1] + 1) // 2 if name else 0
+    if not name or buffers[name].size <= 2:
+        return int(bool(name)), 0
+    window = (buffers[name].shape[1] + 1) // 2
+    before = round(8 * (window - 1) / (2 ** (3 * float(buffers[name].max())) - 1)) + 1
+    return window, before if before != window else 0
 
 
 def stages_image(
-    shapes: Shapes, buffers: Shapes, patch: int, windows: list[int], window: int, hints: Hints
+    shapes: Shapes, buffers: Buffers, patch: int, windows: list[int], window: int, hints: Hints
 ) -> tuple[int, int]:
     """Image size: said, or of the table of places, of a window that its map cuts short, or of a shift mask."""
     if hints.image_size:
@@ -279,10 +297,10 @@ def stages_image(
     sides = [size * patch * 2**stage for stage, size in enumerate(windows) if 0 < size < window]
     if "encoder.absolute_pos_embed" in shapes:
         sides.append(math.isqrt(shapes["encoder.absolute_pos_embed"][1]) * patch)
-    for name, shape in buffers.items():
+    for name, buffer in buffers.items():
         match = re.search(r"layers\.(\d+)\.blocks\.\d+\.attn_mask$", name)
-        if match and len(shape) == 3:  # (windows, tokens, tokens)
-            sides.append(math.isqrt(shape[0] * shape[1]) * patch * 2 ** int(match.group(1)))
+        if match and buffer.ndim == 3:  # (windows, tokens, tokens)
+            sides.append(math.isqrt(buffer.shape[0] * buffer.shape[1]) * patch * 2 ** int(match.group(1)))
     if not sides:
         raise WeightsError(
             f"no shape tells the image size of this network of window {window}; write --image-size PIXELS"

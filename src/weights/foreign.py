@@ -107,8 +107,8 @@ def hints_beside(path: Path) -> Hints:
         if file.is_file():
             try:
                 hints = hints.over(read(json.loads(file.read_text(encoding="utf-8"))))
-            except (ValueError, TypeError, AttributeError):
-                raise WeightsError(f"{file}: is not a configuration of Hugging Face") from None
+            except (ValueError, TypeError, AttributeError, KeyError):
+                raise WeightsError(f"{file}: is not a configuration of Hugging Face or timm") from None
     return hints
 
 
@@ -170,7 +170,7 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
     origins = (source,) if source else origins
     weights, kept = placed(foreign.tensors, recognised.naming)
     shapes = {name: value.shape for name, value in weights.items()}
-    encoder = derive_encoder(shapes, {name: value.shape for name, value in kept.items()}, hints)
+    encoder = derive_encoder(shapes, kept, hints)
     method = derive_method(shapes, encoder, hints)
     if method is None or isinstance(method, MIMConfig):
         encoder = fixed_positions(encoder, weights.get("encoder.pos_embed"), sincos_position)
@@ -181,6 +181,8 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
         kept |= {theirs: foreign.tensors[theirs].array() for theirs in loose}
         weights = {name: value for name, value in weights.items() if name.startswith("encoder.")}
         remarks.append("a bare encoder")
+    if hasattr(encoder, "pretrained_window_sizes") and not any(encoder.pretrained_window_sizes):
+        remarks.append("windows of pre-training taken to be its own (encoder.pretrained_window_sizes=... if not)")
     wide = [name for name, tensor in foreign.tensors.items() if tensor.dtype == "float64" and name not in kept]
     if wide:
         remarks.append(f"{len(wide)} float64 tensors rounded to float32 ({wide[0]})")
