@@ -102,7 +102,10 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         "torch": done.note,
     }
     kept = {f"kept/{name}": Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
-    checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
+    try:
+        checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
+    except (OSError, RuntimeError) as reason:
+        raise WeightsError(f"{path}: cannot be written ({' '.join(str(reason).split())[:120]})") from None
     size = sum(value.size for value in done.weights.values()) / 1e6
     told = f"{found.path}: {', '.join(done.remarks)}"
     return [

@@ -7,6 +7,7 @@ our networks have no place for is kept aside, so that the way back gives the sam
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from .derive import (
 )
 from .names import Naming, naming_for, recognise
 from .safetensors_file import is_safetensors, read_safetensors, write_safetensors
-from .torch_file import STORAGE_OF, Inert, Stored, read_torch, stored, write_torch
+from .torch_file import STORAGE_OF, Inert, Stored, damage, read_torch, stored, write_torch
 
 KEYS = ("model", "state_dict")  # where the network of a checkpoint stands
 PREFIXES = ("module.", "_orig_mod.")  # of data parallel and compiled networks
@@ -65,7 +66,8 @@ def open_foreign(path: Path, key: str = "") -> Foreign:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    tree: Any = read_safetensors(path) if is_safetensors(path) else read_torch(path)
+    with damage(path):
+        tree: Any = read_safetensors(path) if is_safetensors(path) else read_torch(path)
     tables = {"": tree} if table_of(tree) else {}
     if isinstance(tree, dict):
         tables |= {str(name): value for name, value in tree.items() if table_of(value)}
@@ -181,7 +183,8 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
         kept |= {theirs: foreign.tensors[theirs].array() for theirs in loose}
         weights = {name: value for name, value in weights.items() if name.startswith("encoder.")}
         remarks.append("a bare encoder")
-    if hasattr(encoder, "pretrained_window_sizes") and not any(encoder.pretrained_window_sizes):
+    told = hints.pretrained_window_sizes or any(name.endswith("relative_coords_table") for name in kept)
+    if hasattr(encoder, "pretrained_window_sizes") and not told:
         remarks.append("windows of pre-training taken to be its own (encoder.pretrained_window_sizes=... if not)")
     wide = [name for name, tensor in foreign.tensors.items() if tensor.dtype == "float64" and name not in kept]
     if wide:
@@ -286,6 +289,10 @@ def write_foreign(path: Path, tensors: dict[str, Stored], key: str) -> None:
             write_safetensors(temporary, tensors)
         else:
             writers[path.suffix](temporary, tensors, key)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as reason:
+        raise WeightsError(f"{path}: cannot be written ({reason.strerror or reason})") from None
     finally:
         temporary.unlink(missing_ok=True)
