@@ -475,6 +475,18 @@ def test_a_tensor_with_another_shape_is_named(convert: Any, tmp_path: Path, torc
     assert code == 2 and "lacks 1 parameters of its network (encoder.layers.0.blocks.1.mlp.fc2.weight)" in err
 
 
+@pytest.mark.parametrize(
+    "change", [{"patch_embed.proj.weight": np.ones((16, 4), np.float32)}, {"blocks.0.mlp.fc1.weight": None}]
+)
+def test_tensors_that_are_no_network_are_one_line(
+    change: dict[str, Any], convert: Any, tmp_path: Path, torch_names: types.ModuleType
+) -> None:
+    state = {name: value for name, value in (plain_state(SMALL_VIT) | change).items() if value is not None}
+    save_zip(tmp_path / "in.pth", state, torch_names)
+    code, _, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt", "--num-heads", "2")
+    assert code == 2 and "its tensors make up no network known here" in err and len(err.splitlines()) == 1
+
+
 def test_names_for_a_run_of_ours_are_asked_for(convert: Any, tmp_path: Path) -> None:
     weights = {name: Tensor(value) for name, value in classifier_weights(SMALL_VIT).items()}
     meta = {"recipe": "", "origins": ["simmim", "timm"]}

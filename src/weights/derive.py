@@ -168,6 +168,12 @@ def count(shapes: Shapes, template: str) -> int:
     return 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
 
 
+def ratio(shape: tuple[int, ...]) -> float:
+    """An MLP's width over that of its input, so that int(input * ratio) gives it."""
+    hidden, dim = shape
+    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
+
+
 def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
     depth = count(shapes, "encoder.blocks.#.")
@@ -188,7 +194,7 @@ def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
         embed_dim=dim,
         depth=depth,
         num_heads=table[1] if table else blocks_heads(dim, depth, hints),
-        mlp_ratio=shapes["encoder.blocks.0.mlp.fc1.weight"][0] / dim,
+        mlp_ratio=ratio(shapes["encoder.blocks.0.mlp.fc1.weight"]),
         class_token=prefix > 0,
         distilled=prefix > 1,
         position="learned" if place else "none",
@@ -261,7 +267,7 @@ def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
         "depths": tuple(count(shapes, f"encoder.layers.{stage}.blocks.#.") for stage in range(stages)),
         "num_heads": tuple(heads),
         "window_size": window,
-        "mlp_ratio": shapes["encoder.layers.0.blocks.0.mlp.fc1.weight"][0] / dim,
+        "mlp_ratio": ratio(shapes["encoder.layers.0.blocks.0.mlp.fc1.weight"]),
         "qkv_bias": bool({f"{first[0]}.q_bias", f"{first[0]}.qkv.bias"} & set(shapes)),
         "patch_norm": "encoder.patch_embed.norm.weight" in shapes,
         "absolute_position": "encoder.absolute_pos_embed" in shapes,

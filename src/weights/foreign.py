@@ -162,6 +162,8 @@ def to_ours(foreign: Foreign, source: str = "", hints: Hints | None = None) -> C
     except WeightsError as error:
         text = str(error)
         raise WeightsError(text if text.startswith(str(foreign.path)) else f"{foreign.path}: {text}") from None
+    except (KeyError, ValueError, IndexError) as error:  # tensors that are missing, or of too few dimensions
+        raise WeightsError(f"{foreign.path}: its tensors make up no network known here ({error})") from None
 
 
 def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
