@@ -23,7 +23,7 @@ from src.models.swin_v2 import log_coordinates
 from src.recipe import parse_recipe
 from src.weights import WeightsError
 from src.weights.derive import Hints, derive_encoder
-from src.weights.foreign import open_foreign, to_ours, to_theirs, write_foreign
+from src.weights.foreign import offset_index, open_foreign, to_ours, to_theirs, write_foreign
 from src.weights.load import Origin, load_encoder
 from src.weights.names import SOURCES, naming_for, recognise
 from src.weights.resize import TABLE_RULES, Progression, bicubic, resize_offsets, resize_places
@@ -276,6 +276,26 @@ def test_a_name_without_a_counterpart_is_refused() -> None:
         naming_for("hf", {"encoder.blocks.0.x": 0}).ours("odd.weight")
 
 
+def test_a_table_is_read_through_the_files_own_index(tmp_path: Path, torch_names: types.ModuleType) -> None:
+    """A moving average over whole numbers rounds them: FastMIM's model_ema reads other entries than its model."""
+    state = plain_state(SMALL_SWIN)
+    table, index = (f"layers.0.blocks.0.attn.relative_position_{kind}" for kind in ("bias_table", "index"))
+    usual = offset_index(4)
+    assert usual[0, 15] == 0 and usual[15, 0] == 48 and usual[0, 1] == 3 * 7 + 2
+    state[index] = np.where(usual > 20, usual - 1, usual)
+    save_zip(tmp_path / "in.pth", state, torch_names)
+    done = to_ours(open_foreign(tmp_path / "in.pth"))
+    ours = done.weights[f"encoder.{table}"]
+    np.testing.assert_array_equal(ours[usual], state[table][state[index]])
+    assert any("1 position tables" in remark for remark in done.remarks)
+    back, _ = to_theirs(done.weights, done.kept, done.note, "")
+    assert back[table].read().tobytes() == state[table].tobytes()
+    state[index] = np.arange(256).reshape(16, 16) % 49  # not a function of the offset
+    save_zip(tmp_path / "in.pth", state, torch_names)
+    with pytest.raises(WeightsError, match=r"relative_position_index reads the position table in a way"):
+        to_ours(open_foreign(tmp_path / "in.pth"))
+
+
 # --- what the file does not say ---------------------------------------------------------------------------------
 
 
@@ -350,7 +370,7 @@ def plain_state(encoder: Any) -> dict[str, np.ndarray]:
     state = OrderedDict((name, tensor.read()) for name, tensor in tensors.items())
     if isinstance(encoder, SwinConfig):
         state["layers.0.blocks.1.attn_mask"] = numbers(7, 4, 16, 16)
-        state["layers.0.blocks.0.attn.relative_position_index"] = np.arange(256).reshape(16, 16)
+        state["layers.0.blocks.0.attn.relative_position_index"] = offset_index(4)
     return state
 
 

@@ -7,6 +7,7 @@ our networks have no place for is kept aside, so that the way back gives the sam
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -173,6 +174,7 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
         raise WeightsError(f"its names are those of {' or '.join(origins)}, not of {source}")
     origins = (source,) if source else origins
     weights, kept = placed(foreign.tensors, recognised.naming)
+    moved = reindexed(weights, kept, foreign.tensors, recognised.naming)
     shapes = {name: value.shape for name, value in weights.items()}
     encoder = derive_encoder(shapes, kept, hints)
     method = derive_method(shapes, encoder, hints)
@@ -191,6 +193,8 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
     wide = [name for name, tensor in foreign.tensors.items() if tensor.dtype == "float64" and name not in kept]
     if wide:
         remarks.append(f"{len(wide)} float64 tensors rounded to float32 ({wide[0]})")
+    if moved:
+        remarks.append(f"{moved} position tables put in the order of the file's own index tables, which are odd")
     if foreign.others:
         remarks.append(f"not converted: {', '.join(name or 'the rest' for name in foreign.others)} (--key takes it)")
     entries = [[foreign.prefix + name, tensor.dtype, list(tensor.shape)] for name, tensor in foreign.tensors.items()]
@@ -223,6 +227,48 @@ def placed(tensors: dict[str, Stored], naming: Naming) -> tuple[dict[str, np.nda
             raise WeightsError(f"query, key and value of {ours} do not fit each other")
         weights[ours] = np.concatenate([parts[0], parts[1], parts[2]])
     return weights, kept
+
+
+INDEX, TABLE = "relative_position_index", "relative_position_bias_table"
+
+
+def reindexed(
+    weights: dict[str, np.ndarray], kept: dict[str, np.ndarray], tensors: dict[str, Stored], naming: Naming
+) -> int:
+    """Give window tables whose index table is not the usual one the order in which the file reads them.
+
+    A moving average over all of a network (FastMIM's model_ema) rounds the whole numbers of its index tables down; the
+    network it then is reads its tables through those. The tables as they were are kept aside.
+
+    Returns:
+        How many tables that were.
+    """
+    moved = 0
+    for name in [name for name in kept if name.endswith(INDEX)]:
+        theirs = name.removesuffix(INDEX) + TABLE
+        place = naming.ours(theirs) if theirs in tensors else None
+        if place is None or kept[name].ndim != 2:
+            continue
+        table, index = weights[place[0]], kept[name]
+        window = math.isqrt(len(index))
+        usual = offset_index(window)
+        if usual.shape != index.shape or np.array_equal(usual, index):
+            continue
+        order = np.arange(len(table))
+        order[usual.reshape(-1)] = index.reshape(-1)
+        if index.min() < 0 or index.max() >= len(table) or not np.array_equal(order[usual], index):
+            raise WeightsError(f"{name} reads the position table in a way that no network of ours does")
+        kept[theirs] = table
+        weights[place[0]] = table[order]
+        moved += 1
+    return moved
+
+
+def offset_index(window: int) -> np.ndarray:
+    """(window**2, window**2): entry of a window's table for each pair of its tokens (Swin-Transformer)."""
+    row, col = np.divmod(np.arange(window**2), window)
+    rows, cols = (line[:, None] - line[None, :] + window - 1 for line in (row, col))
+    return rows * (2 * window - 1) + cols
 
 
 def flat(name: str, value: np.ndarray) -> np.ndarray:
