@@ -117,13 +117,12 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
 
 def told_recipe(recipe: Any) -> list[str]:
     """The parts of the recipe that were derived, to be looked at."""
+    import yaml
+
     from src.recipe import to_tree
 
-    lines = []
-    for part in ("encoder", "method"):
-        values = (f"{key} {value}" for key, value in to_tree(getattr(recipe, part)).items() if key != "name")
-        lines.append(f"{part}: {', '.join(values)}")
-    return lines
+    parts = {part: to_tree(getattr(recipe, part)) for part in ("encoder", "method")}
+    return yaml.safe_dump(parts, sort_keys=False, default_flow_style=None, width=110).splitlines()
 
 
 def check_fit(source: Path, weights: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

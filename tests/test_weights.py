@@ -403,7 +403,7 @@ def test_every_container_comes_back_bit_by_bit(
     flags = ["--key", key] if key else []
     code, out, err = convert(source, tmp_path / "ours.ckpt", *flags)
     assert (code, err) == (0, ""), err
-    assert "names of simmim or timm" in out and "2 kept aside" in out and "image_size [32, 32]" in out
+    assert "names of simmim or timm" in out and "2 kept aside" in out and "  image_size: [32, 32]" in out
     for suffix in ("pth", "safetensors"):
         back = tmp_path / f"back.{suffix}"
         code, out, err = convert(tmp_path / "ours.ckpt", back, "--to", "torch")
