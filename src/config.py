@@ -10,7 +10,8 @@ keys change single fields of it: `encoder: {name: vit_base, image_size: 128}`. `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -380,6 +381,21 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of a training at a resolution of its own (FastMIM-P)."""
+
+    epochs: int = 0
+    image_size: tuple[int, int] = (0, 0)
+    window_size: int = 0  # tokens per side; 0: the encoder's
+    batch_size: int = 0  # images of one device in one forward pass; 0: that of train
+    accumulate: int = 0  # forward passes per update; 0: that of train
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epochs")
+        check_not_negative(self, "window_size", "batch_size", "accumulate")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what a run does."""
 
@@ -387,6 +403,7 @@ class Recipe:
     method: MethodConfig = field(default_factory=MIMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stages: tuple[StageConfig, ...] = ()  # progressive resolution; train.epochs is their sum
     seed: int = 0
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
     output: str = ""  # folder of the run; empty: runs/<name of the recipe file>
@@ -402,6 +419,43 @@ class Recipe:
         )
         if isinstance(self.method, MIMConfig):
             check_mim(self.encoder, self.method)
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            return
+        total = sum(stage.epochs for stage in self.stages)
+        _need(
+            total == self.train.epochs,
+            "train.epochs",
+            f"{self.train.epochs}, but the stages have {total}; write {total}",
+        )
+        for number in range(len(self.stages)):
+            try:
+                at_stage(self, number)
+            except FieldError as error:
+                raise FieldError(f"stages.{number}", f"{error.key.removeprefix('encoder.')}: {error}") from None
+
+    def stage_ends(self) -> list[int]:
+        """The epoch each stage ends with; one stage if there are none."""
+        return list(itertools.accumulate(stage.epochs for stage in self.stages)) or [self.train.epochs]
+
+
+def at_stage(recipe: Recipe, number: int) -> Recipe:
+    """A recipe as it is during a stage: sizes and batches of the stage, and no stages."""
+    if not recipe.stages:
+        return recipe
+    stage = recipe.stages[number]
+    sizes: dict[str, Any] = {"image_size": stage.image_size}
+    if stage.window_size:
+        _need(
+            isinstance(recipe.encoder, SwinConfig),
+            "window_size",
+            f"{recipe.encoder.name} has no windows; leave window_size out",
+        )
+        sizes["window_size"] = stage.window_size
+    batches = {key: getattr(stage, key) or getattr(recipe.train, key) for key in ("batch_size", "accumulate")}
+    return replace(recipe, encoder=replace(recipe.encoder, **sizes), train=replace(recipe.train, **batches), stages=())
 
 
 def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:

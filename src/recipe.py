@@ -74,7 +74,7 @@ def to_tree(config: Any) -> dict[str, Any]:
         if is_dataclass(value):
             value = to_tree(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [to_tree(part) if is_dataclass(part) else part for part in value]
         tree[item.name] = value
     return tree
 
@@ -274,7 +274,10 @@ def _tuple(hint: Any, value: Any, place: _Place) -> tuple[Any, ...]:
     if len(args) == 2 and args[1] is Ellipsis:
         if not isinstance(value, list | tuple):
             raise place.error(f"must be a list of {_type_name(args[0])}, not {value!r}")
-        return tuple(_plain(args[0], v, place) for v in value)
+        return tuple(
+            _value(args[0], v, place.at(str(i)) if is_dataclass(args[0]) else place, "", None)
+            for i, v in enumerate(value)
+        )
     if place.key.endswith("image_size") and not isinstance(value, list | tuple):
         value = [value] * 2
     if not isinstance(value, list | tuple) or len(value) != len(args):
@@ -297,7 +300,7 @@ def _plain(hint: type, value: Any, place: _Place) -> Any:
 
 
 def _type_name(hint: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "mappings of keys")
 
 
 def _one_line(error: Exception) -> str:

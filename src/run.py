@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mindspore import Tensor
 
-from .config import ClassifyConfig, MIMConfig, Recipe
+from .config import ClassifyConfig, MIMConfig, Recipe, at_stage
 from .data.loader import Loader
 from .data.sources import DataError, ImageFolder, image_folder, labelled_share
 from .engine import checkpoint, device, parallel
@@ -21,7 +24,7 @@ from .recipe import ConfigError, dump_recipe, parse_recipe, to_tree
 from .visual.curves import draw_curves
 from .visual.gallery import draw_gallery
 from .weights import WeightsError
-from .weights.load import Origin, load_encoder
+from .weights.load import Origin, carry_over, load_encoder
 
 #: errors that are the user's to mend: one line, exit code 2
 UserError = (
@@ -91,15 +94,40 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
             there is none).
     """
     used = device.set_up(recipe.device, recipe.seed)
-    parts = parallel.together(lambda: training_parts(recipe), UserError)
+    found = parallel.together(lambda: find_checkpoint(recipe, resume), UserError)
+    ends = recipe.stage_ends()
+    # a checkpoint at a border has the shapes of the stage it ended
+    start = min(bisect.bisect_left(ends, found.meta["epoch"]), len(ends) - 1) if found else 0
+    view = at_stage(recipe, start)
+    parts = parallel.together(lambda: training_parts(view), UserError)
     first = parallel.rank() == 0
     folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first), UserError)
     try:
-        training = Training(recipe, *parts, folder, used)
-        fit = parallel.together(lambda: training.prepare(resume), UserError)
-        return training.run(fit)
+        training = Training(view, *parts, folder, used)
+        fit = parallel.together(lambda: training.prepare(recipe, found, bool(resume), ends[start]), UserError)
+        training.run(fit)
+        for number in range(start + 1, len(ends)):
+            training, fit = parallel.together(partial(training.next_stage, recipe, number, fit), UserError)
+            training.run(fit)
+        training.finish()
+        return training.metrics
     finally:
         folder.close()
+
+
+def find_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from; None for a fresh start."""
+    if not resume:
+        return None
+    path = Path(recipe.output) / "last.ckpt" if resume == "auto" else Path(resume)
+    if resume == "auto" and not path.exists():
+        return None
+    found = checkpoint.load(path)
+    if not found.state:
+        raise checkpoint.CheckpointError(
+            f"{path}: has weights but no training state; resume from last.ckpt, or use --init-from"
+        )
+    return found
 
 
 def training_parts(recipe: Recipe) -> tuple[Any, Loader, ImageFolder | None]:
@@ -128,15 +156,56 @@ class Training:
         self.probe = PatchMean(self.encoder)
         self.metrics: dict[str, float] = {}
 
-    def prepare(self, resume: str) -> Fit:
-        """Everything before the first step that can go wrong on a single rank."""
+    def prepare(self, whole: Recipe, found: checkpoint.Checkpoint | None, resumed: bool, until: int) -> Fit:
+        """Everything before the first step that can go wrong on a single rank.
+
+        Args:
+            whole: the recipe with all its stages, which the folder keeps.
+            found: the checkpoint to go on from.
+            resumed: whether one was asked for.
+            until: epochs after which this stage ends.
+        """
         recipe, folder = self.recipe, self.folder
-        found = self._find(resume)
+        if resumed and found is None:
+            folder.info(f"nothing to resume in {folder.path}: a fresh start")
         if folder.writes:
-            (folder.path / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            (folder.path / "config.yaml").write_text(dump_recipe(whole), encoding="utf-8")
             folder.write_environment(self.used, parallel.size())
+        fit = self._fit(State(), until)
+        if found is not None:
+            self._restore(fit, found)
+            fit.hooks.meta["origins"] = list(origin_of(found).sources)
+        elif recipe.init_from:
+            origin = self._init_from()
+            if isinstance(recipe.method, ClassifyConfig):
+                fit.hooks.meta["origins"] = list(origin.sources)
+        return fit
+
+    def next_stage(self, whole: Recipe, number: int, before: Fit) -> tuple[Training, Fit]:
+        """The same training at the size of another stage.
+
+        Weights go over, tables and learned positions resized; the optimiser's moments and the draw counters go over
+        where shapes stay, moments of what is resized start at zero. Graphs and data pipeline are new.
+        """
+        recipe = at_stage(whole, number)
+        self.folder.info(f"stage {number + 1} of {len(whole.stages)}")
+        following = Training(recipe, *training_parts(recipe), self.folder, self.used)
+        fit = following._fit(before.state, whole.stage_ends()[number])
+        fit.hooks.meta["origins"] = before.hooks.meta["origins"]
+        weights = {name: p.asnumpy() for name, p in checkpoint.weights_of(self.method).items()}
+        origin = Origin(tuple(before.hooks.meta["origins"]), self.recipe.encoder)
+        report = carry_over(checkpoint.weights_of(following.method), weights, origin, recipe.encoder)
+        self.folder.info(f"weights of the stage before: {report}")
+        old = before.state_arrays()
+        for name, parameter in fit.state_arrays().items():
+            if name in old and old[name].shape == parameter.shape:
+                parameter.set_data(Tensor(old[name].asnumpy()))
+        return following, fit
+
+    def _fit(self, state: State, until: int) -> Fit:
+        """The training loop of this recipe, with fresh weights as yet."""
+        recipe = self.recipe
         self._introduce()
-        state = State()
         meta = {
             "recipe": dump_recipe(recipe),
             "method": recipe.method.name,
@@ -146,26 +215,20 @@ class Training:
             "ranks": parallel.size(),
         }
         hooks = Hooks(self._evaluate, self._pictures, meta)
-        fit = Fit(self.method, self.train_loader, recipe.train, folder, hooks, state)
-        if found is not None:
-            self._restore(fit, found)
-            meta["origins"] = list(origin_of(found).sources)
-        elif recipe.init_from:
-            origin = self._init_from()
-            if isinstance(recipe.method, ClassifyConfig):
-                meta["origins"] = list(origin.sources)
-        return fit
+        return Fit(self.method, self.train_loader, recipe.train, self.folder, hooks, state, until)
 
-    def run(self, fit: Fit) -> dict[str, float]:
-        """From the first step to the last."""
+    def run(self, fit: Fit) -> None:
+        """All steps of this stage that are left."""
         fit.align_ranks()
         if fit.state.epoch == 0 and self.recipe.train.knn:
             self._log_metrics(self._knn(), 0)
         fit.run()
+
+    def finish(self) -> None:
+        """After the last step."""
         if self.folder.writes:
             draw_curves(self.folder.path)
         self.folder.info(f"done: {self.folder.path}")
-        return self.metrics
 
     def _introduce(self) -> None:
         recipe, train = self.recipe, self.recipe.train
@@ -175,7 +238,10 @@ class Training:
         place = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
         batch, of_ranks = effective_batch(train, ranks), f" x {ranks} ranks" if ranks > 1 else ""
         self.folder.info(f"output {self.folder.path}, device {place}, seed {recipe.seed}")
-        self.folder.info(f"{recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters")
+        height, width = recipe.encoder.image_size
+        self.folder.info(
+            f"{height}x{width} pixels, {recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters"
+        )
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
@@ -186,21 +252,7 @@ class Training:
             + f", {len(self.train_loader) // train.accumulate} updates per epoch, {train.epochs} epochs"
         )
 
-    def _find(self, resume: str) -> checkpoint.Checkpoint | None:
-        """The checkpoint to go on from."""
-        if not resume:
-            return None
-        path = self.folder.path / "last.ckpt" if resume == "auto" else Path(resume)
-        if resume == "auto" and not path.exists():
-            self.folder.info(f"nothing to resume in {self.folder.path}: a fresh start")
-            return None
-        return checkpoint.load(path)
-
     def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
-        if not found.state:
-            raise checkpoint.CheckpointError(
-                f"{found.path}: has weights but no training state; resume from last.ckpt, or use --init-from"
-            )
         self._warn_about_changes(found)
         checkpoint.assign(checkpoint.weights_of(self.method), found.weights, found.path)
         fit.restore(found.state, found.path)

@@ -185,6 +185,23 @@ def test_what_a_run_of_two_ranks_says_and_writes(two_ranks: Any) -> None:
     assert processes_with(str(path)) == [] and port_is_free(port_of(done.stdout))
 
 
+# --- evaluation -------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_through_the_launcher(folder: Path, recipe: Path) -> None:
+    """Train a classifier and evaluate it: the accuracy that training reported; the log lies beside the checkpoint."""
+    config, path = folder / "classify.yaml", folder / "classifier"
+    method = "method: {name: classify, num_classes: 3}"
+    config.write_text(re.sub(r"^method: .*$", method, recipe.read_text(), flags=re.M).replace("knn: 3", "knn: 0"))
+    done = launch("run_standalone_train_ascend.sh", 0, config, "train.epochs=2", f"output={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = launch("run_eval_ascend.sh", 0, config, path / "last.ckpt", "data.eval_crop=0.875")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, reported = json.loads(done.stdout.splitlines()[-1]), events(path, "eval")[-1]
+    assert found["count"] == 9 and found["top1"] == pytest.approx(reported["top1"], abs=1e-6)
+    assert done.stdout.splitlines()[-1] in (path / "log_1" / "worker_0.log").read_text()
+
+
 # --- a run that ends early ----------------------------------------------------------------------------------------
 
 

@@ -104,8 +104,8 @@ class TerminalHandler(logging.Handler):
 class Progress:
     """A bar on a terminal; plain lines otherwise (the loop's own log lines are those)."""
 
-    def __init__(self, total: int, start: int):
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stdout.isatty(), leave=False)
+    def __init__(self, total: int):
+        self.bar = tqdm(total=total, unit="step", disable=not sys.stdout.isatty(), leave=False)
 
     def advance(self, **shown: str) -> None:
         self.bar.set_postfix(shown, refresh=False) if shown else None

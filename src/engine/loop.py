@@ -43,15 +43,29 @@ class Hooks:
 
 
 class Fit:
-    """One run of any Method: `Fit(...).run()` trains until `train.epochs`; `state` says where it starts and follows.
+    """One run of any Method, or a stage of one: `run()` trains to the end of epoch `until`; `state` follows.
+
+    Args:
+        method, loader, train, folder, hooks: what is trained, on what, how, where it is written, what else is done.
+        state: where the run is.
+        until: epochs after which this part of the run ends, `train.epochs` but for a stage of a progressive one.
 
     Raises:
         RunError: the loss is not finite, or an epoch holds no update.
     """
 
-    def __init__(self, method: Any, loader: Any, train: TrainConfig, folder: RunFolder, hooks: Hooks, state: State):
+    def __init__(
+        self,
+        method: Any,
+        loader: Any,
+        train: TrainConfig,
+        folder: RunFolder,
+        hooks: Hooks,
+        state: State,
+        until: int,
+    ):
         self.method, self.loader, self.train, self.folder, self.hooks = method, loader, train, folder, hooks
-        self.state = state
+        self.state, self.until = state, until
         self.updates = len(loader) // train.accumulate
         if not self.updates:
             raise RunError(
@@ -68,13 +82,13 @@ class Fit:
 
     def restore(self, arrays: dict[str, np.ndarray], source: Any) -> None:
         """Optimiser moments and draw counters of a checkpoint."""
-        checkpoint.assign(self._state_arrays(), arrays, source)
+        checkpoint.assign(self.state_arrays(), arrays, source)
 
     def align_ranks(self) -> None:
         """Give every rank the weights of rank 0, and check before the first step that ranks do what one would do."""
         if self.ranks == 1:
             return
-        weights, state = checkpoint.weights_of(self.method), self._state_arrays()
+        weights, state = checkpoint.weights_of(self.method), self.state_arrays()
         parallel.broadcast(list(weights.values()))
         parameters = {**weights, **state}
         self.folder.info(parallel.self_test(self.loader, parameters, str(self.hooks.meta.get("recipe", ""))))
@@ -82,13 +96,13 @@ class Fit:
     def run(self) -> None:
         """All epochs that are left."""
         train, state = self.train, self.state
-        progress = Progress(train.epochs * self.updates, state.step)
+        progress = Progress((self.until - state.epoch) * self.updates)
         try:
-            for epoch in range(state.epoch, train.epochs):
+            for epoch in range(state.epoch, self.until):
                 self.step.set_train(True)
                 self._epoch(epoch, progress)
                 state.epoch = epoch + 1
-                last = state.epoch == train.epochs
+                last = state.epoch == self.until
                 metrics = self._evaluate(last)
                 if last or (train.gallery_every and state.epoch % train.gallery_every == 0):
                     self.hooks.pictures(state.epoch)
@@ -162,7 +176,8 @@ class Fit:
         speed, waited = self.clock.report()
         relative = means["loss"] / means["baseline"] if means["baseline"] > 0 else float("nan")
         speed *= self.ranks
-        left = (self.train.epochs * self.updates - self.state.step) * effective_batch(self.train, self.ranks)
+        done = epoch * self.updates + number + 1
+        left = (self.until * self.updates - done) * effective_batch(self.train, self.ranks)
         eta = duration(left / speed) if speed else "?"
         self.folder.metrics(
             "train",
@@ -206,8 +221,9 @@ class Fit:
             "best": self.state.best,
             "metrics": metrics,
         }
-        arrays = self._state_arrays() if name == "last" else {}
+        arrays = self.state_arrays() if name == "last" else {}
         checkpoint.save(self.folder.path / f"{name}.ckpt", checkpoint.weights_of(self.method), arrays, meta)
 
-    def _state_arrays(self) -> dict[str, Any]:
+    def state_arrays(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the weights: optimiser moments and draw counters, by name."""
         return {**self.optimizer.state(), **checkpoint.counters_of(self.method)}

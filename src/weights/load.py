@@ -127,6 +127,33 @@ def load_encoder(
     )
 
 
+def carry_over(
+    parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], origin: Origin, encoder: Any
+) -> LoadReport:
+    """All weights of a network to the same network at another resolution (a border between stages).
+
+    Fixed sine-cosine positions are not weights: the new network has its own.
+
+    Args:
+        parameters, encoder: of the new network.
+        arrays, origin: of the one before.
+
+    Raises:
+        WeightsError: a shape changes for which there is no rule.
+    """
+    learned = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    values, resized = {}, {}
+    for name in learned:
+        shape = tuple(parameters[name].shape)
+        values[name], how = fitted(name, arrays[name], shape, Path("stage"), origin, encoder)
+        if how:
+            resized[name] = how
+    for name, value in values.items():
+        parameters[name].set_data(Tensor(value))
+    fresh = sorted(set(parameters) - set(learned))
+    return LoadReport([name for name in learned if name not in resized], resized, [], fresh, [])
+
+
 def classifier(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], same_classes: bool) -> set[str]:
     """Names of the pooled norm, and of the heads if the file's have as many classes, and the same as far as known."""
     parts = ("fc_norm.", "head.", "head_dist.") if same_classes else ("fc_norm.",)

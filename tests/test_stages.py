@@ -1,0 +1,111 @@
+"""Progressive resolution: what goes over a border, and runs resumed on either side of one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.config import FieldError, Recipe, StageConfig, SwinConfig, TrainConfig, ViTConfig, at_stage
+from src.engine import checkpoint
+from src.recipe import ConfigError, dump_recipe, load_recipe, parse_recipe
+from src.run import train
+from tests.helpers import MakeFolder
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+RECIPE = """
+encoder:
+  {{name: swin, image_size: 32, embed_dim: 16, depths: [1, 2], num_heads: [2, 4], window_size: 2, drop_path: 0.2}}
+method: {{name: fastmim, mask_block: 8, target: {{cell: 4}}, decoder: {{width: 32, depth: 1}}}}
+data: {{root: {root}, workers: 1}}
+train: {{epochs: 3, batch_size: 8, base_lr: 1e-3, lr_batch: 8, warmup_epochs: 1, log_every: 1, eval_every: 0}}
+stages:
+  - {{epochs: 1, image_size: 32, window_size: 2}}
+  - {{epochs: 2, image_size: 48, window_size: 3, batch_size: 4, accumulate: 2}}
+device: CPU
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, image_folder_factory: MakeFolder) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    path = folder / "grow.yaml"
+    path.write_text(RECIPE.format(root=image_folder_factory(folder / "data", train=8)), encoding="utf-8")
+    return path
+
+
+def run(recipe: Path, output: Path, resume: str = "") -> dict[str, np.ndarray]:
+    """All arrays at the end of a run, whose checkpoints after each epoch are kept."""
+    save = checkpoint.save
+
+    def keep(path: Path, *rest: object) -> None:
+        save(path, *rest)  # type: ignore[arg-type]
+        meta = rest[2]
+        assert isinstance(meta, dict)
+        shutil.copy(path, path.with_name(f"{path.stem}_{meta['epoch']}.ckpt"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", keep)
+        train(load_recipe(recipe, [f"output={output}"]), resume)
+    found = checkpoint.load(output / "last.ckpt")
+    return {**found.weights, **{f"state {name}": value for name, value in found.state.items()}}
+
+
+def test_a_run_resumed_on_either_side_of_a_border_ends_like_one_that_never_stopped(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = run(recipe, tmp_path / "straight")
+    log = capsys.readouterr().out
+    assert "stage 2 of 2" in log and "48x48 pixels" in log
+    assert "3 resized (relative positions: rule fastmim)" in log  # one table per block
+    assert straight["encoder.layers.1.blocks.0.attn.relative_position_bias_table"].shape == (25, 4)
+    sizes = {
+        number: checkpoint.load(tmp_path / "straight" / f"last_{number}.ckpt")
+        .weights["encoder.layers.0.blocks.0.attn.relative_position_bias_table"]
+        .shape
+        for number in (1, 2, 3)
+    }
+    assert sizes == {1: (9, 2), 2: (25, 2), 3: (25, 2)}
+    for number in (1, 2):
+        resumed = run(recipe, tmp_path / f"from_{number}", str(tmp_path / "straight" / f"last_{number}.ckpt"))
+        assert resumed.keys() == straight.keys()
+        for name, value in straight.items():
+            np.testing.assert_array_equal(resumed[name], value, err_msg=f"resumed after epoch {number}: {name}")
+
+
+def test_the_rate_follows_the_batch_of_the_stage(recipe: Path) -> None:
+    whole = load_recipe(recipe)
+    first, second = (at_stage(whole, number) for number in (0, 1))
+    assert (first.train.batch_size, first.train.accumulate) == (8, 1)
+    assert (second.train.batch_size, second.train.accumulate) == (4, 2)
+    assert first.encoder.image_size == (32, 32) and second.encoder.image_size == (48, 48)
+    assert second.train.epochs == 3 and second.stages == ()
+    assert whole.stage_ends() == [1, 3]
+    assert parse_recipe(dump_recipe(whole), "text") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.epochs=4", "train.epochs: 4, but the stages have 3; write 3"),
+        ("stages=[{epochs: 3, image_size: 33}]", "stages.0: image_size: 33 is not a multiple of 8"),
+        ("stages=[{image_size: 32}]", "stages.0.epochs: 0 is not above 0"),
+        ("stages=[{epochs: 3, size: 32}]", "stages.0.size: unknown key of StageConfig"),
+        ("stages=[{epochs: 3, image_size: 48, window_size: -1}]", "stages.0.window_size: -1 is negative"),
+        ("stages=3", "stages: must be a list of mappings of keys, not 3"),
+    ],
+)
+def test_stages_that_cannot_be_are_named(recipe: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, [change])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_network_without_windows_has_none_in_its_stages() -> None:
+    stages = (StageConfig(epochs=2, image_size=(32, 32), window_size=4),)
+    with pytest.raises(FieldError, match="vit has no windows"):
+        Recipe(encoder=ViTConfig(image_size=(32, 32)), stages=stages, train=TrainConfig(epochs=2))
+    Recipe(encoder=SwinConfig(image_size=(32, 32)), stages=stages, train=TrainConfig(epochs=2))
