@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--key", default="", help="the table of tensors to take, such as model_ema")
     parser.add_argument("--encoder", choices=sorted(ENCODERS), default="", metavar="PRESET", help="which network it is")
     parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads of a ViT")
-    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("--image-size", default="", metavar="PIXELS", help="of a square, or HEIGHTxWIDTH")
     parser.add_argument("--window-size", type=int, metavar="TOKENS", help="of a Swin V2, whose shapes do not tell it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe in OUT")
     args = parser.parse_intermixed_args()
@@ -48,11 +48,13 @@ def to_ours(args: argparse.Namespace) -> None:
     from src.weights import foreign
     from src.weights.derive import Hints
 
-    size = tuple(args.image_size or ())
-    if len(size) > 2:
-        raise WeightsError(f"--image-size: {len(size)} numbers; write one, or height and width")
+    sides = args.image_size.split("x") if args.image_size else []
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise WeightsError(
+            f"--image-size: {args.image_size} is neither PIXELS nor HEIGHTxWIDTH, such as 224 or 192x256"
+        )
     check_output(args, (".ckpt",))
-    image = (size * 2)[:2] or None
+    image = (int(sides[0]), int(sides[-1])) if sides else None
     hints = Hints(num_heads=args.num_heads, image_size=image, window_size=args.window_size, preset=args.encoder)
     found = foreign.open_foreign(args.input, args.key)
     done = foreign.to_ours(found, args.source, hints)

@@ -212,7 +212,10 @@ def blocks_heads(dim: int, depth: int, hints: Hints) -> int:
     if hints.num_heads:
         return hints.num_heads
     if hints.preset:
-        return int(getattr(ENCODERS[hints.preset], "num_heads", 0))
+        preset = ENCODERS[hints.preset]
+        if not isinstance(preset, ViTConfig) or preset.embed_dim != dim:
+            raise WeightsError(f"is not {hints.preset}: embed_dim is {dim}, that of --encoder is {preset.embed_dim}")
+        return preset.num_heads
     width, blocks, heads = FACTORIES.get(hints.factory, (0, 0, 0))
     if (width, blocks) == (dim, depth):
         return heads
@@ -235,7 +238,7 @@ def blocks_grid(
         side = math.isqrt(place[1] - prefix)
         if side**2 + prefix == place[1]:
             return side, side
-        raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHT WIDTH")
+        raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHTxWIDTH")
     if table is not None:
         side = (math.isqrt(table[0] - 3) + 1) // 2
         if (2 * side - 1) ** 2 + 3 == table[0]:

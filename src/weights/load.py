@@ -88,7 +88,7 @@ def load_encoder(
         arrays: of the file, in our names.
         source: the file, for messages.
         origin: what the file says about them.
-        encoder: configuration of the network's encoder; only maps that are not square need it.
+        encoder: configuration of the network's encoder; positions are resized between the grids of both.
         classes: names of the network's classes.
 
     Raises:
@@ -197,16 +197,11 @@ def rule_of(name: str, old: Size, new: Size, source: Path, origin: Origin) -> st
 
 
 def grid(length: int, encoder: Any) -> Size | None:
-    """Rows and columns of a table of `length` places (with up to two of class tokens): the encoder's, else square."""
-    if encoder is not None:
-        rows, cols = (side // encoder.patch_size for side in encoder.image_size)
-        if 0 <= length - rows * cols <= 2:
-            return rows, cols
-    for prefix in (0, 1, 2):
-        side = math.isqrt(length - prefix)
-        if side**2 + prefix == length:
-            return side, side
-    return None
+    """Rows and columns of an encoder's patches, if a table of `length` places (up to two of class tokens) is its."""
+    if encoder is None:
+        return None
+    rows, cols = (side // encoder.patch_size for side in encoder.image_size)
+    return (rows, cols) if 0 <= length - rows * cols <= 2 else None
 
 
 def table_sizes(name: str, entries: int, encoder: Any) -> Size | None:
