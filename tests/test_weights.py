@@ -151,6 +151,16 @@ def test_grids_that_are_not_square_come_from_the_recipes() -> None:
         load_encoder(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",)))
 
 
+def test_fixed_positions_of_another_size_are_the_networks_own() -> None:
+    weights = parameters({"encoder.pos_embed": (1, 17, 8), "encoder.a": (1,)})
+    weights["encoder.pos_embed"].requires_grad = False
+    arrays = {"encoder.pos_embed": numbers(0, 1, 5, 8), "encoder.a": np.ones(1, np.float32)}
+    report = load_encoder(weights, arrays, FILE)
+    assert (report.matched, report.missing) == (["encoder.a"], ["encoder.pos_embed"])
+    arrays["encoder.pos_embed"] = numbers(0, 1, 17, 8)  # of the same size they are the file's
+    assert load_encoder(weights, arrays, FILE).missing == []
+
+
 HEADS = {"encoder.a": (2,), "fc_norm.weight": (2,), "head.weight": (5, 2), "head.bias": (5,)}
 
 
@@ -562,9 +572,8 @@ def test_a_converted_encoder_is_fine_tuned_at_another_size_and_a_converted_class
     assert checkpoint.load(tmp_path / "run" / "last.ckpt").meta["origins"] == ["simmim"]
     code, _, err = convert(tmp_path / "run" / "last.ckpt", tmp_path / "b.pth", "--to", "torch")
     assert code == 0, err
-    code, _, err = convert(
-        tmp_path / "b.pth", tmp_path / "again.ckpt", "--image-size", "48", f"data.root={data}", "train.batch_size=8"
-    )
+    flags = ["--image-size", "48", f"data.root={data}", "train.batch_size=8"]
+    code, _, err = convert(tmp_path / "b.pth", tmp_path / "again.ckpt", *flags)
     assert code == 0, err
     scores = [run_entry("eval.py", "--ckpt", tmp_path / name) for name in ("run/last.ckpt", "again.ckpt")]
     shown = [json.loads(done.stdout.splitlines()[-1]) for done in scores]

@@ -80,8 +80,8 @@ def load_encoder(
     """Copy the encoder's weights (names below `encoder.`), and a classifier of the same classes.
 
     Tables of positions are resized by the rule of whoever trained them, and one table that all blocks shared starts
-    that of every block (SimMIM utils.py). Decoders and mask tokens stay as they are. So does the final norm when a
-    FastMIM pre-training becomes a classifier (main_finetune.py, which names it otherwise).
+    that of every block (SimMIM utils.py). Decoders, mask tokens and fixed positions of another size stay as they are.
+    So does the final norm when a FastMIM pre-training becomes a classifier (main_finetune.py, which names it otherwise).
 
     Args:
         parameters: of the network.
@@ -99,6 +99,7 @@ def load_encoder(
     wanted = {name for name in parameters if name.startswith("encoder.")}
     if origin.sources == ("fastmim",) and "head.weight" in parameters and "head.weight" not in arrays:
         wanted -= {"encoder.norm.weight", "encoder.norm.bias"}
+    wanted -= {name for name in wanted & set(arrays) if own_positions(parameters[name], arrays[name])}
     shared = sorted(n for n in wanted - set(arrays) if OWN.fullmatch(n)) if SHARED in arrays else []
     found = arrays | {name: arrays[SHARED] for name in shared}
     absent = sorted(wanted - set(found))
@@ -152,6 +153,11 @@ def carry_over(
         parameters[name].set_data(Tensor(value))
     fresh = sorted(set(parameters) - set(learned))
     return LoadReport([name for name in learned if name not in resized], resized, [], fresh, [])
+
+
+def own_positions(parameter: Parameter, value: np.ndarray) -> bool:
+    """Whether a network keeps its fixed table, which it computed for its own size."""
+    return not parameter.requires_grad and tuple(parameter.shape) != value.shape
 
 
 def classifier(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], same_classes: bool) -> set[str]:
