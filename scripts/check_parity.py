@@ -732,9 +732,14 @@ def full_size(path: Path) -> Findings:
         yield f"trained {theirs}", float(ours[name].requires_grad != (kind == "trainable")), 0.0
     yield "parameters", abs(sum(p.size for p in ours.values()) - info["total"]), 0.0
     # the references put mask token, fc_norm and head in different places; the networks keep their order
+    # (and merging, which current timm puts before the blocks that follow it)
     parts = ("encoder.", "decoder.")
-    order = [name for name in ours if name.startswith(parts)]
-    yield "order", float(order != [name for name in names if name.startswith(parts)]), 0.0
+    moved = "downsample moved" in info.get("note", "")
+    orders = [
+        [name for name in some if name.startswith(parts) and not (moved and ".downsample." in name)]
+        for some in (ours, names)
+    ]
+    yield "order", float(orders[0] != orders[1]), 0.0
 
 
 # --- weights: transfer, resizing, conversion --------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ def main() -> int:
     parser.add_argument("--key", default="", help="the table of tensors to take, such as model_ema")
     parser.add_argument("--encoder", choices=sorted(ENCODERS), default="", metavar="PRESET", help="which network it is")
     parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads of a ViT")
-    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("--image-size", default="", metavar="PIXELS", help="of a square, or HEIGHTxWIDTH")
+    parser.add_argument("--window-size", type=int, metavar="TOKENS", help="of a Swin V2, whose shapes do not tell it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe in OUT")
     args = parser.parse_intermixed_args()
     return run_command(lambda: to_torch(args) if args.to == "torch" else to_ours(args))
@@ -48,13 +48,16 @@ def to_ours(args: argparse.Namespace) -> None:
     from src.weights import foreign
     from src.weights.derive import Hints
 
-    size = tuple(args.image_size or ())
-    if len(size) > 2:
-        raise WeightsError(f"--image-size: {len(size)} numbers; write one, or height and width")
+    sides = args.image_size.split("x") if args.image_size else []
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise WeightsError(
+            f"--image-size: {args.image_size} is neither PIXELS nor HEIGHTxWIDTH, such as 224 or 192x256"
+        )
     check_output(args, (".ckpt",))
-    hints = Hints(num_heads=args.num_heads, image_size=(size * 2)[:2] or None, preset=args.encoder)
+    image = (int(sides[0]), int(sides[-1])) if sides else None
+    hints = Hints(num_heads=args.num_heads, image_size=image, window_size=args.window_size, preset=args.encoder)
     found = foreign.open_foreign(args.input, args.key)
-    done = foreign.to_ours(found, args.source, replace(hints))
+    done = foreign.to_ours(found, args.source, hints)
     for line in (*save_ours(args.output, done, found, args.overrides), f"wrote {args.output}"):
         print(line)
 
@@ -101,7 +104,10 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         "torch": done.note,
     }
     kept = {f"kept/{name}": Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
-    checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
+    try:
+        checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
+    except (OSError, RuntimeError) as reason:
+        raise WeightsError(f"{path}: cannot be written ({' '.join(str(reason).split())[:120]})") from None
     size = sum(value.size for value in done.weights.values()) / 1e6
     told = f"{found.path}: {', '.join(done.remarks)}"
     return [
@@ -113,13 +119,12 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
 
 def told_recipe(recipe: Any) -> list[str]:
     """The parts of the recipe that were derived, to be looked at."""
+    import yaml
+
     from src.recipe import to_tree
 
-    lines = []
-    for part in ("encoder", "method"):
-        values = (f"{key} {value}" for key, value in to_tree(getattr(recipe, part)).items() if key != "name")
-        lines.append(f"{part}: {', '.join(values)}")
-    return lines
+    parts = {part: to_tree(getattr(recipe, part)) for part in ("encoder", "method")}
+    return yaml.safe_dump(parts, sort_keys=False, default_flow_style=None, width=110).splitlines()
 
 
 def check_fit(source: Path, weights: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from src.config import ENCODERS, ClassifyConfig, MIMConfig, SwinConfig, ViTConfig
+from src.config import ENCODERS, ClassifyConfig, MIMConfig, SwinConfig, SwinV2Config, ViTConfig
 from src.engine import checkpoint
 from src.models import build_classifier, build_encoder
+from src.models.swin_v2 import log_coordinates
 from src.recipe import parse_recipe
 from src.weights import WeightsError
 from src.weights.derive import Hints, derive_encoder
-from src.weights.foreign import open_foreign, to_ours, to_theirs, write_foreign
+from src.weights.foreign import offset_index, open_foreign, to_ours, to_theirs, write_foreign
 from src.weights.load import Origin, load_encoder
 from src.weights.names import SOURCES, naming_for, recognise
 from src.weights.resize import TABLE_RULES, Progression, bicubic, resize_offsets, resize_places
@@ -55,7 +56,7 @@ def test_rows_and_columns_are_not_exchanged() -> None:
         resized = rule(rows, (9, 7))
         assert resized.shape == (9, 7)
         np.testing.assert_allclose(resized - resized[:, :1], 0, atol=1e-6)
-        assert (np.diff(resized[:, 0]) > 0).all()
+        assert (np.diff(resized[:, 0]) >= 0).all() and resized[-1, 0] > resized[0, 0] + 3
     places = np.arange(6, dtype=np.float32).reshape(1, 6, 1) // 3  # 2 rows, 3 columns: the row's number
     resized = resize_places(np.concatenate([np.full((1, 1, 1), 9, np.float32), places], axis=1), (2, 3), (4, 3))
     assert resized[0, 0, 0] == 9
@@ -148,6 +149,16 @@ def test_grids_that_are_not_square_come_from_the_recipes() -> None:
     np.testing.assert_array_equal(weights["encoder.pos_embed"].asnumpy(), resize_places(table, (2, 4), (4, 6)))
     with pytest.raises(WeightsError, match="has shape"):  # without them 8 places are nothing
         load_encoder(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",)))
+
+
+def test_fixed_positions_of_another_size_are_the_networks_own() -> None:
+    weights = parameters({"encoder.pos_embed": (1, 17, 8), "encoder.a": (1,)})
+    weights["encoder.pos_embed"].requires_grad = False
+    arrays = {"encoder.pos_embed": numbers(0, 1, 5, 8), "encoder.a": np.ones(1, np.float32)}
+    report = load_encoder(weights, arrays, FILE)
+    assert (report.matched, report.missing) == (["encoder.a"], ["encoder.pos_embed"])
+    arrays["encoder.pos_embed"] = numbers(0, 1, 17, 8)  # of the same size they are the file's
+    assert load_encoder(weights, arrays, FILE).missing == []
 
 
 HEADS = {"encoder.a": (2,), "fc_norm.weight": (2,), "head.weight": (5, 2), "head.bias": (5,)}
@@ -275,6 +286,26 @@ def test_a_name_without_a_counterpart_is_refused() -> None:
         naming_for("hf", {"encoder.blocks.0.x": 0}).ours("odd.weight")
 
 
+def test_a_table_is_read_through_the_files_own_index(tmp_path: Path, torch_names: types.ModuleType) -> None:
+    """A moving average over whole numbers rounds them: FastMIM's model_ema reads other entries than its model."""
+    state = plain_state(SMALL_SWIN)
+    table, index = (f"layers.0.blocks.0.attn.relative_position_{kind}" for kind in ("bias_table", "index"))
+    usual = offset_index(4)
+    assert usual[0, 15] == 0 and usual[15, 0] == 48 and usual[0, 1] == 3 * 7 + 2
+    state[index] = np.where(usual > 20, usual - 1, usual)
+    save_zip(tmp_path / "in.pth", state, torch_names)
+    done = to_ours(open_foreign(tmp_path / "in.pth"))
+    ours = done.weights[f"encoder.{table}"]
+    np.testing.assert_array_equal(ours[usual], state[table][state[index]])
+    assert any("1 position tables" in remark for remark in done.remarks)
+    back, _ = to_theirs(done.weights, done.kept, done.note, "")
+    assert back[table].read().tobytes() == state[table].tobytes()
+    state[index] = np.arange(256).reshape(16, 16) % 49  # not a function of the offset
+    save_zip(tmp_path / "in.pth", state, torch_names)
+    with pytest.raises(WeightsError, match=r"relative_position_index reads the position table in a way"):
+        to_ours(open_foreign(tmp_path / "in.pth"))
+
+
 # --- what the file does not say ---------------------------------------------------------------------------------
 
 
@@ -302,8 +333,24 @@ def test_the_image_size_of_stages_comes_from_masks_or_is_asked_for() -> None:
     shapes = {name: value.shape for name, value in classifier_weights(SMALL_SWIN).items()}
     with pytest.raises(WeightsError, match="--image-size"):
         derive_encoder(shapes, {}, Hints())
-    assert derive_encoder(shapes, {"layers.0.blocks.1.attn_mask": (4, 16, 16)}, Hints()).image_size == (32, 32)
+    mask = {"layers.0.blocks.1.attn_mask": np.zeros((4, 16, 16))}
+    assert derive_encoder(shapes, mask, Hints()).image_size == (32, 32)
     assert derive_encoder(shapes, {}, Hints(image_size=(64, 96))).image_size == (64, 96)
+
+
+def test_swin_v2_tells_its_windows_by_its_coordinates() -> None:
+    config = SwinV2Config(image_size=(64, 64), embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=8)
+    shapes = {name: value.shape for name, value in classifier_weights(config).items()}
+    for pretrained in ((6, 0, 0, 0), (0, 0, 0, 0), (12, 6, 0, 0)):
+        buffers = {
+            f"layers.{stage}.blocks.0.attn.relative_coords_table": log_coordinates(8, before).reshape(1, 15, 15, 2)
+            for stage, before in enumerate(pretrained[:2])
+        }
+        found = derive_encoder(shapes, buffers, Hints(image_size=(64, 64)))
+        assert isinstance(found, SwinV2Config)
+        assert (found.window_size, found.pretrained_window_sizes) == (8, pretrained)
+    with pytest.raises(WeightsError, match="--window-size"):
+        derive_encoder(shapes, {}, Hints(image_size=(64, 64)))
 
 
 # --- the command ------------------------------------------------------------------------------------------------
@@ -333,7 +380,7 @@ def plain_state(encoder: Any) -> dict[str, np.ndarray]:
     state = OrderedDict((name, tensor.read()) for name, tensor in tensors.items())
     if isinstance(encoder, SwinConfig):
         state["layers.0.blocks.1.attn_mask"] = numbers(7, 4, 16, 16)
-        state["layers.0.blocks.0.attn.relative_position_index"] = np.arange(256).reshape(16, 16)
+        state["layers.0.blocks.0.attn.relative_position_index"] = offset_index(4)
     return state
 
 
@@ -366,7 +413,7 @@ def test_every_container_comes_back_bit_by_bit(
     flags = ["--key", key] if key else []
     code, out, err = convert(source, tmp_path / "ours.ckpt", *flags)
     assert (code, err) == (0, ""), err
-    assert "names of simmim or timm" in out and "2 kept aside" in out and "image_size [32, 32]" in out
+    assert "names of simmim or timm" in out and "2 kept aside" in out and "  image_size: [32, 32]" in out
     for suffix in ("pth", "safetensors"):
         back = tmp_path / f"back.{suffix}"
         code, out, err = convert(tmp_path / "ours.ckpt", back, "--to", "torch")
@@ -420,6 +467,7 @@ def test_a_pretraining_checkpoint_brings_its_method(
     [
         (["in.pth", "o.ckpt"], "no shape tells the attention heads"),
         (["in.pth", "o.ckpt", "--num-heads", "5"], "5 does not divide embed_dim 16"),
+        (["in.pth", "o.ckpt", "--num-heads", "2", "--image-size", "32x"], "neither PIXELS nor HEIGHTxWIDTH"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "--source", "mae"], "are those of timm or simmim, not of mae"),
         (["in.pth", "o.ckpt", "--key", "ema"], "has no table 'ema'"),
         (["in.pth", "o.pth", "--num-heads", "2"], "writes .ckpt files"),
@@ -427,7 +475,7 @@ def test_a_pretraining_checkpoint_brings_its_method(
         (["gone.pth", "o.ckpt"], "no such file"),
         (["odd.pth", "o.ckpt"], "not a PyTorch checkpoint"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "encoder.depht=3"], "did you mean depth?"),
-        (["in.pth", "o.ckpt", "--num-heads", "2", "method.num_classes=4"], "head.bias has shape [3]"),
+        (["in.pth", "o.ckpt", "--num-heads", "2", "method.num_classes=4"], "head.weight has shape [3, 16]"),
         (["in.pth", "in.ckpt", "--num-heads", "2"], "is there already"),
         (["odd.pth", "o.pth", "--to", "torch"], "not a .ckpt file"),
     ],
@@ -456,6 +504,18 @@ def test_a_tensor_with_another_shape_is_named(convert: Any, tmp_path: Path, torc
     save_zip(tmp_path / "in.pth", state, torch_names)
     code, _, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt")
     assert code == 2 and "lacks 1 parameters of its network (encoder.layers.0.blocks.1.mlp.fc2.weight)" in err
+
+
+@pytest.mark.parametrize(
+    "change", [{"patch_embed.proj.weight": np.ones((16, 4), np.float32)}, {"blocks.0.mlp.fc1.weight": None}]
+)
+def test_tensors_that_are_no_network_are_one_line(
+    change: dict[str, Any], convert: Any, tmp_path: Path, torch_names: types.ModuleType
+) -> None:
+    state = {name: value for name, value in (plain_state(SMALL_VIT) | change).items() if value is not None}
+    save_zip(tmp_path / "in.pth", state, torch_names)
+    code, _, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt", "--num-heads", "2")
+    assert code == 2 and "its tensors make up no network known here" in err and len(err.splitlines()) == 1
 
 
 def test_names_for_a_run_of_ours_are_asked_for(convert: Any, tmp_path: Path) -> None:
@@ -512,7 +572,8 @@ def test_a_converted_encoder_is_fine_tuned_at_another_size_and_a_converted_class
     assert checkpoint.load(tmp_path / "run" / "last.ckpt").meta["origins"] == ["simmim"]
     code, _, err = convert(tmp_path / "run" / "last.ckpt", tmp_path / "b.pth", "--to", "torch")
     assert code == 0, err
-    code, _, err = convert(tmp_path / "b.pth", tmp_path / "again.ckpt", "--image-size", "48", f"data.root={data}")
+    flags = ["--image-size", "48", f"data.root={data}", "train.batch_size=8"]
+    code, _, err = convert(tmp_path / "b.pth", tmp_path / "again.ckpt", *flags)
     assert code == 0, err
     scores = [run_entry("eval.py", "--ckpt", tmp_path / name) for name in ("run/last.ckpt", "again.ckpt")]
     shown = [json.loads(done.stdout.splitlines()[-1]) for done in scores]

@@ -28,6 +28,7 @@ from ..config import (
 from . import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
+Buffers = Mapping[str, np.ndarray]
 #: heads of the networks that training scripts name in their arguments: width, blocks, heads. FastMIM's ViT-B has 6
 #: while it pre-trains and 12 afterwards (mim_vit_pretrain.py, models_vit.py)
 FACTORIES = {
@@ -70,7 +71,16 @@ class Hints:
 
 
 def hints_of_json(config: Mapping[str, Any]) -> Hints:
-    """From Hugging Face's config.json."""
+    """From the config.json of Hugging Face or of timm."""
+    if "pretrained_cfg" in config:
+        images = config["pretrained_cfg"]
+        size, mean, std = (images.get(key) for key in ("input_size", "mean", "std"))
+        known = bool(mean and std)
+        return Hints(
+            image_size=pair(size[1:]) if size else None,
+            mean=tuple(mean) if known else None,
+            std=tuple(std) if known else None,
+        )
     size = config.get("image_size")
     heads = config.get("num_attention_heads")
     windows = config.get("pretrained_window_sizes")
@@ -124,12 +134,12 @@ def pair(size: Any) -> tuple[int, int]:
 # --- encoders ---------------------------------------------------------------------------------------------------
 
 
-def derive_encoder(shapes: Shapes, buffers: Shapes, hints: Hints) -> EncoderConfig:
+def derive_encoder(shapes: Shapes, buffers: Buffers, hints: Hints) -> EncoderConfig:
     """The encoder of parameters in our names.
 
     Args:
         shapes: of all parameters.
-        buffers: shapes of shift masks and coordinate tables in the file, under any names; they tell the image's size.
+        buffers: shift masks and coordinate tables in the file, under its names; they tell image and window sizes.
         hints: what else is known.
 
     Raises:
@@ -158,6 +168,12 @@ def count(shapes: Shapes, template: str) -> int:
     return 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
 
 
+def ratio(shape: tuple[int, ...]) -> float:
+    """An MLP's width over that of its input, so that int(input * ratio) gives it."""
+    hidden, dim = shape
+    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
+
+
 def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
     depth = count(shapes, "encoder.blocks.#.")
@@ -178,7 +194,7 @@ def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
         embed_dim=dim,
         depth=depth,
         num_heads=table[1] if table else blocks_heads(dim, depth, hints),
-        mlp_ratio=shapes["encoder.blocks.0.mlp.fc1.weight"][0] / dim,
+        mlp_ratio=ratio(shapes["encoder.blocks.0.mlp.fc1.weight"]),
         class_token=prefix > 0,
         distilled=prefix > 1,
         position="learned" if place else "none",
@@ -196,7 +212,10 @@ def blocks_heads(dim: int, depth: int, hints: Hints) -> int:
     if hints.num_heads:
         return hints.num_heads
     if hints.preset:
-        return int(getattr(ENCODERS[hints.preset], "num_heads", 0))
+        preset = ENCODERS[hints.preset]
+        if not isinstance(preset, ViTConfig) or preset.embed_dim != dim:
+            raise WeightsError(f"is not {hints.preset}: embed_dim is {dim}, that of --encoder is {preset.embed_dim}")
+        return preset.num_heads
     width, blocks, heads = FACTORIES.get(hints.factory, (0, 0, 0))
     if (width, blocks) == (dim, depth):
         return heads
@@ -219,7 +238,7 @@ def blocks_grid(
         side = math.isqrt(place[1] - prefix)
         if side**2 + prefix == place[1]:
             return side, side
-        raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHT WIDTH")
+        raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHTxWIDTH")
     if table is not None:
         side = (math.isqrt(table[0] - 3) + 1) // 2
         if (2 * side - 1) ** 2 + 3 == table[0]:
@@ -227,21 +246,22 @@ def blocks_grid(
     raise WeightsError("no shape tells its image size; write --image-size PIXELS")
 
 
-def derive_stages(shapes: Shapes, buffers: Shapes, hints: Hints) -> SwinConfig:
+def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
     stages = count(shapes, "encoder.layers.#.")
     first = [f"encoder.layers.{stage}.blocks.0.attn" for stage in range(stages)]
     second = f"{first[0]}.logit_scale" in shapes
     if second:
         heads = [shapes[f"{name}.logit_scale"][0] for name in first]
-        windows = [coordinates_window(buffers, stage) for stage in range(stages)]
+        coordinates = [coordinates_windows(buffers, stage) for stage in range(stages)]
+        windows = [own for own, _ in coordinates]
     else:
         tables = [shapes[f"{name}.relative_position_bias_table"] for name in first]
         heads = [table[1] for table in tables]
         windows = [(math.isqrt(table[0]) + 1) // 2 for table in tables]
     window = hints.window_size if not all(windows) else max(windows)
     if not window:
-        raise WeightsError("no shape tells its window; write --encoder PRESET --image-size PIXELS, or add config.json")
+        raise WeightsError("no shape tells its window; write --window-size TOKENS")
     values: dict[str, Any] = {
         "image_size": stages_image(shapes, buffers, patch, windows, window, hints),
         "in_chans": chans,
@@ -250,7 +270,7 @@ def derive_stages(shapes: Shapes, buffers: Shapes, hints: Hints) -> SwinConfig:
         "depths": tuple(count(shapes, f"encoder.layers.{stage}.blocks.#.") for stage in range(stages)),
         "num_heads": tuple(heads),
         "window_size": window,
-        "mlp_ratio": shapes["encoder.layers.0.blocks.0.mlp.fc1.weight"][0] / dim,
+        "mlp_ratio": ratio(shapes["encoder.layers.0.blocks.0.mlp.fc1.weight"]),
         "qkv_bias": bool({f"{first[0]}.q_bias", f"{first[0]}.qkv.bias"} & set(shapes)),
         "patch_norm": "encoder.patch_embed.norm.weight" in shapes,
         "absolute_position": "encoder.absolute_pos_embed" in shapes,
@@ -259,19 +279,26 @@ def derive_stages(shapes: Shapes, buffers: Shapes, hints: Hints) -> SwinConfig:
     if not second:
         return SwinConfig(**values)
     every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
-    return SwinV2Config(
-        **values, main_norm_every=every, pretrained_window_sizes=hints.pretrained_window_sizes or (0,) * max(stages, 4)
-    )
+    before = hints.pretrained_window_sizes or tuple(pretrained for _, pretrained in coordinates)
+    return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=before + (0,) * (4 - len(before)))
 
 
-def coordinates_window(buffers: Shapes, stage: int) -> int:
-    """Window of a stage from Swin V2's table of coordinates, (1, 2w-1, 2w-1, 2), if the file has it."""
+def coordinates_windows(buffers: Buffers, stage: int) -> tuple[int, int]:
+    """A stage's window, and that of its pre-training if it was another, from Swin V2's table of coordinates.
+
+    The table is (1, 2w-1, 2w-1, 2); its largest entry is log2(8 (w-1) / (p-1) + 1) / log2(8) for a window of p while
+    pre-training. Zeros where the file has none.
+    """
     name = next((n for n in buffers if n.endswith(f"layers.{stage}.blocks.0.attn.relative_coords_table")), "")
-    return (buffers[name][1] + 1) // 2 if name else 0
+    if not name or buffers[name].size <= 2:
+        return int(bool(name)), 0
+    window = (buffers[name].shape[1] + 1) // 2
+    before = round(8 * (window - 1) / (2 ** (3 * float(buffers[name].max())) - 1)) + 1
+    return window, before if before != window else 0
 
 
 def stages_image(
-    shapes: Shapes, buffers: Shapes, patch: int, windows: list[int], window: int, hints: Hints
+    shapes: Shapes, buffers: Buffers, patch: int, windows: list[int], window: int, hints: Hints
 ) -> tuple[int, int]:
     """Image size: said, or of the table of places, of a window that its map cuts short, or of a shift mask."""
     if hints.image_size:
@@ -279,10 +306,10 @@ def stages_image(
     sides = [size * patch * 2**stage for stage, size in enumerate(windows) if 0 < size < window]
     if "encoder.absolute_pos_embed" in shapes:
         sides.append(math.isqrt(shapes["encoder.absolute_pos_embed"][1]) * patch)
-    for name, shape in buffers.items():
+    for name, buffer in buffers.items():
         match = re.search(r"layers\.(\d+)\.blocks\.\d+\.attn_mask$", name)
-        if match and len(shape) == 3:  # (windows, tokens, tokens)
-            sides.append(math.isqrt(shape[0] * shape[1]) * patch * 2 ** int(match.group(1)))
+        if match and buffer.ndim == 3:  # (windows, tokens, tokens)
+            sides.append(math.isqrt(buffer.shape[0] * buffer.shape[1]) * patch * 2 ** int(match.group(1)))
     if not sides:
         raise WeightsError(
             f"no shape tells the image size of this network of window {window}; write --image-size PIXELS"

@@ -7,6 +7,8 @@ our networks have no place for is kept aside, so that the way back gives the sam
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,7 @@ from .derive import (
 )
 from .names import Naming, naming_for, recognise
 from .safetensors_file import is_safetensors, read_safetensors, write_safetensors
-from .torch_file import STORAGE_OF, Inert, Stored, read_torch, stored, write_torch
+from .torch_file import STORAGE_OF, Inert, Stored, damage, read_torch, stored, write_torch
 
 KEYS = ("model", "state_dict")  # where the network of a checkpoint stands
 PREFIXES = ("module.", "_orig_mod.")  # of data parallel and compiled networks
@@ -65,7 +67,8 @@ def open_foreign(path: Path, key: str = "") -> Foreign:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    tree: Any = read_safetensors(path) if is_safetensors(path) else read_torch(path)
+    with damage(path):
+        tree: Any = read_safetensors(path) if is_safetensors(path) else read_torch(path)
     tables = {"": tree} if table_of(tree) else {}
     if isinstance(tree, dict):
         tables |= {str(name): value for name, value in tree.items() if table_of(value)}
@@ -107,8 +110,8 @@ def hints_beside(path: Path) -> Hints:
         if file.is_file():
             try:
                 hints = hints.over(read(json.loads(file.read_text(encoding="utf-8"))))
-            except (ValueError, TypeError, AttributeError):
-                raise WeightsError(f"{file}: is not a configuration of Hugging Face") from None
+            except (ValueError, TypeError, AttributeError, KeyError):
+                raise WeightsError(f"{file}: is not a configuration of Hugging Face or timm") from None
     return hints
 
 
@@ -160,6 +163,8 @@ def to_ours(foreign: Foreign, source: str = "", hints: Hints | None = None) -> C
     except WeightsError as error:
         text = str(error)
         raise WeightsError(text if text.startswith(str(foreign.path)) else f"{foreign.path}: {text}") from None
+    except (KeyError, ValueError, IndexError) as error:  # tensors that are missing, or of too few dimensions
+        raise WeightsError(f"{foreign.path}: its tensors make up no network known here ({error})") from None
 
 
 def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
@@ -169,8 +174,9 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
         raise WeightsError(f"its names are those of {' or '.join(origins)}, not of {source}")
     origins = (source,) if source else origins
     weights, kept = placed(foreign.tensors, recognised.naming)
+    moved = reindexed(weights, kept, foreign.tensors, recognised.naming)
     shapes = {name: value.shape for name, value in weights.items()}
-    encoder = derive_encoder(shapes, {name: value.shape for name, value in kept.items()}, hints)
+    encoder = derive_encoder(shapes, kept, hints)
     method = derive_method(shapes, encoder, hints)
     if method is None or isinstance(method, MIMConfig):
         encoder = fixed_positions(encoder, weights.get("encoder.pos_embed"), sincos_position)
@@ -181,9 +187,14 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
         kept |= {theirs: foreign.tensors[theirs].array() for theirs in loose}
         weights = {name: value for name, value in weights.items() if name.startswith("encoder.")}
         remarks.append("a bare encoder")
+    told = hints.pretrained_window_sizes or any(name.endswith("relative_coords_table") for name in kept)
+    if hasattr(encoder, "pretrained_window_sizes") and not told:
+        remarks.append("windows of pre-training taken to be its own (encoder.pretrained_window_sizes=... if not)")
     wide = [name for name, tensor in foreign.tensors.items() if tensor.dtype == "float64" and name not in kept]
     if wide:
         remarks.append(f"{len(wide)} float64 tensors rounded to float32 ({wide[0]})")
+    if moved:
+        remarks.append(f"{moved} position tables put in the order of the file's own index tables, which are odd")
     if foreign.others:
         remarks.append(f"not converted: {', '.join(name or 'the rest' for name in foreign.others)} (--key takes it)")
     entries = [[foreign.prefix + name, tensor.dtype, list(tensor.shape)] for name, tensor in foreign.tensors.items()]
@@ -216,6 +227,48 @@ def placed(tensors: dict[str, Stored], naming: Naming) -> tuple[dict[str, np.nda
             raise WeightsError(f"query, key and value of {ours} do not fit each other")
         weights[ours] = np.concatenate([parts[0], parts[1], parts[2]])
     return weights, kept
+
+
+INDEX, TABLE = "relative_position_index", "relative_position_bias_table"
+
+
+def reindexed(
+    weights: dict[str, np.ndarray], kept: dict[str, np.ndarray], tensors: dict[str, Stored], naming: Naming
+) -> int:
+    """Give window tables whose index table is not the usual one the order in which the file reads them.
+
+    A moving average over all of a network (FastMIM's model_ema) rounds the whole numbers of its index tables down; the
+    network it then is reads its tables through those. The tables as they were are kept aside.
+
+    Returns:
+        How many tables that were.
+    """
+    moved = 0
+    for name in [name for name in kept if name.endswith(INDEX)]:
+        theirs = name.removesuffix(INDEX) + TABLE
+        place = naming.ours(theirs) if theirs in tensors else None
+        if place is None or kept[name].ndim != 2:
+            continue
+        table, index = weights[place[0]], kept[name]
+        window = math.isqrt(len(index))
+        usual = offset_index(window)
+        if usual.shape != index.shape or np.array_equal(usual, index):
+            continue
+        order = np.arange(len(table))
+        order[usual.reshape(-1)] = index.reshape(-1)
+        if index.min() < 0 or index.max() >= len(table) or not np.array_equal(order[usual], index):
+            raise WeightsError(f"{name} reads the position table in a way that no network of ours does")
+        kept[theirs] = table
+        weights[place[0]] = table[order]
+        moved += 1
+    return moved
+
+
+def offset_index(window: int) -> np.ndarray:
+    """(window**2, window**2): entry of a window's table for each pair of its tokens (Swin-Transformer)."""
+    row, col = np.divmod(np.arange(window**2), window)
+    rows, cols = (line[:, None] - line[None, :] + window - 1 for line in (row, col))
+    return rows * (2 * window - 1) + cols
 
 
 def flat(name: str, value: np.ndarray) -> np.ndarray:
@@ -284,6 +337,10 @@ def write_foreign(path: Path, tensors: dict[str, Stored], key: str) -> None:
             write_safetensors(temporary, tensors)
         else:
             writers[path.suffix](temporary, tensors, key)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as reason:
+        raise WeightsError(f"{path}: cannot be written ({reason.strerror or reason})") from None
     finally:
         temporary.unlink(missing_ok=True)

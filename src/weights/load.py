@@ -80,15 +80,15 @@ def load_encoder(
     """Copy the encoder's weights (names below `encoder.`), and a classifier of the same classes.
 
     Tables of positions are resized by the rule of whoever trained them, and one table that all blocks shared starts
-    that of every block (SimMIM utils.py). Decoders and mask tokens stay as they are. So does the final norm when a
-    FastMIM pre-training becomes a classifier (main_finetune.py, which names it otherwise).
+    that of every block (SimMIM utils.py). Decoders, mask tokens and fixed positions of another size stay as they are.
+    So does the final norm when a FastMIM pre-training becomes a classifier (main_finetune.py, which names it otherwise).
 
     Args:
         parameters: of the network.
         arrays: of the file, in our names.
         source: the file, for messages.
         origin: what the file says about them.
-        encoder: configuration of the network's encoder; only maps that are not square need it.
+        encoder: configuration of the network's encoder; positions are resized between the grids of both.
         classes: names of the network's classes.
 
     Raises:
@@ -99,6 +99,7 @@ def load_encoder(
     wanted = {name for name in parameters if name.startswith("encoder.")}
     if origin.sources == ("fastmim",) and "head.weight" in parameters and "head.weight" not in arrays:
         wanted -= {"encoder.norm.weight", "encoder.norm.bias"}
+    wanted -= {name for name in wanted & set(arrays) if own_positions(parameters[name], arrays[name])}
     shared = sorted(n for n in wanted - set(arrays) if OWN.fullmatch(n)) if SHARED in arrays else []
     found = arrays | {name: arrays[SHARED] for name in shared}
     absent = sorted(wanted - set(found))
@@ -154,6 +155,11 @@ def carry_over(
     return LoadReport([name for name in learned if name not in resized], resized, [], fresh, [])
 
 
+def own_positions(parameter: Parameter, value: np.ndarray) -> bool:
+    """Whether a network keeps its fixed table, which it computed for its own size."""
+    return not parameter.requires_grad and tuple(parameter.shape) != value.shape
+
+
 def classifier(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], same_classes: bool) -> set[str]:
     """Names of the pooled norm, and of the heads if the file's have as many classes, and the same as far as known."""
     parts = ("fc_norm.", "head.", "head_dist.") if same_classes else ("fc_norm.",)
@@ -197,16 +203,11 @@ def rule_of(name: str, old: Size, new: Size, source: Path, origin: Origin) -> st
 
 
 def grid(length: int, encoder: Any) -> Size | None:
-    """Rows and columns of a table of `length` places (with up to two of class tokens): the encoder's, else square."""
-    if encoder is not None:
-        rows, cols = (side // encoder.patch_size for side in encoder.image_size)
-        if 0 <= length - rows * cols <= 2:
-            return rows, cols
-    for prefix in (0, 1, 2):
-        side = math.isqrt(length - prefix)
-        if side**2 + prefix == length:
-            return side, side
-    return None
+    """Rows and columns of an encoder's patches, if a table of `length` places (up to two of class tokens) is its."""
+    if encoder is None:
+        return None
+    rows, cols = (side // encoder.patch_size for side in encoder.image_size)
+    return (rows, cols) if 0 <= length - rows * cols <= 2 else None
 
 
 def table_sizes(name: str, entries: int, encoder: Any) -> Size | None:

@@ -39,22 +39,13 @@ STORAGES = {
 STORAGE_OF = {dtype: storage for storage, dtype in STORAGES.items()}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
-#: nothing in a checkpoint has a reason to name these
+#: modules that nothing in a checkpoint has a reason to name
 HOSTILE = {"os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "pty", "importlib", "ctypes", "code"}
-HOSTILE |= {
-    "commands",
-    "webbrowser",
-    "pickle",
-    "_pickle",
-    "marshal",
-    "types",
-    "operator",
-    "functools",
-    "multiprocessing",
-}
+HOSTILE |= {"commands", "webbrowser", "pickle", "_pickle", "marshal", "multiprocessing"}
 #: functions that ordinary files call to rebuild plain values
 BUILTINS = ("set", "frozenset", "bytearray", "bytes", "complex", "slice", "range", "object", "list", "dict", "tuple")
 HARMLESS = {"_codecs.encode", "copyreg._reconstructor", "collections.defaultdict", "collections.deque"}
+HARMLESS |= {"functools.partial", "datetime.datetime", "datetime.date", "datetime.timedelta"}
 HARMLESS |= {
     f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (*BUILTINS, "int", "float", "str")
 }
