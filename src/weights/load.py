@@ -81,7 +81,7 @@ def load_encoder(
 
     Tables of positions are resized by the rule of whoever trained them, and one table that all blocks shared starts
     that of every block (SimMIM utils.py). Decoders, mask tokens and fixed positions of another size stay as they are.
-    So does the final norm when a FastMIM pre-training becomes a classifier (main_finetune.py, which names it otherwise).
+    So does the final norm when a FastMIM pre-training becomes a classifier (main_finetune.py has another name for it).
 
     Args:
         parameters: of the network.
