@@ -203,13 +203,11 @@ def as_table(plan: dict[str, Any]) -> str:
     *parts, total = plan["flops"].items()
     shares = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts)
     scaled = f"{plan['base_lr']:g} x {plan['effective_batch']} / {plan['lr_batch']}"
+    batch = f"{plan['batch_size']} x {plan['accumulate']} passes x {plan['devices']} devices"
     memory = f"{plan['memory'] / 1e9:.2f} GB a device, estimated: weights, gradients, moments, kept activations"
     rows += [
         ("FLOPs per image", f"{total[1] / 1e9:.2f} G multiply-adds forward ({shares})"),
-        (
-            "effective batch",
-            f"{plan['effective_batch']} = {plan['batch_size']} x {plan['accumulate']} passes x {plan['devices']} devices",
-        ),
+        ("effective batch", f"{plan['effective_batch']} = {batch}"),
         ("learning rate", f"{plan['learning_rate']:g}" + (f" = {scaled}" if plan["lr_batch"] else ", not scaled")),
         ("images", f"{plan['images']:,} ({plan['images_from']})"),
         ("steps", f"{plan['steps']:,} = {plan['steps_per_epoch']:,} x {plan['epochs']} epochs"),
