@@ -1,11 +1,11 @@
-"""Train a recipe: python train.py --config FILE [--resume auto|PATH] [--init-from CKPT] [key=value ...]"""
+"""Train a recipe: python train.py --config FILE [--resume auto|PATH] [--init-from CKPT] [--plan] [key=value ...]"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from src.cli import run_command
+from src.cli import add_plan_options, run_command, run_plan
 
 
 def main() -> int:
@@ -13,6 +13,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="recipe, a YAML file below config/")
     parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from a checkpoint of this run")
     parser.add_argument("--init-from", default="", metavar="CKPT", help="start from the encoder of a checkpoint")
+    add_plan_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()
     if args.init_from:
@@ -22,7 +23,8 @@ def main() -> int:
         from src.recipe import load_recipe
         from src.run import train
 
-        train(load_recipe(args.config, args.overrides), args.resume)
+        if not run_plan(args):
+            train(load_recipe(args.config, args.overrides), args.resume)
 
     return run_command(command)
 

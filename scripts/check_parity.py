@@ -722,9 +722,14 @@ def full_size(path: Path) -> Findings:
     info = json.loads(path.read_text())
     with no_init_parameters():  # names and shapes only
         reference = reference_network(info)
-    ours = {p.name: p for p in reference.method.get_parameters() if not p.name.endswith(".draws")}
+    yield from full_size_findings(info, reference.method, reference.rename)
+
+
+def full_size_findings(info: dict[str, Any], method: Any, rename: Callable[[str], str]) -> Findings:
+    """A network against the list of a reference's parameters; recipes are held to it too (tests/test_recipes.py)."""
+    ours = {p.name: p for p in method.get_parameters() if not p.name.endswith(".draws")}
     rows = [row for row in info["state_dict"] if not row[2].startswith("buffer")]
-    names = [reference.rename(row[0]) for row in rows]
+    names = [rename(row[0]) for row in rows]
     for name, (theirs, shape, kind) in zip(names, rows, strict=True):
         found = name in ours and math.prod(ours[name].shape) == math.prod(shape)
         same = found and (list(ours[name].shape) == shape or theirs == "decoder.0.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -21,3 +22,33 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """`--plan` and what goes with it."""
+    parser.add_argument("--plan", action="store_true", help="say what the recipe costs and write nothing")
+    parser.add_argument("--devices", default="", metavar="N", help="with --plan: devices that train together")
+    parser.add_argument("--images", default="", metavar="N", help="with --plan: training images, if not in data.root")
+    parser.add_argument("--measure", action="store_true", help="with --plan: run two steps on random images")
+    parser.add_argument("--json", action="store_true", help="with --plan: one line of JSON")
+
+
+def run_plan(args: argparse.Namespace) -> bool:
+    """Print the plan of a recipe if `--plan` asks for it.
+
+    Raises:
+        ConfigError: an option that goes with the other of plan and training.
+    """
+    from .recipe import ConfigError, load_recipe
+
+    if not args.plan:
+        for option in ("devices", "images", "measure", "json"):
+            if getattr(args, option):
+                raise ConfigError(f"command line: --{option} goes with --plan; add --plan, or leave it out")
+        return False
+    if args.resume:
+        raise ConfigError("command line: --resume goes with training, not with --plan; leave it out")
+    from .plan import print_plan
+
+    print_plan(load_recipe(args.config, args.overrides), args.devices or "1", args.images, args.measure, args.json)
+    return True

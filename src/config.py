@@ -124,6 +124,7 @@ class SwinConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7  # tokens per side; capped by small maps, maps it does not divide are padded
+    cap_window: bool = True  # false: small maps are padded to a whole window too (mmpretrain's pad_small_map)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     patch_norm: bool = True  # norm after the patch embedding
@@ -214,6 +215,10 @@ class HOGConfig:
             f"{self.gaussian_window} is negative; 0 turns it off",
         )
 
+    def values(self, stride: int, in_chans: int) -> int:
+        """Numbers predicted for a token of `stride` pixels per side."""
+        return in_chans * self.bins * (stride // self.cell) ** 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig:
@@ -227,6 +232,10 @@ class PixelsConfig:
 
     def __post_init__(self) -> None:
         _need(self.window > 0 and self.window % 2 == 1, "window", f"{self.window} is not an odd number above 0")
+
+    def values(self, stride: int, in_chans: int) -> int:
+        """Numbers predicted for a token of `stride` pixels per side."""
+        return in_chans * stride**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,10 +424,12 @@ class TrainConfig:
     base_lr: float = 1.5e-4  # for lr_batch images; the run uses base_lr * effective batch / lr_batch
     lr_batch: int = 256  # 0: base_lr is used as it is
     warmup_epochs: float = 0.0  # linear from 0
-    warmup_lr: float = 0.0  # where the warm-up starts (rule: timm)
-    rule: Literal["mae", "timm"] = "mae"  # how warm-up, minimum and layer decay combine: engine/schedule.py
+    warmup_lr: float = 0.0  # where the warm-up starts (rules timm and mmengine)
+    warmup_prefix: bool = False  # timm: the cosine begins after the warm-up instead of with it; mmengine always does so
+    rule: Literal["mae", "timm", "mmengine"] = "mae"  # how warm-up, minimum, layer decay combine: engine/schedule.py
     schedule: Literal["cosine", "step", "multistep", "linear"] = "cosine"  # after the warm-up
-    min_lr: float = 0.0  # at the end of the cosine; scaled with the batch under rule timm, not under mae
+    min_lr: float = 0.0  # at the end of the cosine; scaled with the batch under rules timm and mmengine, not under mae
+    cosine_epochs: int = 0  # mmengine: length of the cosine; 0: the epochs after the warm-up
     decay_epochs: int = 30  # step: every so many epochs ...
     milestones: tuple[int, ...] = ()  # multistep: at these epochs ...
     gamma: float = 0.1  # ... times this
@@ -438,12 +449,15 @@ class TrainConfig:
         check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
         check_positive(self, "layer_decay", "decay_epochs", "gamma")
         check_not_negative(self, "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm")
-        check_not_negative(self, "eval_every", "gallery_every", "knn")
+        check_not_negative(self, "eval_every", "gallery_every", "knn", "cosine_epochs")
+        shapes = {"mae": ("cosine", "step"), "mmengine": ("cosine", "multistep")}
         _need(
-            self.rule == "timm" or self.schedule in ("cosine", "step"),
+            self.schedule in shapes.get(self.rule, (self.schedule,)),
             "schedule",
-            f"{self.schedule} goes with rule: timm; rule: mae has cosine and step",
+            f"{self.schedule} goes with rule: timm; rule: {self.rule} has {' and '.join(shapes.get(self.rule, ()))}",
         )
+        _need(self.rule == "timm" or not self.warmup_prefix, "warmup_prefix", "goes with rule: timm; write false")
+        _need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
         for beta in self.betas:
             _need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")
         _need(self.layer_decay <= 1, "layer_decay", f"{self.layer_decay} is above 1, which means no decay")

@@ -262,6 +262,14 @@ FILE_ERRORS = [
         "FILE: train.schedule: linear goes with rule: timm; rule: mae has cosine and step",
     ),
     (
+        "train: {rule: mmengine, schedule: step}",
+        "FILE: train.schedule: step goes with rule: timm; rule: mmengine has cosine and multistep",
+    ),
+    ("train: {warmup_prefix: true}", "FILE: train.warmup_prefix: goes with rule: timm; write false"),
+    ("train: {cosine_epochs: 9}", "FILE: train.cosine_epochs: goes with rule: mmengine; write 0"),
+    ("data: {erasing: 2}", "FILE: data.erasing: 2.0 is not a rate from 0 to 1"),
+    ("method: {name: classify, mixup: -1}", "FILE: method.mixup: -1.0 is negative"),
+    (
         "encoder: {name: swin_base, image_size: 200}",
         "FILE: encoder.image_size: 200 is not a multiple of 32 (patch_size 4, halved after every stage but the last); "
         "write 192 or 224",

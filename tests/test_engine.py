@@ -206,6 +206,54 @@ def test_step_schedule() -> None:
     assert found == pytest.approx([1.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.25])
 
 
+def test_the_cosine_of_rule_timm_begins_with_the_warm_up_or_after_it() -> None:
+    """An update takes the rate of the one before it: number 9 is update 8 of 10 per epoch (timm 0.4.12)."""
+    plain = TrainConfig(rule="timm", epochs=4, warmup_epochs=1, warmup_lr=0.1, min_lr=0.2, base_lr=1.0, lr_batch=0)
+    after = TrainConfig(
+        rule="timm", epochs=4, warmup_epochs=1, warmup_lr=0.1, min_lr=0.2, base_lr=1.0, lr_batch=0, warmup_prefix=True
+    )
+    for train in (plain, after):
+        assert learning_rate(train, 1.0, 0.6, 1.0, 10) == pytest.approx(0.1 + 0.9 * 5 / 10)
+    assert learning_rate(plain, 1.0, 1.1, 1.0, 10) == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(after, 1.0, 1.1, 1.0, 10) == pytest.approx(1.0)
+    assert learning_rate(after, 1.0, 2.6, 0.5, 10) == pytest.approx(0.2 + 0.15)
+
+
+def recursive_mmengine(train: TrainConfig, peak: float, updates: int, low: float) -> list[float]:
+    """mmengine's schedulers step by step, each from the rate before it (optim/scheduler/param_scheduler.py)."""
+    warmup, end = int(train.warmup_epochs * updates), train.epochs * updates
+    start, total = train.warmup_lr / train.base_lr, warmup - 1
+    rates = [peak * start]
+    for number in range(1, warmup):
+        rates.append(rates[-1] * (1 + (1 - start) / (total * start + (number - 1) * (1 - start))))
+    rates.append(rates[-1])  # the first update after the warm-up keeps the rate
+    length = (train.cosine_epochs or train.epochs - int(train.warmup_epochs)) * updates
+    for number in range(1, end - warmup):
+        if train.schedule == "multistep":
+            rates.append(rates[-1] * (train.gamma if number in [m * updates for m in train.milestones] else 1))
+        else:
+            factor = (1 + math.cos(math.pi * number / length)) / (1 + math.cos(math.pi * (number - 1) / length))
+            rates.append(factor * (rates[-1] - low) + low)
+    return rates
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"cosine_epochs": 10}, {"schedule": "multistep", "milestones": (2, 5)}],
+    ids=["cosine", "longer cosine", "multistep"],
+)
+def test_rule_mmengine(shape: dict[str, Any]) -> None:
+    """mmpretrain's schedules, with layer decay (0.5) and a batch of twice lr_batch."""
+    train = TrainConfig(
+        rule="mmengine", epochs=8, warmup_epochs=2, warmup_lr=1e-3, min_lr=0.01, base_lr=0.5, lr_batch=64, **shape
+    )
+    peak = peak_rate(train, devices=2)
+    assert peak == 1.0
+    expected = recursive_mmengine(train, 0.5 * peak, 5, low=0.02)
+    found = [learning_rate(train, peak, number / 5, 0.5, 5) for number in range(40)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_the_peak_follows_the_effective_batch() -> None:
     train = TrainConfig(base_lr=1e-3, batch_size=64, accumulate=4, lr_batch=256)
     assert effective_batch(train) == 256 and effective_batch(train, devices=8) == 2048

@@ -130,13 +130,18 @@ def plain_gelu(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("size", "window"),
-    [((8, 8), 4), ((6, 10), 4), ((5, 7), 3), ((4, 8), 6)],
-    ids=["windows fit", "padded", "padded, odd sides", "window capped by the shorter side"],
+    ("size", "window", "cap"),
+    [((8, 8), 4, True), ((6, 10), 4, True), ((5, 7), 3, True), ((4, 8), 6, True), ((3, 3), 6, False)],
+    ids=["windows fit", "padded", "padded, odd sides", "window capped by the shorter side", "padded to one window"],
 )
-def test_one_stage_equals_windows_cut_by_hand(size: tuple[int, int], window: int) -> None:
+def test_one_stage_equals_windows_cut_by_hand(size: tuple[int, int], window: int, cap: bool) -> None:
     config = SwinConfig(
-        image_size=(4 * size[0], 4 * size[1]), embed_dim=8, depths=(3,), num_heads=(2,), window_size=window
+        image_size=(4 * size[0], 4 * size[1]),
+        embed_dim=8,
+        depths=(3,),
+        num_heads=(2,),
+        window_size=window,
+        cap_window=cap,
     )
     ms.set_seed(1)
     encoder = build_encoder(config)
@@ -145,7 +150,7 @@ def test_one_stage_equals_windows_cut_by_hand(size: tuple[int, int], window: int
     weights = {p.name: p.asnumpy().astype(np.float64) for p in encoder.get_parameters()}
     tokens = numbers(3, 2, size[0] * size[1], 8)
     ours = Call(encoder, encoder.encode)(Tensor(tokens)).asnumpy()
-    capped = min(size) <= window
+    capped = cap and min(size) <= window
     effective = min(size) if capped else window
     for sample in range(2):
         x = tokens[sample].reshape(*size, 8).astype(np.float64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import mindspore as ms
 import psutil  # a requirement of MindSpore too
 
@@ -49,3 +52,12 @@ def one_memory_block() -> None:
 def available(device: str) -> bool:
     """Whether MindSpore can use a device of that kind on this machine."""
     return bool(ms.hal.is_available(device))
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes so far: of this process on CPU, of the device's own memory else."""
+    if device != "CPU":
+        return int(ms.runtime.max_memory_allocated())
+    status = Path("/proc/self/status")  # getrusage of a child begins with its parent's peak
+    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None
+    return int(match[1]) * 1024 if match else psutil.Process().memory_info().rss

@@ -28,7 +28,12 @@ def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 
 
     rule: timm (SimMIM lr_scheduler.py, timm 0.4.12). An update uses the rate of the one before it; linear from
     `warmup_lr` to peak * scale; after the warm-up the shape is evaluated as if it had begun at the start, so there is a
-    small jump. `warmup_lr` and `min_lr` are not scaled by layer decay, and are given for `lr_batch` images.
+    small jump; `warmup_prefix` lets the cosine begin after it (Swin-Transformer lr_scheduler.py, which the Swin V2
+    recipes use). `warmup_lr` and `min_lr` are not scaled by layer decay, and are given for `lr_batch` images.
+
+    rule: mmengine (mmengine param_scheduler.py, as mmpretrain uses it). An update uses its own rate; the last of the
+    warm-up reaches the peak; the shape begins after it, so that milestones count from there, and the cosine can be
+    longer than what is left (`cosine_epochs`). Layer decay scales the start of the warm-up too, but not `min_lr`.
 
     Args:
         train: rule, shape and durations.
@@ -39,6 +44,8 @@ def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 
     """
     if train.rule == "timm":
         return _timm_rate(train, peak * scale, peak / train.base_lr, epoch, updates)
+    if train.rule == "mmengine":
+        return _mmengine_rate(train, peak * scale, peak / train.base_lr, epoch, updates)
     if epoch < train.warmup_epochs:
         rate = peak * epoch / train.warmup_epochs
     elif train.schedule == "cosine":
@@ -57,12 +64,26 @@ def _timm_rate(train: TrainConfig, base: float, batch_factor: float, epoch: floa
     if now < warmup:
         return start + now * (base - start) / warmup
     if train.schedule == "cosine":
-        return low + 0.5 * (base - low) * (1.0 + math.cos(math.pi * now / total))
+        first = warmup if train.warmup_prefix else 0
+        return low + 0.5 * (base - low) * (1.0 + math.cos(math.pi * (now - first) / (total - first)))
     if train.schedule == "linear":  # to a hundredth, over what the warm-up leaves
         return base - 0.99 * base * (now - warmup) / (total - warmup)
     if train.schedule == "multistep":
         return float(base * train.gamma ** bisect.bisect_right([m * updates for m in train.milestones], now))
     return float(base * train.gamma ** (now // (train.decay_epochs * updates)))
+
+
+def _mmengine_rate(train: TrainConfig, base: float, batch_factor: float, epoch: float, updates: int) -> float:
+    """Arguments as `_timm_rate`."""
+    now, warmup = round(epoch * updates), round(train.warmup_epochs * updates)
+    if now < warmup:
+        start = train.warmup_lr / train.base_lr
+        return base * (start + (1.0 - start) * now / max(warmup - 1, 1))
+    if train.schedule == "cosine":
+        length = train.cosine_epochs * updates or train.epochs * updates - warmup
+        low = train.min_lr * batch_factor
+        return low + 0.5 * (base - low) * (1.0 + math.cos(math.pi * (now - warmup) / length))
+    return float(base * train.gamma ** bisect.bisect_right([m * updates for m in train.milestones], now - warmup))
 
 
 def position(epoch: int, forward_pass: int, passes_per_epoch: int, accumulate: int) -> float:

@@ -35,7 +35,7 @@ class HOG(nn.Cell):
         self.bins, self.cell, self.normalize = config.bins, config.cell, config.normalize
         self.units = stride // config.cell  # cells per token side: the finest a mask can separate
         self.in_chans = in_chans
-        self.dim = in_chans * config.bins * self.units**2
+        self.dim = config.values(stride, in_chans)
         window = config.gaussian_window
         self.window = Tensor(gaussian_window(window)) if window else None
         self.atan2 = ops.Atan2()
@@ -130,7 +130,7 @@ class Pixels(nn.Cell):
         self.local = LocalNorm(config.window) if config.normalize == "local" else None
         self.channels_first = config.channels_first
         self.stride, self.in_chans = stride, in_chans
-        self.dim = stride**2 * in_chans
+        self.dim = config.values(stride, in_chans)
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, dim)."""

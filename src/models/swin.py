@@ -59,10 +59,11 @@ class Place:
         size: rows and columns of the map.
         window: wanted window; a map that is not larger caps it and drops the shift (swin_transformer.py).
         shifted: every second block is shifted by half a window.
+        cap: False pads a smaller map to a whole window and keeps the shift (mmpretrain's pad_small_map).
     """
 
-    def __init__(self, size: tuple[int, int], window: int, shifted: bool):
-        capped = min(size) <= window
+    def __init__(self, size: tuple[int, int], window: int, shifted: bool, cap: bool = True):
+        capped = cap and min(size) <= window
         self.size, self.count = size, size[0] * size[1]
         self.window = min(size) if capped else window
         self.shift = 0 if capped or not shifted else window // 2
@@ -273,7 +274,8 @@ class SwinStage(nn.Cell):
 
     @staticmethod
     def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[Place]:
-        return [Place(size, config.window_size, number % 2 == 1) for number in range(config.depths[stage])]
+        count, cap = config.depths[stage], config.cap_window
+        return [Place(size, config.window_size, number % 2 == 1, cap) for number in range(count)]
 
     def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: Place) -> nn.Cell:
         return self.block(dim, config.num_heads[stage], place, config)

@@ -1,0 +1,229 @@
+"""What a recipe will cost: sizes, masks, operations, learning rate, steps and memory, before anything compiles."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
+
+from .config import ClassifyConfig, MIMConfig, Recipe
+from .data.sources import image_folder, labelled_share
+from .engine import checkpoint, device
+from .engine.log import duration
+from .engine.optim import build_optimizer
+from .engine.schedule import effective_batch, peak_rate
+from .engine.step import TrainStep
+from .methods import build_method
+from .methods.masking import masked_count
+from .models.cost import forward_flops, kept_values
+from .recipe import ConfigError
+
+IMAGENET = 1_281_167  # training images of ImageNet-1K
+STATE = 16  # bytes per trained parameter: weight, gradient and two moments in float32
+
+
+class PlanError(ConfigError):
+    """A plan that cannot be made; one line for the user."""
+
+
+def print_plan(
+    recipe: Recipe, devices: str = "1", images: str = "", measure: bool = False, as_json: bool = False
+) -> None:
+    """What `train.py --plan` does; devices and images as they stand on the command line.
+
+    Raises:
+        PlanError: they are not numbers above 0; and as `make_plan`.
+    """
+    counts = whole_number("--devices", devices), whole_number("--images", images) if images else 0
+    plan = make_plan(recipe, *counts, measure)
+    sys.stdout.write((json.dumps(plan) if as_json else as_table(plan)) + "\n")
+
+
+def whole_number(option: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise PlanError(f"command line: {option}: {text!r} is not a whole number above 0; write for example 8")
+    return int(text)
+
+
+def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool = False) -> dict[str, Any]:
+    """All figures of a plan under the names that `--json` prints.
+
+    Args:
+        recipe: the resolved recipe.
+        devices: that train it together, each with `train.batch_size` images at a time.
+        images: training images; 0 counts those of the data folder, or takes ImageNet-1K's if the folder is not there
+            and has its name.
+        measure: run two real steps on random images.
+
+    Raises:
+        PlanError: the number of images is not known, or too small for one step.
+        DataError, DeviceError: of the data folder, and of the device if it measures.
+    """
+    train, encoder = recipe.train, recipe.encoder
+    count, source = (images, "--images") if images else count_images(recipe)
+    per_epoch = count // (train.batch_size * devices) // train.accumulate
+    if not per_epoch:
+        raise PlanError(
+            f"train.batch_size: {effective_batch(train, devices)} images per update (train.batch_size "
+            f"{train.batch_size} x train.accumulate {train.accumulate} x {devices} devices) are more than the {count} "
+            "images of an epoch; write less"
+        )
+    parameters = count_parameters(recipe)
+    flops = forward_flops(encoder, recipe.method)
+    plan = {
+        "encoder": encoder.name,
+        "method": recipe.method.name,
+        "parameters": parameters,
+        "image_size": list(encoder.image_size),
+        "tokens": encoder.num_tokens,
+        "masked": masked(recipe),
+        "flops": {**flops, "total": sum(flops.values())},
+        "devices": devices,
+        "batch_size": train.batch_size,
+        "accumulate": train.accumulate,
+        "effective_batch": effective_batch(train, devices),
+        "base_lr": train.base_lr,
+        "lr_batch": train.lr_batch,
+        "learning_rate": peak_rate(train, devices),
+        "images": count,
+        "images_from": source,
+        "steps_per_epoch": per_epoch,
+        "epochs": train.epochs,
+        "steps": per_epoch * train.epochs,
+        "memory": estimated_memory(recipe, parameters),
+        "measured": None,
+    }
+    if measure:
+        found = measure_steps(recipe)
+        plan["measured"] = {**found, "training_seconds": found["step_seconds"] * train.accumulate * plan["steps"]}
+    return plan
+
+
+def count_images(recipe: Recipe) -> tuple[int, str]:
+    """Training images of an epoch and where the number comes from."""
+    data = recipe.data
+    folder = Path(data.root) / data.train
+    if folder.is_dir():
+        return len(labelled_share(image_folder(folder), data.labels_per_class)), str(folder)
+    if "imagenet" not in Path(data.root).name.lower():
+        raise PlanError(
+            f"data.root: there is no folder {folder}, so the number of images is not known; set data.root, or write "
+            "--images N"
+        )
+    if data.labels_per_class and isinstance(recipe.method, ClassifyConfig):
+        return data.labels_per_class * recipe.method.num_classes, "ImageNet-1K, data.labels_per_class"
+    return IMAGENET, f"ImageNet-1K; there is no folder {folder}"
+
+
+def count_parameters(recipe: Recipe) -> dict[str, int]:
+    """Parameters that are trained, all of them (fixed positions too), and the encoder's."""
+    with no_init_parameters():  # names and shapes only
+        weights = checkpoint.weights_of(build_method(recipe))
+    return {
+        "trained": sum(p.size for p in weights.values() if p.requires_grad),
+        "total": sum(p.size for p in weights.values()),
+        "encoder": sum(p.size for name, p in weights.items() if name.startswith("encoder.")),
+    }
+
+
+def masked(recipe: Recipe) -> dict[str, int] | None:
+    """Mask blocks of an image, how many are hidden, and the output tokens that lie in hidden blocks at least in part.
+
+    None for a Method without masks. Where several blocks make one token the number of tokens is the largest possible.
+    """
+    method, encoder = recipe.method, recipe.encoder
+    if not isinstance(method, MIMConfig):
+        return None
+    block = method.mask_block
+    blocks = encoder.image_size[0] // block * (encoder.image_size[1] // block)
+    hidden = masked_count(blocks, method.mask_ratio, ceil=method.corrupt == "token")
+    tokens = hidden * (block // encoder.stride) ** 2 if block >= encoder.stride else min(hidden, encoder.num_tokens)
+    return {"blocks": blocks, "masked_blocks": hidden, "masked_tokens": tokens}
+
+
+def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
+    """Bytes of one device: 16 per trained and 4 per fixed parameter, 4 per value that the backward pass needs.
+
+    Float32 throughout; what the framework adds (its own code, buffers of operations) is not in it.
+    """
+    fixed = parameters["total"] - parameters["trained"]
+    values = kept_values(recipe.encoder, recipe.method) * recipe.train.batch_size
+    return STATE * parameters["trained"] + 4 * (fixed + values)
+
+
+def measure_steps(recipe: Recipe) -> dict[str, Any]:
+    """Two training steps on random images of the recipe's batch: seconds and peak bytes of one device."""
+    train, encoder = recipe.train, recipe.encoder
+    used = device.set_up(recipe.device, recipe.seed)
+    start = time.perf_counter()
+    method = build_method(recipe)
+    optimizer = build_optimizer(method, train)
+    step = TrainStep(method, optimizer, train.clip_norm)
+    step.set_train(True)
+    rng = np.random.default_rng(recipe.seed)
+    columns: dict[str, Any] = {
+        "image": Tensor(rng.standard_normal((train.batch_size, encoder.in_chans, *encoder.image_size), np.float32))
+    }
+    if isinstance(recipe.method, ClassifyConfig):
+        labels = rng.integers(recipe.method.num_classes, size=train.batch_size)
+        columns["label"] = Tensor(labels.astype(np.int32))
+    taken = []
+    for number in (1, 2):
+        values = optimizer.step_values(lambda scale: 0.0 * scale, number)
+        float(step(values, *[columns[name] for name in method.columns])[0])  # waits for the step
+        taken.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    return {
+        "device": used,
+        "first_step_seconds": taken[0],  # with compiling
+        "step_seconds": taken[1],
+        "images_per_second": train.batch_size / taken[1],
+        "peak_memory": device.peak_memory(used),
+    }
+
+
+# --- printing ---------------------------------------------------------------------------------------------------
+
+
+def as_table(plan: dict[str, Any]) -> str:
+    """Names and values in two columns, for people."""
+    rows = [
+        ("network", f"{plan['encoder']}, {plan['method']}"),
+        ("parameters", "{:,} trained, {:,} in all, {:,} in the encoder".format(*plan["parameters"].values())),
+        ("image", "{} x {} pixels, ".format(*plan["image_size"]) + f"{plan['tokens']} tokens"),
+    ]
+    if plan["masked"]:
+        rows.append(("masked", "{1} of {0} blocks, {2} of {3} tokens".format(*plan["masked"].values(), plan["tokens"])))
+    *parts, total = plan["flops"].items()
+    shares = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts)
+    scaled = f"{plan['base_lr']:g} x {plan['effective_batch']} / {plan['lr_batch']}"
+    batch = f"{plan['batch_size']} x {plan['accumulate']} passes x {plan['devices']} devices"
+    memory = f"{plan['memory'] / 1e9:.2f} GB a device, estimated: weights, gradients, moments, kept activations"
+    rows += [
+        ("FLOPs per image", f"{total[1] / 1e9:.2f} G multiply-adds forward ({shares})"),
+        ("effective batch", f"{plan['effective_batch']} = {batch}"),
+        ("learning rate", f"{plan['learning_rate']:g}" + (f" = {scaled}" if plan["lr_batch"] else ", not scaled")),
+        ("images", f"{plan['images']:,} ({plan['images_from']})"),
+        ("steps", f"{plan['steps']:,} = {plan['steps_per_epoch']:,} x {plan['epochs']} epochs"),
+        ("memory", memory),
+        ("time", "not measured; --measure runs two steps"),
+    ]
+    found = plan["measured"]
+    if found:
+        rows[-1:] = [
+            ("measured", f"{found['peak_memory'] / 1e9:.2f} GB at the most, of this process on {found['device']}"),
+            (
+                "step",
+                f"{found['step_seconds']:.3f} s, {found['images_per_second']:.1f} images/s on one device; "
+                f"the first {found['first_step_seconds']:.1f} s with compiling",
+            ),
+            ("time", f"{duration(found['training_seconds'])} for all steps, if devices and data keep up with it"),
+        ]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)

@@ -1,0 +1,189 @@
+"""What a recipe costs: operations against published tables, and `train.py --plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src.config import ENCODERS, METHODS, ClassifyConfig, MIMConfig, Recipe, SwinConfig, TransformerDecoderConfig
+from src.data.sources import DataError
+from src.models.cost import encoder_flops, forward_flops, kept_values
+from src.plan import PlanError, as_table, make_plan
+from src.recipe import load_recipe
+from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
+
+#: mmpretrain's tables: recipe, what differs, operations. Pre-training networks are counted at 224 pixels (18.83 and
+#: 55.85 G are no figures of 192 pixels: those are 11.30 and 28.15), the encoder alone; classifiers without their head.
+PUBLISHED = [
+    ("swin_base_192_100e_pretrain", ["encoder.image_size=224"], 18_832_161_792),
+    ("swin_base_192_800e_pretrain", ["encoder.image_size=224"], 18_832_161_792),
+    ("swin_large_192_800e_pretrain", ["encoder.image_size=224"], 55_849_130_496),
+    ("swin_base_192_100e_finetune", [], 11_303_976_960),
+    ("swin_base_224_100e_finetune", [], 15_466_852_352),
+    ("swin_base_224_800e_finetune", [], 15_466_852_352),
+    ("swin_large_224_800e_finetune", [], 38_853_083_136),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "operations"), PUBLISHED)
+def test_operations_equal_the_published_tables(name: str, overrides: list[str], operations: int) -> None:
+    recipe = load_recipe(ROOT / f"config/mmpretrain/{name}.yaml", overrides)
+    found = forward_flops(recipe.encoder, recipe.method)
+    assert found["encoder"] + found.get("pooling", 0) == operations
+
+
+def test_operations_of_vit() -> None:
+    """17.58 G of ViT-B/16 at 224 pixels (mmpretrain configs/maskfeat/README.md), 15.4 G of Swin-B (its authors)."""
+    assert encoder_flops(ENCODERS["vit_base"]) == pytest.approx(17.58e9, rel=5e-4)
+    assert encoder_flops(ENCODERS["swin_base"]) == pytest.approx(15.4e9, rel=1e-2)
+
+
+def test_operations_of_a_decoder_by_hand() -> None:
+    """A block of width 64 on 4 tokens and a class token, from width 48 to 9 bins of 3 channels and 4 cells."""
+    encoder = ENCODERS["vit"].__class__(image_size=(32, 32), embed_dim=48, depth=1, num_heads=2)
+    method = MIMConfig(decoder=TransformerDecoderConfig(width=64, depth=1))
+    block = 5 * (4 * 64 * 64 + 2 * 5 * 64 + 2 * 64 * 256 + 2 * 5 * 64)
+    assert forward_flops(encoder, method)["decoder"] == 5 * 48 * 64 + block + 5 * 5 * 64 + 5 * 64 * 108
+    assert forward_flops(encoder, METHODS["simmim"])["decoder"] == 4 * 48 * 16 * 16 * 3
+    head = forward_flops(encoder, ClassifyConfig(num_classes=10))
+    assert head["head"] == 480 and head["pooling"] == 4 * 48 + 5 * 48
+    assert head["encoder"] == encoder_flops(encoder) - 5 * 5 * 48  # fc_norm takes the final norm's place
+
+
+def test_main_norms_of_huge_models_are_counted() -> None:
+    plain, normed = (
+        ENCODERS["swinv2_tiny"].__class__(depths=(2, 6), num_heads=(3, 6), main_norm_every=n) for n in (0, 3)
+    )
+    assert encoder_flops(normed) - encoder_flops(plain) == 2 * 5 * 32 * 32 * 192
+
+
+def test_kept_values_by_hand() -> None:
+    """Padding makes more scores, not more rows: windows of 4 on a map of 6 x 6 are padded to 8 x 8."""
+    config = SwinConfig(image_size=(24, 24), embed_dim=8, depths=(2,), num_heads=(2,), window_size=4)
+    block = 36 * (9 * 8 + 2 * 32) + 2 * 64 * 16 * 2
+    assert kept_values(config, METHODS["simmim"]) == 3 * 24 * 24 + 2 * block
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------
+
+TINY = """
+encoder: {name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}
+method: {name: fastmim, mask_block: 16, decoder: {width: 32, depth: 1}}
+data: {root: DATA, val: ""}
+train: {epochs: 3, batch_size: 4, accumulate: 2, base_lr: 1e-3, lr_batch: 16}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("DATA", str(tmp_path / "data")))
+    return path
+
+
+def test_a_plan_counts_the_data_folder(tiny: Path, image_folder_factory: MakeFolder) -> None:
+    image_folder_factory(tiny.parent / "data", classes=3, train=16)
+    plan = make_plan(load_recipe(tiny), devices=2)
+    assert plan["images"] == 48 and plan["images_from"] == str(tiny.parent / "data" / "train")
+    assert plan["effective_batch"] == 16 and plan["learning_rate"] == 1e-3
+    assert (plan["steps_per_epoch"], plan["steps"]) == (3, 9)  # 6 passes of 2 x 4 images are 3 updates
+    assert plan["masked"] == {"blocks": 4, "masked_blocks": 3, "masked_tokens": 12} and plan["tokens"] == 16
+    positions = 17 * 32
+    assert plan["parameters"]["total"] - plan["parameters"]["trained"] == positions
+    kept = kept_values(load_recipe(tiny).encoder, load_recipe(tiny).method)
+    assert plan["memory"] == 16 * plan["parameters"]["trained"] + 4 * positions + 4 * 4 * kept
+    assert plan["measured"] is None and "not measured" in as_table(plan)
+
+
+def test_the_number_of_images_on_the_command_line_wins(tiny: Path, image_folder_factory: MakeFolder) -> None:
+    image_folder_factory(tiny.parent / "data", classes=3, train=16)
+    plan = make_plan(load_recipe(tiny), images=800)
+    assert (plan["images"], plan["images_from"], plan["steps_per_epoch"]) == (800, "--images", 100)
+
+
+def test_imagenet_is_known_without_its_folder() -> None:
+    plan = make_plan(
+        load_recipe(ROOT / "config/fastmim/vit_base_128_800e_pretrain.yaml", ["data.root=/nowhere/ImageNet"]), 8
+    )
+    assert plan["images"] == 1_281_167 and plan["images_from"].startswith("ImageNet-1K")
+    share = load_recipe(ROOT / "config/fastmim/vit_base_224_finetune.yaml", ["data.labels_per_class=13"])
+    assert make_plan(share)["images"] == 13_000
+
+
+def test_small_blocks_hide_parts_of_tokens() -> None:
+    recipe = Recipe(encoder=ENCODERS["swin_demo"], method=MIMConfig(mask_block=8))
+    assert make_plan(recipe, images=64)["masked"] == {"blocks": 64, "masked_blocks": 48, "masked_tokens": 16}
+
+
+@pytest.mark.parametrize(
+    ("devices", "images", "words"),
+    [
+        (1, 0, "data.root: there is no folder"),
+        (8, 63, "train.batch_size: 64 images per update (train.batch_size 4 x train.accumulate 2 x 8 devices)"),
+    ],
+    ids=["unknown number of images", "no whole step"],
+)
+def test_a_plan_that_cannot_be_made(tiny: Path, devices: int, images: int, words: str) -> None:
+    with pytest.raises(PlanError) as raised:
+        make_plan(load_recipe(tiny), devices, images)
+    assert words in str(raised.value)
+
+
+def test_an_empty_data_folder_is_no_reason_to_guess(tiny: Path) -> None:
+    (tiny.parent / "data" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="no image"):
+        make_plan(load_recipe(tiny))
+
+
+# --- train.py ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_json_and_measures_and_writes_nothing(
+    tiny: Path, image_folder_factory: MakeFolder, run_entry: Run
+) -> None:
+    image_folder_factory(tiny.parent / "data", classes=3, train=16)
+    before = sorted(tiny.parent.rglob("*"))
+    output = tiny.parent / "run"
+    done = run_entry("train.py", "--config", tiny, "--plan", "--measure", "--json", f"output={output}", "device=CPU")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    found = plan["measured"]
+    assert found["device"] == "CPU" and found["first_step_seconds"] > found["step_seconds"] > 0
+    assert found["images_per_second"] == pytest.approx(4 / found["step_seconds"])
+    assert found["training_seconds"] == pytest.approx(found["step_seconds"] * 2 * plan["steps"])
+    assert found["peak_memory"] > plan["memory"]
+    assert sorted(tiny.parent.rglob("*")) == before
+    table = as_table(plan)
+    assert "measured" in table and f"{plan['parameters']['trained']:,} trained" in table
+
+
+def test_the_command_prints_a_table(run_entry: Run, tmp_path: Path) -> None:
+    config = "config/simmim/swin_base_192_100e_pretrain.yaml"
+    done = run_entry("train.py", "--config", config, "--plan", "--devices", "16", f"data.root={tmp_path}/imagenet")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    assert rows["parameters"].strip().startswith("89,874,104 trained, 89,874,104 in all")
+    assert rows["masked"].strip() == "22 of 36 blocks, 22 of 36 tokens"
+    assert rows["FLOPs per image"].strip().startswith("11.42 G multiply-adds forward (encoder 11.304, decoder 0.113)")
+    assert rows["effective batch"].strip() == "2048 = 128 x 1 passes x 16 devices"
+    assert rows["learning rate"].strip() == "0.0008 = 0.0002 x 2048 / 512"
+    assert rows["steps"].strip() == "62,500 = 625 x 100 epochs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plan", "--devices", "0"], ["--devices: '0' is not a whole number above 0"]),
+        (["--plan", "--images", "many"], ["--images: 'many' is not a whole number above 0"]),
+        (["--devices", "8"], ["--devices goes with --plan"]),
+        (["--json"], ["--json goes with --plan"]),
+        (["--plan", "--resume", "auto"], ["--resume goes with training"]),
+        (["--plan"], ["data.root: there is no folder", "--images N"]),
+        (["--plan", "train.epoch=3"], ["train.epoch: unknown key", "did you mean epochs?"]),
+    ],
+    ids=["devices", "images", "devices without plan", "json without plan", "resume", "no data", "recipe"],
+)
+def test_errors_are_one_line(tiny: Path, run_entry: Run, arguments: list[str], words: list[str]) -> None:
+    assert_one_line_error(run_entry("train.py", "--config", tiny, *arguments), *words)
