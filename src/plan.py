@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from .config import ClassifyConfig, MIMConfig, Recipe
+from .config import ClassifyConfig, MIMConfig, Recipe, at_stage
 from .data.sources import image_folder, labelled_share
 from .engine import checkpoint, device
 from .engine.log import duration
@@ -41,8 +42,23 @@ def print_plan(
         PlanError: they are not numbers above 0; and as `make_plan`.
     """
     counts = whole_number("--devices", devices), whole_number("--images", images) if images else 0
-    plan = make_plan(recipe, *counts, measure)
-    sys.stdout.write((json.dumps(plan) if as_json else as_table(plan)) + "\n")
+    plans = [make_plan(view, *counts, measure) for view in parts_of(recipe)]
+    if as_json:
+        sys.stdout.write(json.dumps(plans if recipe.stages else plans[0]) + "\n")
+        return
+    for number, plan in enumerate(plans, 1):
+        title = f"stage {number} of {len(plans)}\n" if recipe.stages else ""
+        sys.stdout.write(title + as_table(plan) + "\n")
+
+
+def parts_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe of each stage with the epochs of that stage alone; the recipe itself if it has none."""
+    parts = []
+    for number, stage in enumerate(recipe.stages):
+        view = at_stage(recipe, number)
+        warm_up = min(view.train.warmup_epochs, stage.epochs - 1)  # a longer one goes on in the next stage
+        parts.append(replace(view, train=replace(view.train, epochs=stage.epochs, warmup_epochs=warm_up)))
+    return parts or [recipe]
 
 
 def whole_number(option: str, text: str) -> int:
