@@ -12,7 +12,7 @@ import pytest
 from mindspore import dtype as mstype
 
 from src.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from src.data.loader import Loader, evaluation_operations
+from src.data.loader import Loader, evaluation_operations, has_scan
 from src.data.sources import DataError, ImageFolder, image_folder, labelled_share
 from tests.helpers import MakeFolder
 
@@ -308,8 +308,14 @@ def test_every_pixel_of_the_centre_crop_comes_from_the_middle() -> None:
 # --- broken files -----------------------------------------------------------------------------------------------
 
 
+#: a JPEG as far as its frame header: the size is there, no scan follows; MindSpore's decoder ends the process on it
+HEADER = bytes.fromhex("ffd8 ffe0 0004 0000 ffc0 0011 08 0010 0010 03 012200 021101 031101".replace(" ", ""))
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"this is no image", b"\xff\xd8\xff\xe0 cut short"], ids=["empty", "text", "cut"]
+    "content",
+    [b"", b"this is no image", b"\xff\xd8\xff\xe0 cut short", HEADER, HEADER + b"\xff\xff\xda\x00\x0c\x03"],
+    ids=["empty", "text", "cut", "cut after the frame header", "cut in the scan header"],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_a_file_that_cannot_be_decoded_is_named(
@@ -325,3 +331,14 @@ def test_a_file_that_cannot_be_decoded_is_named(
     text = str(caught.value)
     assert text.startswith("data: ") and "\n" not in text
     assert "broken.jpg" in text
+
+
+def test_a_jpeg_is_whole_from_its_first_scan_on(tmp_path: Path) -> None:
+    """What comes after it the decoder can do without; the bytes before it it cannot."""
+    picture(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    scan = content.index(b"\xff\xda")
+    end = scan + 2 + int.from_bytes(content[scan + 2 : scan + 4], "big")
+    found = [has_scan(memoryview(content[:size])) for size in (2, scan, end - 1, end, len(content))]
+    assert found == [False, False, False, True, True]
+    assert has_scan(memoryview(b"\x89PNG")) and has_scan(memoryview(b""))

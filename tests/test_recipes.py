@@ -138,7 +138,8 @@ PUBLISHED = {
     ),
     "ringmo/swin_base_224_100e_finetune": Row(2048, 5e-3, 62_500, None, "simmim_finetune_swin_base_w7_224"),
 }
-PUBLISHED_PATHS = [path for path in RECIPES if path.parts[1] != "demo"]
+#: the progressive recipes are our own: no schedule is published
+PUBLISHED_PATHS = [path for path in RECIPES if path.parts[1] != "demo" and "progressive" not in path.stem]
 
 
 def row_of(path: Path) -> Row:

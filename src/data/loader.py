@@ -193,7 +193,28 @@ class _Files:
         label = self.source.labels[index] if index >= 0 else -1
         # the position too: an epoch may hold an image more than once
         key = np.array([self.seed, max(index, 0), position], np.int64)
-        return np.fromfile(path, np.uint8), np.array(label, np.int32), key
+        content = np.fromfile(path, np.uint8)
+        if not has_scan(content.data):
+            content = np.zeros(1, np.uint8)  # no image: refused, where the decoder would end the process
+        return content, np.array(label, np.int32), key
+
+
+def has_scan(content: memoryview) -> bool:
+    """False for a JPEG that stops before its first scan: MindSpore's decoder then divides by zero."""
+    if bytes(content[:2]) != b"\xff\xd8":
+        return True  # another kind of file
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], 256 * content[at + 2] + content[at + 3]
+        if marker == 0xDA:
+            return at + 2 + length <= len(content)
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # no segment
+            at += 2
+        else:
+            at += 2 + length
+    return False
 
 
 def _cause(error: Exception) -> str:
