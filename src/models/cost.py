@@ -89,8 +89,8 @@ def decoder_stage(encoder: EncoderConfig, decoder: TransformerDecoderConfig) -> 
 
 
 def output_length(encoder: EncoderConfig) -> int:
-    """Output tokens, the class token included."""
-    return encoder.num_tokens + int(isinstance(encoder, ViTConfig) and encoder.class_token)
+    """Output tokens, class and distillation token included."""
+    return encoder.num_tokens + (encoder.class_token + encoder.distilled if isinstance(encoder, ViTConfig) else 0)
 
 
 def forward_flops(encoder: EncoderConfig, method: MIMConfig | ClassifyConfig) -> dict[str, int]:
@@ -101,7 +101,7 @@ def forward_flops(encoder: EncoderConfig, method: MIMConfig | ClassifyConfig) ->
     return {
         "encoder": encoder_flops(encoder, final_norm=not method.fc_norm),
         "pooling": (encoder.num_tokens if method.pool == "mean" else 0) * width + NORM * width * method.fc_norm,
-        "head": width * method.num_classes,
+        "head": width * method.num_classes * (2 if isinstance(encoder, ViTConfig) and encoder.distilled else 1),
     }
 
 
