@@ -271,6 +271,7 @@ class MIMConfig:
     """Masked image modelling: hide blocks of the image, predict a target there."""
 
     name: str = "fastmim"
+    encoder_blocks: int = 0  # of the encoder, the first of them are trained; 0: all (FastMIM's finding ii)
     mask_ratio: float = 0.75
     mask_block: int = 16  # pixels per side of one masked block
     corrupt: Literal["pixel", "token"] = "pixel"  # what the mask token replaces: pixels, or tokens of the embedding
@@ -280,6 +281,7 @@ class MIMConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "mask_block")
+        check_not_negative(self, "encoder_blocks")
         _need(0 < self.mask_ratio < 1, "mask_ratio", f"{self.mask_ratio} is not between 0 and 1")
 
 
@@ -380,6 +382,7 @@ class DataConfig:
     std: tuple[float, ...] = IMAGENET_STD
     crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of training crops; evaluation is bicubic
     hflip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0
@@ -506,7 +509,7 @@ class Recipe:
             f"has {len(self.data.mean)} values for encoder.in_chans {channels}; write one per channel",
         )
         if isinstance(self.method, MIMConfig):
-            check_mim(self.encoder, self.method)
+            check_mim(self.trained_encoder, self.method)
         if isinstance(self.method, ClassifyConfig) and self.method.mixes:
             batch = self.train.batch_size
             _need(
@@ -531,6 +534,12 @@ class Recipe:
             except FieldError as error:
                 raise FieldError(f"stages.{number}", f"{error.key.removeprefix('encoder.')}: {error}") from None
 
+    @property
+    def trained_encoder(self) -> EncoderConfig:
+        """The encoder that the run builds: without the blocks that pre-training leaves out."""
+        blocks = self.method.encoder_blocks if isinstance(self.method, MIMConfig) else 0
+        return first_blocks(self.encoder, blocks) if blocks else self.encoder
+
     def stage_ends(self) -> list[int]:
         """The epoch each stage ends with; one stage if there are none."""
         return list(itertools.accumulate(stage.epochs for stage in self.stages)) or [self.train.epochs]
@@ -551,6 +560,25 @@ def at_stage(recipe: Recipe, number: int) -> Recipe:
         sizes["window_size"] = stage.window_size
     batches = {key: getattr(stage, key) or getattr(recipe.train, key) for key in ("batch_size", "accumulate")}
     return replace(recipe, encoder=replace(recipe.encoder, **sizes), train=replace(recipe.train, **batches), stages=())
+
+
+def first_blocks(encoder: EncoderConfig, blocks: int) -> EncoderConfig:
+    """An encoder cut off after its first blocks, which keep their rates of stochastic depth; stages left empty go."""
+    total = num_blocks(encoder)
+    _need(blocks <= total, "method.encoder_blocks", f"{blocks}, but {encoder.name} has {total}; write {total} or less")
+    if blocks == total:
+        return encoder
+    sizes: dict[str, Any] = {"drop_path": encoder.drop_path * (blocks - 1) / (total - 1)}
+    if isinstance(encoder, SwinConfig):
+        left = itertools.accumulate(encoder.depths, lambda rest, depth: rest - depth, initial=blocks)
+        depths = tuple(min(depth, rest) for depth, rest in zip(encoder.depths, left, strict=False) if rest > 0)
+        return replace(encoder, depths=depths, num_heads=encoder.num_heads[: len(depths)], **sizes)
+    return replace(encoder, depth=blocks, **sizes)
+
+
+def num_blocks(encoder: EncoderConfig) -> int:
+    """Transformer blocks of an encoder."""
+    return sum(encoder.depths) if isinstance(encoder, SwinConfig) else encoder.depth
 
 
 def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:

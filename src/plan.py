@@ -81,7 +81,7 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
         PlanError: the number of images is not known, or too small for one step.
         DataError, DeviceError: of the data folder, and of the device if it measures.
     """
-    train, encoder = recipe.train, recipe.encoder
+    train, encoder = recipe.train, recipe.trained_encoder
     count, source = (images, "--images") if images else count_images(recipe)
     per_epoch = count // (train.batch_size * devices) // train.accumulate
     if not per_epoch:
@@ -153,7 +153,7 @@ def masked(recipe: Recipe) -> dict[str, int] | None:
 
     None for a Method without masks. Where several blocks make one token the number of tokens is the largest possible.
     """
-    method, encoder = recipe.method, recipe.encoder
+    method, encoder = recipe.method, recipe.trained_encoder
     if not isinstance(method, MIMConfig):
         return None
     block = method.mask_block
@@ -169,13 +169,13 @@ def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
     Float32 throughout; what the framework adds (its own code, buffers of operations) is not in it.
     """
     fixed = parameters["total"] - parameters["trained"]
-    values = kept_values(recipe.encoder, recipe.method) * recipe.train.batch_size
+    values = kept_values(recipe.trained_encoder, recipe.method) * recipe.train.batch_size
     return STATE * parameters["trained"] + 4 * (fixed + values)
 
 
 def measure_steps(recipe: Recipe) -> dict[str, Any]:
     """Two training steps on random images of the recipe's batch: seconds and peak bytes of one device."""
-    train, encoder = recipe.train, recipe.encoder
+    train, encoder = recipe.train, recipe.trained_encoder
     used = device.set_up(recipe.device, recipe.seed)
     start = time.perf_counter()
     method = build_method(recipe)

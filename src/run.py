@@ -193,8 +193,8 @@ class Training:
         fit = following._fit(before.state, whole.stage_ends()[number])
         fit.hooks.meta["origins"] = before.hooks.meta["origins"]
         weights = {name: p.asnumpy() for name, p in checkpoint.weights_of(self.method).items()}
-        origin = Origin(tuple(before.hooks.meta["origins"]), self.recipe.encoder)
-        report = carry_over(checkpoint.weights_of(following.method), weights, origin, recipe.encoder)
+        origin = Origin(tuple(before.hooks.meta["origins"]), self.recipe.trained_encoder)
+        report = carry_over(checkpoint.weights_of(following.method), weights, origin, recipe.trained_encoder)
         self.folder.info(f"weights of the stage before: {report}")
         old = before.state_arrays()
         for name, parameter in fit.state_arrays().items():
@@ -275,7 +275,7 @@ class Training:
         origin = origin_of(found)
         classes = self.train_loader.source.classes
         weights = checkpoint.weights_of(self.method)
-        report = load_encoder(weights, found.weights, found.path, origin, self.recipe.encoder, classes)
+        report = load_encoder(weights, found.weights, found.path, origin, self.recipe.trained_encoder, classes)
         self.folder.info(f"encoder from {found.path} (epoch {found.meta['epoch']}): {report}")
         return origin
 
@@ -333,7 +333,8 @@ def origin_of(found: checkpoint.Checkpoint) -> Origin:
     before = [recipe.method.name] if isinstance(recipe.method, MIMConfig) else []
     aside = tuple(name.removeprefix("kept/") for name in found.state if name.startswith("kept/"))
     sources, classes = tuple(found.meta.get("origins", before)), tuple(found.meta["classes"])
-    return Origin(sources, recipe.encoder, classes, aside)
+    blocks = recipe.method.encoder_blocks if isinstance(recipe.method, MIMConfig) else 0
+    return Origin(sources, recipe.trained_encoder, classes, aside, blocks)
 
 
 def show_metric(name: str, value: float) -> str:

@@ -18,7 +18,7 @@ def build_method(recipe: Recipe) -> MaskedImageModel | Classify:
     """The Method of a recipe with fresh weights; `mindspore.set_seed` before it fixes them."""
     config = recipe.method
     if isinstance(config, MIMConfig):
-        encoder = build_encoder(recipe.encoder)
+        encoder = build_encoder(recipe.trained_encoder)
         return MaskedImageModel(encoder, config, recipe.encoder.image_size)
     assert isinstance(config, ClassifyConfig)
     mixing = Mixing(config) if config.mixes else None

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
+from mindspore.nn.utils import no_init_parameters
 
+from ..config import EncoderConfig, first_blocks, num_blocks
+from ..models import build_encoder
 from . import WeightsError
 from .names import BUFFERS
 from .resize import TABLE_RULES, Size, resize_offsets, resize_places
@@ -36,12 +39,14 @@ class Origin:
         encoder: its configuration.
         classes: class names, empty if unknown.
         aside: further names in the file, which no network of ours has.
+        encoder_blocks: if the encoder is the first blocks of a larger one, their number; 0: it is whole.
     """
 
     sources: tuple[str, ...] = ()
     encoder: Any = None
     classes: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
+    encoder_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def load_encoder(
 
     Tables of positions are resized by the rule of whoever trained them, and one table that all blocks shared starts
     that of every block (SimMIM utils.py). Decoders, mask tokens and fixed positions of another size stay as they are.
-    So does the final norm when a FastMIM pre-training becomes a classifier (main_finetune.py has another name for it).
+    So does the final norm when a FastMIM pre-training becomes a classifier (main_finetune.py has another name for it),
+    and so do the blocks that pre-training left out (`method.encoder_blocks`), with the norm behind them.
 
     Args:
         parameters: of the network.
@@ -99,6 +105,13 @@ def load_encoder(
     wanted = {name for name in parameters if name.startswith("encoder.")}
     if origin.sources == ("fastmim",) and "head.weight" in parameters and "head.weight" not in arrays:
         wanted -= {"encoder.norm.weight", "encoder.norm.bias"}
+    notes, trained = [], encoder
+    if encoder is not None and 0 < origin.encoder_blocks < num_blocks(encoder):
+        trained = first_blocks(encoder, origin.encoder_blocks)
+        wanted -= left_out(encoder, trained)
+        notes = [
+            f"pre-training had the first {origin.encoder_blocks} of {num_blocks(encoder)} blocks, the rest is fresh"
+        ]
     wanted -= {name for name in wanted & set(arrays) if own_positions(parameters[name], arrays[name])}
     shared = sorted(n for n in wanted - set(arrays) if OWN.fullmatch(n)) if SHARED in arrays else []
     found = arrays | {name: arrays[SHARED] for name in shared}
@@ -109,14 +122,7 @@ def load_encoder(
             f"({', '.join(absent[:3])}); is it from another encoder?"
         )
     wanted |= classifier(parameters, arrays, not origin.classes or list(origin.classes) == list(classes))
-    values: dict[str, np.ndarray] = {}
-    resized: dict[str, str] = {}
-    for name in sorted(wanted):
-        values[name], how = fitted(name, found[name], tuple(parameters[name].shape), source, origin, encoder)
-        if how:
-            resized[name] = how
-    for name, value in values.items():
-        parameters[name].set_data(Tensor(value))
+    resized = copy(parameters, {name: found[name] for name in wanted}, source, origin, encoder)
     used = wanted | ({SHARED} if shared else set())
     return LoadReport(
         sorted(wanted - set(shared) - set(resized)),
@@ -124,8 +130,34 @@ def load_encoder(
         shared,
         sorted(set(parameters) - wanted),
         sorted((set(arrays) - used) | set(origin.aside)),
-        differences(origin.encoder, encoder),
+        notes + differences(origin.encoder, trained),
     )
+
+
+def left_out(encoder: EncoderConfig, first: EncoderConfig) -> set[str]:
+    """Names of what an encoder has behind its first blocks: later blocks and what leads to them, the final norm."""
+    with no_init_parameters():  # names only
+        whole, part = build_encoder(encoder), build_encoder(first, final_norm=False)
+    names = [{name for name, _ in cell.parameters_and_names()} for cell in (whole, part)]
+    return {f"encoder.{name}" for name in names[0] - names[1]}
+
+
+def copy(
+    parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], source: Path, origin: Origin, encoder: Any
+) -> dict[str, str]:
+    """Set parameters to the arrays' values in their own shapes, all of them or none; what was resized, and how.
+
+    Raises:
+        WeightsError: a shape differs for which there is no rule.
+    """
+    values, resized = {}, {}
+    for name in sorted(arrays):
+        values[name], how = fitted(name, arrays[name], tuple(parameters[name].shape), source, origin, encoder)
+        if how:
+            resized[name] = how
+    for name, value in values.items():
+        parameters[name].set_data(Tensor(value))
+    return resized
 
 
 def carry_over(
@@ -143,14 +175,7 @@ def carry_over(
         WeightsError: a shape changes for which there is no rule.
     """
     learned = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    values, resized = {}, {}
-    for name in learned:
-        shape = tuple(parameters[name].shape)
-        values[name], how = fitted(name, arrays[name], shape, Path("stage"), origin, encoder)
-        if how:
-            resized[name] = how
-    for name, value in values.items():
-        parameters[name].set_data(Tensor(value))
+    resized = copy(parameters, {name: arrays[name] for name in learned}, Path("stage"), origin, encoder)
     fresh = sorted(set(parameters) - set(learned))
     return LoadReport([name for name in learned if name not in resized], resized, [], fresh, [])
 
@@ -206,15 +231,20 @@ def grid(length: int, encoder: Any) -> Size | None:
     """Rows and columns of an encoder's patches, if a table of `length` places (up to two of class tokens) is its."""
     if encoder is None:
         return None
-    rows, cols = (side // encoder.patch_size for side in encoder.image_size)
+    rows, cols = patches(encoder)
     return (rows, cols) if 0 <= length - rows * cols <= 2 else None
+
+
+def patches(encoder: Any) -> Size:
+    """Rows and columns of an encoder's patches."""
+    return encoder.image_size[0] // encoder.patch_size, encoder.image_size[1] // encoder.patch_size
 
 
 def table_sizes(name: str, entries: int, encoder: Any) -> Size | None:
     """Rows and columns of tokens that a table's offsets are between: a window's, or the whole grid's."""
     whole = name == SHARED or OWN.fullmatch(name) is not None
     if whole and encoder is not None:
-        rows, cols = (side // encoder.patch_size for side in encoder.image_size)
+        rows, cols = patches(encoder)
         if (2 * rows - 1) * (2 * cols - 1) + CLASS_OFFSETS == entries:
             return rows, cols
     offsets = entries - CLASS_OFFSETS * whole
