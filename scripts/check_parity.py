@@ -31,6 +31,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 from mindspore.nn.utils import no_init_parameters
+from PIL import Image
 from safetensors.numpy import load_file
 
 from src.config import (
@@ -963,7 +964,7 @@ def evaluation_transform(case: Case) -> Findings:
     data = case.data
     for row in case.info["eval"]:
         size = (row["crop"], row["crop"])
-        steps = Loader(None, DataConfig(), size, 3, 1, ("image",), training=False).operations()[1:]
+        steps = Loader(None, DataConfig(), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
         image = data[f"image_{row['image']}"]
         for step in steps[:2]:
             image = step(image)
@@ -973,11 +974,20 @@ def evaluation_transform(case: Case) -> Findings:
                 image = step(image)
             yield row["float_array"], error(image, data[row["float_array"]]), case.info["tolerance"]["float32_rel"]
     for row in case.info["random_resized_crop"]:
-        if row["interpolation"] == "bicubic":  # the only filter of our crops
-            top, left, height, width = row["top_left_height_width"]
-            image = data[f"image_{row['image']}"][top : top + height, left : left + width]
-            image = vision.Resize((row["size"], row["size"]), Inter.PILCUBIC)(np.ascontiguousarray(image))
-            yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
+        image, size = data[f"image_{row['image']}"], (row["size"], row["size"])
+        top, left, height, width = box = row["top_left_height_width"]
+        if row["interpolation"] == "bicubic":
+            part = np.ascontiguousarray(image[top : top + height, left : left + width])
+            image = vision.Resize(size, Inter.PILCUBIC)(part)
+        else:
+            image = np.asarray(augment.resized_crop(Image.fromarray(image), box, size))
+        yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
+    for row in case.info["fallback_boxes"]:
+        never = augment.ResizedCrop(
+            (1, 1), tuple(row["scale"]), tuple(row["ratio"])
+        )  # these scales and ratios never fit
+        found = never.draw(row["height"], row["width"], np.random.default_rng(0))
+        yield f"box of {row['width']}x{row['height']}", float(list(found) != row["top_left_height_width"]), 0.0
 
 
 def group_findings(info: dict[str, Any], groups: list[Any], rename: Callable[[str], str]) -> Findings:

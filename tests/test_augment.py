@@ -16,7 +16,15 @@ from PIL import Image
 
 from src.config import DataConfig, parse_auto_augment
 from src.data import augment
-from src.data.augment import ARGUMENTS, ColorJitter, RandAugment, RandomErasing, apply_operation
+from src.data.augment import (
+    ARGUMENTS,
+    ColorJitter,
+    RandAugment,
+    RandomErasing,
+    ResizedCrop,
+    apply_operation,
+    resized_crop,
+)
 from src.data.loader import Loader, _Files
 from src.data.sources import ImageFolder, image_folder
 
@@ -158,6 +166,42 @@ def test_a_box_as_large_as_the_image_is_not_erased() -> None:
     assert not erased(np.zeros((3, 16, 16), np.float32), 0, RandomErasing(1.0, (1.0, 1.0)))[1].any()
 
 
+# --- bilinear crops ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        ((100, 400), (1.0, 1.0), (0, 133, 100, 133)),
+        ((300, 90), (1.0, 1.0), (90, 0, 120, 90)),
+        ((120, 160), (1.2, 1.3), (0, 0, 120, 160)),
+        ((200, 333), (1.0, 1.0), (0, 33, 200, 267)),
+    ],
+)
+def test_a_box_that_never_fits_becomes_torchvisions_central_one(
+    size: tuple[int, int], scale: tuple[float, float], expected: tuple[int, ...]
+) -> None:
+    crop = ResizedCrop((8, 8), scale, (3 / 4, 4 / 3))
+    assert crop.draw(*size, np.random.default_rng(0)) == expected
+
+
+def test_boxes_have_the_stated_areas_and_shapes_and_reach_every_edge() -> None:
+    crop, rng = ResizedCrop((8, 8), (0.2, 0.6), (3 / 4, 4 / 3)), np.random.default_rng(0)
+    boxes = np.array([crop.draw(90, 120, rng) for _ in range(4000)])
+    top, left, rows, cols = boxes.T
+    area, aspect = rows * cols / (90 * 120), cols / rows
+    assert 0.19 < area.min() < 0.21 and 0.59 < area.max() < 0.61 and abs(area.mean() - 0.4) < 0.01
+    assert 0.73 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.36 and abs(np.log(aspect).mean()) < 0.01
+    assert top.min() == left.min() == 0 and (top + rows).max() == 90 and (left + cols).max() == 120
+
+
+def test_nothing_outside_the_box_has_an_influence() -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:30, 20:50] = 200
+    found = resized_crop(Image.fromarray(image), (10, 20, 20, 30), (7, 9))
+    assert found.size == (9, 7) and (np.asarray(found) == 200).all()
+
+
 # --- in the pipeline --------------------------------------------------------------------------------------------
 
 
@@ -188,17 +232,32 @@ def by_hand(source: ImageFolder, config: DataConfig, epoch: int) -> np.ndarray:
     rows = []
     for position, index in enumerate(loader.order(epoch)):
         image, key = np.asarray(Image.open(source.files[index])), files[position][2]
-        pixels, normalised = augment.on_pixels(config), augment.on_normalised(config)
+        cut, pixels, normalised = (
+            augment.crops(config, (32, 32)),
+            augment.on_pixels(config),
+            augment.on_normalised(config),
+        )
+        image = image if cut is None else cut(image, key)[0]
         image = image if pixels is None else pixels(image, key)[0]
         image = ((image / 255.0 - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
         rows.append(image if normalised is None else normalised(image, key)[0])
     return np.stack(rows)
 
 
+BILINEAR = {"interpolation": "bilinear", "crop_scale": (0.3, 0.8)}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"auto_augment": "rand-m9-mstd0.5-n4-inc1", "erasing": 0.5}, {"color_jitter": 0.4}, {"erasing": 1.0}, {}],
-    ids=["randaugment and erasing", "jitter", "erasing", "nothing"],
+    [
+        {"auto_augment": "rand-m9-mstd0.5-n4-inc1", "erasing": 0.5},
+        {"color_jitter": 0.4},
+        {"erasing": 1.0},
+        BILINEAR,
+        BILINEAR | {"erasing": 1.0},
+        {},
+    ],
+    ids=["randaugment and erasing", "jitter", "erasing", "bilinear", "bilinear, erasing", "nothing"],
 )
 def test_the_pipeline_equals_the_steps_by_hand(source: ImageFolder, changes: dict[str, object]) -> None:
     config = replace(WHOLE, **changes)  # type: ignore[arg-type]

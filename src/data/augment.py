@@ -1,4 +1,4 @@
-"""Random changes of training images as timm makes them: RandAugment, colour jitter, random erasing.
+"""Random changes of training images as timm makes them: crops, RandAugment, colour jitter, random erasing.
 
 They act on Pillow images, because MindSpore's own operations round, resample and fill differently. What an image gets
 is a pure function of its key (seed, epoch, image), whichever worker it falls to.
@@ -118,6 +118,53 @@ def apply_operation(
     return _PLAIN[name](image, argument)
 
 
+class ResizedCrop:
+    """A random part of the image in another size, bilinear with antialiasing (torchvision RandomResizedCrop).
+
+    MindSpore's bilinear filter has no antialiasing, hence Pillow's. Its bicubic one has: those crops stay in MindSpore.
+
+    Args:
+        size: height and width of the result.
+        scale: smallest and largest area, as shares of the image.
+        ratio: smallest and largest width / height, drawn evenly in its logarithm.
+    """
+
+    tries = 10  # boxes drawn until one fits
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]):
+        self.size, self.scale, self.ratio = size, scale, ratio
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a box."""
+        for _ in range(self.tries):
+            area = rng.uniform(*self.scale) * height * width
+            aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            cols, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < cols <= width and 0 < rows <= height:
+                return int(rng.integers(height - rows + 1)), int(rng.integers(width - cols + 1)), rows, cols
+        return central_box(height, width, self.ratio)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        return resized_crop(image, self.draw(image.height, image.width, rng), self.size)
+
+
+def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the largest box in the middle whose width / height is in the range."""
+    rows, cols = height, width
+    if width < ratio[0] * height:
+        rows = round(width / ratio[0])
+    elif width > ratio[1] * height:
+        cols = round(height * ratio[1])
+    return (height - rows) // 2, (width - cols) // 2, rows, cols
+
+
+def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+    """The box (top, left, height, width) of an image in (height, width) pixels; nothing outside it has an influence."""
+    top, left, rows, cols = box
+    part = image.crop((left, top, left + cols, top + rows))
+    return part.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
 class RandAugment:
     """Draw `config.operations` operations with replacement, apply each with probability 0.5 at a level of its own.
 
@@ -220,6 +267,12 @@ class Change:
         for change in self.changes:
             changed = change(changed, rng)
         return np.asarray(changed), key
+
+
+def crops(config: DataConfig, size: tuple[int, int]) -> Change | None:
+    """Bilinear crops of (H, W, 3) uint8; None where MindSpore makes them."""
+    crop = ResizedCrop(size, config.crop_scale, config.crop_ratio)
+    return Change([crop], 2, pillow=True) if config.interpolation == "bilinear" else None
 
 
 def on_pixels(config: DataConfig) -> Change | None:

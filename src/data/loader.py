@@ -22,7 +22,7 @@ from mindspore.dataset import transforms, vision
 from mindspore.dataset.vision import Inter
 
 from ..config import DataConfig
-from .augment import on_normalised, on_pixels
+from .augment import crops, on_normalised, on_pixels
 from .sources import DataError, ImageFolder
 
 
@@ -127,23 +127,35 @@ class Loader:
     def operations(self) -> list[tuple[list, list[str]]]:
         """What happens to one file: decode, crop, augment, normalise to (channels, H, W) float32; in steps of
         operations and the columns they take."""
-        config = self.config
-        steps: list = [vision.Decode()]
-        if self.training:
+        config, image, keyed = self.config, ["image"], ["image", "key"]
+        if not self.training:
+            steps = [vision.Decode(), *evaluation_operations(self.image_size, config.eval_crop), *self._normalise()]
+            return [(steps, image)]
+        parts: list[tuple[list, list[str]]] = [([vision.Decode()], image)]
+
+        def add(operations: list, columns: list[str]) -> None:
+            if columns == parts[-1][1] == image:
+                parts[-1][0].extend(operations)
+            else:
+                parts.append((operations, columns))
+
+        crop = crops(config, self.image_size)
+        if crop is None:
             # Inter.PILCUBIC equals Pillow's bicubic; Inter.BICUBIC is another filter
-            crop = vision.RandomResizedCrop(self.image_size, config.crop_scale, config.crop_ratio, Inter.PILCUBIC)
-            steps += [crop, vision.RandomHorizontalFlip(config.hflip)]
-            if config.brightness or config.contrast:
-                steps.append(vision.RandomColorAdjust(config.brightness, config.contrast))
+            sizes = self.image_size, config.crop_scale, config.crop_ratio
+            add([vision.RandomResizedCrop(*sizes, Inter.PILCUBIC)], image)
         else:
-            steps += evaluation_operations(self.image_size, config.eval_crop)
-        pixels, normalised = (on_pixels(config), on_normalised(config)) if self.training else (None, None)
-        image, keyed = ["image"], ["image", "key"]
-        if pixels is None:
-            parts = [([*steps, *self._normalise()], image)]
-        else:
-            parts = [(steps, image), ([pixels], keyed), (self._normalise(), image)]
-        return parts if normalised is None else [*parts, ([normalised], keyed)]
+            add([crop], keyed)
+        add([vision.RandomHorizontalFlip(config.hflip)], image)
+        if config.brightness or config.contrast:
+            add([vision.RandomColorAdjust(config.brightness, config.contrast)], image)
+        pixels, normalised = on_pixels(config), on_normalised(config)
+        if pixels is not None:
+            add([pixels], keyed)
+        add(self._normalise(), image)
+        if normalised is not None:
+            add([normalised], keyed)
+        return parts
 
     def _normalise(self) -> list:
         steps: list = []
