@@ -1,0 +1,275 @@
+"""Runs over several seeds and the tables made of them: python scripts/experiment.py FILE [TABLE ...]
+
+    python scripts/experiment.py config/experiments/findings.yaml resolution
+
+FILE lists recipes with changes (`runs`) and which of their results stand where (`tables`). Only the runs that the
+chosen tables need are made, each once for every seed. Finished runs are kept, interrupted ones go on, so that the
+command can be repeated. Tables are printed as Markdown and drawn as `<out>/<table>.png`.
+
+    seeds: [0, 1, 2]
+    runs:
+      hog: {recipe: ../demo/vit_fastmim_pretrain.yaml, set: {train.epochs: 8}}
+      hog-tuned: {recipe: ../demo/vit_finetune.yaml, init_from: hog}    # starts from the other run of its seed
+    tables:
+      target:
+        title: What is predicted
+        columns: [top-1, k-NN before]
+        rows:
+          HOG: [hog-tuned top1, hog knn_top1 first]    # run, metric; the last evaluation unless `first` is written
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import yaml
+
+from src.cli import run_command
+from src.recipe import ConfigError, dump_recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with changes, once for every seed."""
+
+    recipe: Path
+    init_from: str = ""  # another run
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a run."""
+
+    run: str
+    metric: str
+    first: bool = False  # the evaluation before training, else the last
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[Cell, ...]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a file says."""
+
+    seeds: tuple[int, ...]
+    runs: dict[str, Run]
+    tables: dict[str, Table]
+    path: Path = field(default_factory=Path)
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read a file.
+
+    Raises:
+        ConfigError: with one line that names file, key, cause and remedy.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    tree = keys(tree, f"{path}", "seeds", "runs", "tables")
+    runs = {}
+    for name, entry in mapping(tree["runs"], f"{path}: runs").items():
+        where = f"{path}: runs.{name}"
+        entry = keys(entry, where, "recipe", optional=("init_from", "set"))
+        start = entry.get("init_from", "")
+        if start and start not in runs:
+            raise ConfigError(f"{where}.init_from: there is no run {start!r} above it; there is: {listed(runs)}")
+        changes = mapping(entry.get("set", {}), f"{where}.set")
+        texts = tuple(f"{key}={json.dumps(value)}" for key, value in changes.items())
+        runs[name] = Run(path.parent / entry["recipe"], start, texts)
+    tables = {}
+    for name, entry in mapping(tree["tables"], f"{path}: tables").items():
+        where = f"{path}: tables.{name}"
+        entry = keys(entry, where, "title", "columns", "rows")
+        rows = {
+            str(label): tuple(cell_of(text, f"{where}.rows.{label}", runs) for text in cells)
+            for label, cells in mapping(entry["rows"], f"{where}.rows").items()
+        }
+        for label, cells in rows.items():
+            if len(cells) != len(entry["columns"]):
+                raise ConfigError(f"{where}.rows.{label}: {len(cells)} cells for {len(entry['columns'])} columns")
+        tables[name] = Table(entry["title"], tuple(entry["columns"]), rows)
+    seeds = tree["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ConfigError(f"{path}: seeds: must be a list of whole numbers, not {seeds!r}; write [0, 1, 2]")
+    return Experiment(tuple(seeds), runs, tables, path)
+
+
+def mapping(tree: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: must be a mapping of keys, not {tree!r}")
+    return tree
+
+
+def keys(tree: Any, where: str, *needed: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A mapping with these keys and no others."""
+    for key in mapping(tree, where):
+        if key not in (*needed, *optional):
+            raise ConfigError(f"{where}: unknown key {key}; valid: {listed((*needed, *optional))}")
+    for key in needed:
+        if key not in tree:
+            raise ConfigError(f"{where}: has no {key}")
+    return tree
+
+
+def cell_of(text: Any, where: str, runs: dict[str, Run]) -> Cell:
+    parts = str(text).split()
+    if len(parts) not in (2, 3) or (len(parts) == 3 and parts[2] != "first"):
+        raise ConfigError(f"{where}: {text!r} is not a run and a metric; write for example {next(iter(runs))} top1")
+    if parts[0] not in runs:
+        raise ConfigError(f"{where}: there is no run {parts[0]!r}; there is: {listed(runs)}")
+    return Cell(parts[0], parts[1], len(parts) == 3)
+
+
+def listed(names: Any) -> str:
+    return ", ".join(names) or "none"
+
+
+# --- running ----------------------------------------------------------------------------------------------------
+
+
+def needed_runs(experiment: Experiment, tables: list[str]) -> list[str]:
+    """The runs of these tables and those they start from, in the order of the file."""
+    needed: set[str] = set()
+    waiting = [cell.run for name in tables for cells in experiment.tables[name].rows.values() for cell in cells]
+    while waiting:
+        name = waiting.pop()
+        if name and name not in needed:
+            needed.add(name)
+            waiting.append(experiment.runs[name].init_from)
+    return [name for name in experiment.runs if name in needed]
+
+
+def perform(experiment: Experiment, name: str, seed: int, out: Path) -> None:
+    """Train a run to its end unless that is done."""
+    run, folder = experiment.runs[name], out / f"seed{seed}" / name
+    changes = [*run.changes, f"seed={seed}", f"output={folder}"]
+    if run.init_from:
+        changes.append(f"init_from={out / f'seed{seed}' / run.init_from / 'last.ckpt'}")
+    recipe = load_recipe(run.recipe, changes)
+    written = folder / "config.yaml"
+    if written.exists() and written.read_text(encoding="utf-8") != dump_recipe(recipe):
+        raise ConfigError(
+            f"{experiment.path}: runs.{name}: {folder} was made by another recipe; move it away, or write another --out"
+        )
+    if (folder / "curves.png").exists():  # the last thing a run writes
+        return
+    resume = ["--resume", "auto"] if folder.exists() else []
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(run.recipe), *resume, *changes]
+    if subprocess.run(command).returncode:
+        raise ConfigError(f"{experiment.path}: runs.{name}: training with seed {seed} did not end well; see above")
+
+
+def value(cell: Cell, seed: int, out: Path) -> float:
+    """A cell's number for a seed."""
+    path = out / f"seed{seed}" / cell.run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line["event"] == "eval"]
+    if not found or cell.metric not in found[0 if cell.first else -1]:
+        raise ConfigError(f"{path}: has no {cell.metric}; it has: {listed(found[-1] if found else [])}")
+    return float(found[0 if cell.first else -1][cell.metric])
+
+
+# --- showing ----------------------------------------------------------------------------------------------------
+
+
+def percent(cell: Cell) -> bool:
+    return "top" in cell.metric
+
+
+def show(cell: Cell, values: list[float]) -> str:
+    """Mean and standard deviation, accuracies in per cent."""
+    scale, digits = (100, 1) if percent(cell) else (1, 4)
+    spread = f" +- {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * statistics.mean(values):.{digits}f}{spread}"
+
+
+def as_markdown(table: Table, seeds: list[int], out: Path) -> str:
+    """Means and deviations, then the first column seed by seed."""
+    lines = [f"| {table.title} | {' | '.join(table.columns)} | seeds {', '.join(map(str, seeds))} |"]
+    lines.append("|---" * (len(table.columns) + 2) + "|")
+    for label, cells in table.rows.items():
+        columns = [[value(cell, seed, out) for seed in seeds] for cell in cells]
+        means = " | ".join(show(cell, column) for cell, column in zip(cells, columns, strict=True))
+        each = ", ".join(show(cells[0], [number]) for number in columns[0])
+        lines.append(f"| {label} | {means} | {each} |")
+    return "\n".join(lines)
+
+
+def draw(table: Table, seeds: list[int], out: Path, path: Path) -> None:
+    """The accuracies of a table: a dot for each seed, a line for the mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = list(table.rows)
+    colours = ("#1f5fa8", "#d9822b", "#4a9a5b", "#888888")
+    shown = [c for c in range(len(table.columns)) if all(percent(cells[c]) for cells in table.rows.values())]
+    figure, axis = plt.subplots(figsize=(1.6 + 1.3 * len(labels), 3.2), layout="constrained")
+    for place, column in enumerate(shown):
+        colour = colours[place % len(colours)]
+        for row, cells in enumerate(table.rows.values()):
+            at = row + 0.16 * (place - (len(shown) - 1) / 2)
+            numbers = [100 * value(cells[column], seed, out) for seed in seeds]
+            axis.plot([at] * len(numbers), numbers, "o", color=colour, markersize=4, alpha=0.6)
+            mean = statistics.mean(numbers)
+            name = table.columns[column] if row == 0 else None
+            axis.plot([at - 0.07, at + 0.07], [mean, mean], color=colour, linewidth=2.5, label=name)
+    axis.set_xticks(range(len(labels)), labels, fontsize=8)
+    axis.set_ylabel("per cent")
+    axis.set_title(table.title, fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.25)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="runs over several seeds, and tables of their results")
+    parser.add_argument("file", type=Path, help="which runs and tables, a YAML file")
+    parser.add_argument("tables", nargs="*", help="of the file; all if left out")
+    parser.add_argument("--seeds", type=int, nargs="+", help="others than the file's")
+    parser.add_argument("--out", type=Path, help="folder of the runs; runs/<name of the file> if left out")
+    args = parser.parse_intermixed_args()
+
+    def command() -> None:
+        experiment = load_experiment(args.file)
+        for name in args.tables:
+            if name not in experiment.tables:
+                raise ConfigError(f"command line: {args.file} has no table {name}; it has: {listed(experiment.tables)}")
+        tables, seeds = args.tables or list(experiment.tables), args.seeds or list(experiment.seeds)
+        out = args.out or Path("runs") / args.file.stem
+        for seed in seeds:
+            for run in needed_runs(experiment, tables):
+                perform(experiment, run, seed, out)
+        for name in tables:
+            table = experiment.tables[name]
+            draw(table, seeds, out, out / f"{name}.png")
+            sys.stdout.write(f"\n{name}\n\n{as_markdown(table, seeds, out)}\n\nfigure: {out / f'{name}.png'}\n")
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
