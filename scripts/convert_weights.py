@@ -103,7 +103,7 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         "origins": done.origins,
         "torch": done.note,
     }
-    kept = {f"kept/{name}": Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
+    kept = {checkpoint.KEPT + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
     try:
         checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
     except (OSError, RuntimeError) as reason:
@@ -148,14 +148,13 @@ def to_torch(args: argparse.Namespace) -> None:
 
     check_output(args, WRITTEN)
     found = checkpoint.load(args.input)
-    kept = {n.removeprefix("kept/"): v for n, v in found.state.items() if n.startswith("kept/")}
     note = found.meta.get("torch")
     origins = found.meta.get("origins", [])
     source = args.source or (origins[0] if note is None and len(origins) == 1 else "")
     if note is None and not source:
         raise WeightsError(f"{args.input}: whose names should it get? write --source {' or --source '.join(SOURCES)}")
     try:
-        tensors, key = foreign.to_theirs(found.weights, kept, note, source)
+        tensors, key = foreign.to_theirs(found.weights, found.kept, note, source)
     except WeightsError as reason:
         raise WeightsError(f"{args.input}: {reason}" + (f" (--source {source})" if source else "")) from None
     foreign.write_foreign(args.output, tensors, args.key or key)

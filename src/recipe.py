@@ -11,7 +11,7 @@ import argparse
 import difflib
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -215,9 +215,7 @@ def _build(cls: type, tree: Any, place: _Place, preset: Any = None) -> Any:
     for key, value in tree.items():
         here = place.at(str(key))
         if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise here.error(f"unknown key of {cls.__name__}; {hint}valid: {_field_names(cls)}")
+            raise here.error(f"unknown key of {cls.__name__}; {did_you_mean(key, hints)}valid: {_field_names(cls)}")
         current = getattr(preset, key) if preset is not None else _default(cls, key)
         values[key] = _value(hints[key], value, here, key, current)
     try:
@@ -261,8 +259,7 @@ def _named(presets: dict[str, Any], value: Any, place: _Place, current: Any) -> 
         raise place.error(f"must name a preset, not {value!r}; valid: {', '.join(presets)}")
     name = tree.get("name", current.name)
     if not isinstance(name, str) or name not in presets:
-        close = difflib.get_close_matches(str(name), presets, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, presets)
         raise place.at("name").error(f"unknown preset {name!r}; {hint}valid: {', '.join(presets)}")
     # without a name of its own the value keeps what the enclosing preset chose
     preset = current if "name" not in tree else replace(presets[name], name=name)
@@ -301,6 +298,12 @@ def _plain(hint: type, value: Any, place: _Place) -> Any:
 
 def _type_name(hint: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "mappings of keys")
+
+
+def did_you_mean(wrong: Any, names: Iterable[str]) -> str:
+    """`did you mean X? ` for an error message; empty if no name is near."""
+    close = difflib.get_close_matches(str(wrong), list(names), n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def _one_line(error: Exception) -> str:

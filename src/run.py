@@ -331,10 +331,9 @@ def origin_of(found: checkpoint.Checkpoint) -> Origin:
     """What a checkpoint says about its weights; before it said who trained them, its recipe did."""
     recipe = parse_recipe(found.meta["recipe"], str(found.path))
     before = [recipe.method.name] if isinstance(recipe.method, MIMConfig) else []
-    aside = tuple(name.removeprefix("kept/") for name in found.state if name.startswith("kept/"))
     sources, classes = tuple(found.meta.get("origins", before)), tuple(found.meta["classes"])
     blocks = recipe.method.encoder_blocks if isinstance(recipe.method, MIMConfig) else 0
-    return Origin(sources, recipe.trained_encoder, classes, aside, blocks)
+    return Origin(sources, recipe.trained_encoder, classes, tuple(found.kept), blocks)
 
 
 def show_metric(name: str, value: float) -> str:

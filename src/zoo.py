@@ -6,7 +6,6 @@ recipes may name them as their `base:`. A file added there is a name more.
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from mindspore import Tensor, nn
 from .config import ClassifyConfig, EncoderConfig, Recipe
 from .engine import checkpoint
 from .models import build_classifier, build_encoder
-from .recipe import ConfigError, change, load_recipe, parse_recipe
+from .recipe import ConfigError, change, did_you_mean, load_recipe, parse_recipe
 
 MODELS = Path(__file__).resolve().parents[1] / "config" / "_models"
 
@@ -67,8 +66,7 @@ def model_names() -> list[str]:
 def model_recipe(name: str) -> Recipe:
     """The recipe of a named network: its encoder and its classifier."""
     if name.lower() not in model_names():
-        close = difflib.get_close_matches(name.lower(), model_names(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name.lower(), model_names())
         raise UnknownModelError(f"{name}: not a model of this project; {hint}models: {', '.join(model_names())}")
     return load_recipe(MODELS / f"{name.lower()}.yaml")
 
@@ -95,16 +93,14 @@ def with_options(recipe: Recipe, options: dict[str, Any], source: str) -> tuple[
     known = sorted((of_encoder | of_method) - {"name", *ClassifyConfig.training_only})
     for key in options:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{source}: {key}: unknown option; {hint}valid: {', '.join(known)}")
+            raise ConfigError(f"{source}: {key}: unknown option; {did_you_mean(key, known)}valid: {', '.join(known)}")
     encoder = change(recipe.encoder, {k: v for k, v in options.items() if k in of_encoder}, source)
     return encoder, change(recipe.method, {k: v for k, v in options.items() if k in of_method}, source)
 
 
 def deployed(recipe: Recipe) -> nn.Cell:
     """What a recipe trains for: its classifier, or the bare encoder of a pre-training recipe; in evaluation mode."""
-    encoder = without_drop_path(recipe.encoder)
+    encoder = without_drop_path(recipe.trained_encoder)
     if isinstance(recipe.method, ClassifyConfig):
         return build_classifier(encoder, recipe.method).set_train(False)
     return BareEncoder(build_encoder(encoder)).set_train(False)

@@ -350,7 +350,7 @@ def checkpoint_of(recipe_file: Path, *changes: str) -> checkpoint.Checkpoint:
     """What publishing reads of a checkpoint before its weights."""
     recipe = load_recipe(recipe_file, list(changes))
     meta = {"recipe": dump_recipe(recipe), "metrics": {}, "versions": {"mindspore": "2.10.0"}}
-    return checkpoint.Checkpoint(Path("run/last.ckpt"), meta, {}, {})
+    return checkpoint.Checkpoint(Path("run/last.ckpt"), meta, {}, {}, {})
 
 
 def test_a_published_network_is_recognised() -> None:

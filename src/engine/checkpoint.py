@@ -20,6 +20,7 @@ from mindspore import Parameter, Tensor
 from .. import __version__
 
 STATE = "state/"
+KEPT = "kept/"  # in the state: what a converted file had and no network of ours has, for the way back
 CHECKSUM = b"crc_num"  # before the last 10 bytes of a file saved with crc_check
 DRAWS = ".draws"  # draw counters of random cells: training state, not weights
 
@@ -30,12 +31,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. `meta`: recipe (YAML text), method, epoch, step, versions, metrics, classes, names."""
+    """What a file holds.
+
+    Attributes:
+        meta: recipe (YAML text), method, epoch, step, versions, metrics, classes, names.
+        weights: of the network.
+        state: of the training, empty if the file is not for resuming.
+        kept: arrays of a converted file that no network of ours has.
+    """
 
     path: Path
     meta: dict[str, Any]
     weights: dict[str, np.ndarray]
     state: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
 
 
 def weights_of(method: Any) -> dict[str, Parameter]:
@@ -96,8 +105,13 @@ def load(path: Path) -> Checkpoint:
     if not has_checksum(path):
         raise CheckpointError(f"{path}: cut short, the checksum at its end is missing")
     arrays = {name: value.asnumpy() for name, value in items.items()}
-    state = {name.removeprefix(STATE): arrays.pop(name) for name in list(arrays) if name.startswith(STATE)}
-    return Checkpoint(path, meta, arrays, state)
+    kept, state = take(arrays, STATE + KEPT), take(arrays, STATE)
+    return Checkpoint(path, meta, arrays, state, kept)
+
+
+def take(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Remove the arrays below a prefix; their names lose it."""
+    return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
 def has_checksum(path: Path) -> bool:
