@@ -78,6 +78,7 @@ from src.weights.names import (
     recognise,
 )
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
+from src.zoo import BareEncoder
 
 #: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
 TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
@@ -854,15 +855,8 @@ def assembled(done: Any, **changes: Any) -> Any:
     return network
 
 
-class Bare(nn.Cell):
-    """An encoder under the names it has in checkpoints; also with only some of its patches, as MAE runs it."""
-
-    def __init__(self, encoder: nn.Cell):
-        super().__init__()
-        self.encoder = encoder
-
-    def construct(self, image: Tensor) -> Tensor:
-        return self.encoder(image)
+class Bare(BareEncoder):
+    """A bare encoder; also with only some of its patches, as MAE runs it."""
 
     def visible(self, image: Tensor, index: Tensor) -> Tensor:
         """(B, C, H, W) and patches (B, n) that are seen -> (B, 1 + n, dim)."""

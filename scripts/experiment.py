@@ -9,7 +9,7 @@ command can be repeated. Tables are printed as Markdown and drawn as `<out>/<tab
     seeds: [0, 1, 2]
     runs:
       hog: {recipe: ../demo/vit_fastmim_pretrain.yaml, set: {train.epochs: 8}}
-      hog-tuned: {recipe: ../demo/vit_finetune.yaml, init_from: hog}    # starts from the other run of its seed
+      hog-tuned: {recipe: ../demo/vit_finetune.yaml, from: {init_from: hog}}    # key: the run whose checkpoint it names
     tables:
       target:
         title: What is predicted
@@ -43,8 +43,8 @@ class Run:
     """A recipe with changes, once for every seed."""
 
     recipe: Path
-    init_from: str = ""  # another run
     changes: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()  # key of the recipe, run of the same seed whose last checkpoint it names
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,14 @@ def load_experiment(path: Path) -> Experiment:
     runs = {}
     for name, entry in mapping(tree["runs"], f"{path}: runs").items():
         where = f"{path}: runs.{name}"
-        entry = keys(entry, where, "recipe", optional=("init_from", "set"))
-        start = entry.get("init_from", "")
-        if start and start not in runs:
-            raise ConfigError(f"{where}.init_from: there is no run {start!r} above it; there is: {listed(runs)}")
+        entry = keys(entry, where, "recipe", optional=("set", "from"))
+        sources = mapping(entry.get("from", {}), f"{where}.from")
+        for key, source in sources.items():
+            if source not in runs:
+                raise ConfigError(f"{where}.from.{key}: there is no run {source!r} above it; there is: {listed(runs)}")
         changes = mapping(entry.get("set", {}), f"{where}.set")
         texts = tuple(f"{key}={json.dumps(value)}" for key, value in changes.items())
-        runs[name] = Run(path.parent / entry["recipe"], start, texts)
+        runs[name] = Run(path.parent / entry["recipe"], texts, tuple(sources.items()))
     tables = {}
     for name, entry in mapping(tree["tables"], f"{path}: tables").items():
         where = f"{path}: tables.{name}"
@@ -153,18 +154,17 @@ def needed_runs(experiment: Experiment, tables: list[str]) -> list[str]:
     waiting = [cell.run for name in tables for cells in experiment.tables[name].rows.values() for cell in cells]
     while waiting:
         name = waiting.pop()
-        if name and name not in needed:
+        if name not in needed:
             needed.add(name)
-            waiting.append(experiment.runs[name].init_from)
+            waiting += [source for _, source in experiment.runs[name].sources]
     return [name for name in experiment.runs if name in needed]
 
 
 def perform(experiment: Experiment, name: str, seed: int, out: Path) -> None:
     """Train a run to its end unless that is done."""
     run, folder = experiment.runs[name], out / f"seed{seed}" / name
-    changes = [*run.changes, f"seed={seed}", f"output={folder}"]
-    if run.init_from:
-        changes.append(f"init_from={out / f'seed{seed}' / run.init_from / 'last.ckpt'}")
+    sources = [f"{key}={out / f'seed{seed}' / source / 'last.ckpt'}" for key, source in run.sources]
+    changes = [*run.changes, *sources, f"seed={seed}", f"output={folder}"]
     recipe = load_recipe(run.recipe, changes)
     written = folder / "config.yaml"
     if written.exists() and written.read_text(encoding="utf-8") != dump_recipe(recipe):

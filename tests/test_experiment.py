@@ -18,7 +18,7 @@ TEXT = """
 seeds: [0, 1]
 runs:
   pre: {recipe: recipe.yaml, set: {method.mask_ratio: 0.5}}
-  tuned: {recipe: recipe.yaml, init_from: pre, set: {method: {name: classify, num_classes: 3}}}
+  tuned: {recipe: recipe.yaml, from: {init_from: pre}, set: {method: {name: classify, num_classes: 3}}}
   other: {recipe: recipe.yaml}
 tables:
   start:
@@ -75,8 +75,12 @@ def test_means_and_deviations_of_the_last_evaluations(file: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("init_from: pre,", "init_from: pro,", "runs.tuned.init_from: there is no run 'pro' above it; there is: pre"),
-        ("set: {method.mask", "sett: {method.mask", "runs.pre: unknown key sett; valid: recipe, init_from, set"),
+        (
+            "{init_from: pre},",
+            "{init_from: pro},",
+            "runs.tuned.from.init_from: there is no run 'pro' above it; there is: pre",
+        ),
+        ("set: {method.mask", "sett: {method.mask", "runs.pre: unknown key sett; valid: recipe, set, from"),
         ("[tuned top1, pre loss]", "[tuned top1]", "tables.start.rows.pre-trained: 1 cells for 2 columns"),
         ("pre loss]", "pre]", "rows.pre-trained: 'pre' is not a run and a metric; write for example pre top1"),
         ("pre loss]", "pro loss]", "rows.pre-trained: there is no run 'pro'; there is: pre, tuned, other"),
