@@ -101,6 +101,13 @@ def test_initial_weights_are_timms() -> None:
     assert scales == {float(np.float32(1e-5))}
 
 
+def test_every_patch_block_is_skipped_at_the_same_rate() -> None:
+    """timm's Cait gives all of them drop_path_rate, and the class-attention blocks none."""
+    keep = build_encoder(small(drop_path=0.3)).drop_path.keep_prob.asnumpy()
+    np.testing.assert_array_equal(keep, np.full((3, 2, 1), np.float32(0.7)))
+    assert build_encoder(small()).drop_path is None
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
