@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import ENCODERS, EncoderConfig, MIMConfig, Recipe, SwinConfig, ViTConfig, first_blocks
+from src.config import ENCODERS, CaiTConfig, EncoderConfig, MIMConfig, Recipe, SwinConfig, ViTConfig, first_blocks
 from src.engine import checkpoint
 from src.models import build_encoder
-from src.models.layers import DropPath
 from src.recipe import load_recipe
 from src.run import origin_of, train
 from src.weights import WeightsError
@@ -37,9 +36,12 @@ def test_stages_left_empty_go_and_with_them_their_stride() -> None:
     assert first_blocks(ENCODERS["vit_base"], 8).depth == 8
 
 
-@pytest.mark.parametrize("config", [VIT, SWIN])
+CAIT = CaiTConfig(image_size=(32, 32), patch_size=8, embed_dim=32, depth=3, num_heads=2, drop_path=0.3)
+
+
+@pytest.mark.parametrize("config", [VIT, SWIN, CAIT])
 def test_the_blocks_that_stay_keep_their_rates(config: EncoderConfig) -> None:
-    whole, part = DropPath(0.3, 5 if config is SWIN else 3), build_encoder(first_blocks(config, 2)).drop_path
+    whole, part = (build_encoder(each).drop_path for each in (config, first_blocks(config, 2)))
     np.testing.assert_allclose(part.keep_prob.asnumpy(), whole.keep_prob.asnumpy()[:2], rtol=1e-6)
 
 
