@@ -14,6 +14,7 @@ command can be repeated. Tables are printed as Markdown and drawn as `<out>/<tab
       target:
         title: What is predicted
         columns: [top-1, k-NN before]
+        curve: true    # also draws the first column over the epochs, where a run has several evaluations
         rows:
           HOG: [hog-tuned top1, hog knn_top1 first]    # run, metric; the last evaluation unless `first` is written
 """
@@ -63,6 +64,7 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[Cell, ...]]
+    curve: bool = False  # also over the epochs
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def load_experiment(path: Path) -> Experiment:
     tables = {}
     for name, entry in mapping(tree["tables"], f"{path}: tables").items():
         where = f"{path}: tables.{name}"
-        entry = keys(entry, where, "title", "columns", "rows")
+        entry = keys(entry, where, "title", "columns", "rows", optional=("curve",))
         rows = {
             str(label): tuple(cell_of(text, f"{where}.rows.{label}", runs) for text in cells)
             for label, cells in mapping(entry["rows"], f"{where}.rows").items()
@@ -108,7 +110,7 @@ def load_experiment(path: Path) -> Experiment:
         for label, cells in rows.items():
             if len(cells) != len(entry["columns"]):
                 raise ConfigError(f"{where}.rows.{label}: {len(cells)} cells for {len(entry['columns'])} columns")
-        tables[name] = Table(entry["title"], tuple(entry["columns"]), rows)
+        tables[name] = Table(entry["title"], tuple(entry["columns"]), rows, entry.get("curve", False))
     seeds = tree["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ConfigError(f"{path}: seeds: must be a list of whole numbers, not {seeds!r}; write [0, 1, 2]")
@@ -179,14 +181,20 @@ def perform(experiment: Experiment, name: str, seed: int, out: Path) -> None:
         raise ConfigError(f"{experiment.path}: runs.{name}: training with seed {seed} did not end well; see above")
 
 
+def evaluations(run: str, seed: int, out: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run in their order."""
+    path = out / f"seed{seed}" / run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["event"] == "eval"]
+
+
 def value(cell: Cell, seed: int, out: Path) -> float:
     """A cell's number for a seed."""
-    path = out / f"seed{seed}" / cell.run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line["event"] == "eval"]
-    if not found or cell.metric not in found[0 if cell.first else -1]:
-        raise ConfigError(f"{path}: has no {cell.metric}; it has: {listed(found[-1] if found else [])}")
-    return float(found[0 if cell.first else -1][cell.metric])
+    found = evaluations(cell.run, seed, out)
+    line = found[0 if cell.first else -1] if found else {}
+    if cell.metric not in line:
+        raise ConfigError(f"{out / f'seed{seed}' / cell.run}: has no {cell.metric}; it has: {listed(line)}")
+    return float(line[cell.metric])
 
 
 # --- showing ----------------------------------------------------------------------------------------------------
@@ -215,19 +223,36 @@ def as_markdown(table: Table, seeds: list[int], out: Path) -> str:
     return "\n".join(lines)
 
 
+COLOURS = ("#1f5fa8", "#d9822b", "#4a9a5b", "#888888", "#9a4a8c", "#b8a53a", "#2b9ad9")
+
+
 def draw(table: Table, seeds: list[int], out: Path, path: Path) -> None:
-    """The accuracies of a table: a dot for each seed, a line for the mean."""
+    """The accuracies of a table: a dot for each seed, a line for the mean; with `curve` those over the epochs too."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    labels = list(table.rows)
-    colours = ("#1f5fa8", "#d9822b", "#4a9a5b", "#888888")
+    width = 1.6 + 1.3 * len(table.rows)
+    count = 2 if table.curve else 1
+    figure, axes = plt.subplots(1, count, figsize=(width + 4.5 * (count - 1), 3.4), layout="constrained", squeeze=False)
+    draw_dots(table, seeds, out, axes[0, 0])
+    if table.curve:
+        draw_curve(table, seeds, out, axes[0, 1])
+    for axis in axes[0]:
+        axis.set_ylabel("per cent")
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.25)
+    axes[0, 0].set_title(table.title, fontsize=9)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def draw_dots(table: Table, seeds: list[int], out: Path, axis: Any) -> None:
     shown = [c for c in range(len(table.columns)) if all(percent(cells[c]) for cells in table.rows.values())]
-    figure, axis = plt.subplots(figsize=(1.6 + 1.3 * len(labels), 3.2), layout="constrained")
     for place, column in enumerate(shown):
-        colour = colours[place % len(colours)]
+        colour = COLOURS[place % len(COLOURS)]
         for row, cells in enumerate(table.rows.values()):
             at = row + 0.16 * (place - (len(shown) - 1) / 2)
             numbers = [100 * value(cells[column], seed, out) for seed in seeds]
@@ -235,14 +260,21 @@ def draw(table: Table, seeds: list[int], out: Path, path: Path) -> None:
             mean = statistics.mean(numbers)
             name = table.columns[column] if row == 0 else None
             axis.plot([at - 0.07, at + 0.07], [mean, mean], color=colour, linewidth=2.5, label=name)
-    axis.set_xticks(range(len(labels)), labels, fontsize=8)
-    axis.set_ylabel("per cent")
-    axis.set_title(table.title, fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", alpha=0.25)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    axis.set_xticks(range(len(table.rows)), [label.replace(", ", ",\n") for label in table.rows], fontsize=8)
+
+
+def draw_curve(table: Table, seeds: list[int], out: Path, axis: Any) -> None:
+    """Mean over the seeds of the first column's metric at every evaluation of a run, its range shaded."""
+    for place, (label, (cell, *_)) in enumerate(table.rows.items()):
+        runs = [evaluations(cell.run, seed, out) for seed in seeds]
+        if min(map(len, runs)) < 2:
+            continue
+        epochs = [line["epoch"] for line in runs[0]]
+        numbers = [[100 * line[cell.metric] for line in lines] for lines in zip(*runs, strict=True)]
+        colour = COLOURS[place % len(COLOURS)]
+        axis.plot(epochs, [statistics.mean(each) for each in numbers], color=colour, label=label, linewidth=1.5)
+        axis.fill_between(epochs, list(map(min, numbers)), list(map(max, numbers)), color=colour, alpha=0.12)
+    axis.set_xlabel("epoch")
 
 
 def main() -> int:
