@@ -668,11 +668,12 @@ def reference_network(info: dict[str, Any]) -> Reference:
 
 
 def timm_network(name: str, classes: int, rename: Callable[[str], str]) -> Reference:
-    """timm's factories, such as deit_tiny_patch16_224 and swin_tiny_patch4_window7_224."""
+    """timm's factories, such as deit_tiny_patch16_224, cait_s24_224 and swin_tiny_patch4_window7_224."""
     kind, size = name.split("_")[:2]
     preset = ENCODERS[f"{'vit' if kind == 'deit' else kind}_{size}"]
-    encoder = replace(preset, position="learned") if kind in ("vit", "deit") else preset
-    config = ClassifyConfig(num_classes=classes, pool="cls" if kind in ("vit", "deit") else "mean", fc_norm=False)
+    side = int(name.split("_")[-1])
+    encoder = replace(preset, image_size=(side, side), **({"position": "learned"} if kind in ("vit", "deit") else {}))
+    config = ClassifyConfig(num_classes=classes, pool="mean" if kind == "swin" else "cls", fc_norm=False)
     return Reference(Classify(build_classifier(encoder, config), 0.1), rename, ())
 
 
@@ -1189,7 +1190,7 @@ CASES: dict[str, Callable[[Case], Findings]] = {
     "pos_embed_": pos_embed,
     "checkpoint_": container,
     "hf_": hugging_face,
-    **{f"timm_{current}{kind}": timm for current in ("", "current_") for kind in ("vit", "deit", "swin")},
+    **{f"timm_{current}{kind}": timm for current in ("", "current_") for kind in ("vit", "deit", "cait", "swin")},
     "random_resized_crop_eval": evaluation_transform,
 }
 #: folder / prefix of the file name -> comparison of one JSON file
@@ -1203,7 +1204,7 @@ FILES: dict[str, Callable[[Path], Findings]] = {
     **{
         f"full_size/timm{version}_{kind}": full_size
         for version in ("054", "_current")
-        for kind in ("deit", "swin", "vit")
+        for kind in ("cait", "deit", "swin", "vit")
     },
     "augmentation/randaugment": randaugment_rules,
     "augmentation/random_erasing": random_erasing,

@@ -42,8 +42,54 @@ def legal_near(value: int, step: int) -> str:
 # --- encoders ---------------------------------------------------------------------------------------------------
 
 
+class OneScale:
+    """Sizes of encoders with one token per patch, and what they must fulfil."""
+
+    image_size: tuple[int, int]
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+    def check_sizes(self) -> None:
+        """Whole patches, and heads of equal width."""
+        for side in self.image_size:
+            _need(
+                side > 0 and side % self.patch_size == 0,
+                "image_size",
+                f"{side} is not a multiple of patch_size {self.patch_size}; "
+                f"write {legal_near(max(side, 1), self.patch_size)}",
+            )
+        _need(
+            self.embed_dim % self.num_heads == 0,
+            "num_heads",
+            f"{self.num_heads} does not divide embed_dim {self.embed_dim}",
+        )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of one output token."""
+        return self.patch_size
+
+    @property
+    def out_dim(self) -> int:
+        """Width of one output token."""
+        return self.embed_dim
+
+    @property
+    def num_tokens(self) -> int:
+        """Patch tokens of one image, without the class token."""
+        return self.image_size[0] * self.image_size[1] // self.stride**2
+
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+        rows, cols = (side // self.patch_size for side in self.image_size)
+        return ((rows, cols),) * self.depth
+
+
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(OneScale):
     """Vision Transformer; field names follow timm and the MAE family."""
 
     name: str = "vit"
@@ -69,18 +115,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
-        for side in self.image_size:
-            _need(
-                side > 0 and side % self.patch_size == 0,
-                "image_size",
-                f"{side} is not a multiple of patch_size {self.patch_size}; "
-                f"write {legal_near(max(side, 1), self.patch_size)}",
-            )
-        _need(
-            self.embed_dim % self.num_heads == 0,
-            "num_heads",
-            f"{self.num_heads} does not divide embed_dim {self.embed_dim}",
-        )
+        self.check_sizes()
         if self.position == "sincos":
             _need(
                 self.embed_dim % 4 == 0,
@@ -97,26 +132,35 @@ class ViTConfig:
         check_rate(self, "drop_path")
         check_not_negative(self, "layer_scale")
 
-    @property
-    def stride(self) -> int:
-        """Pixels per side of one output token."""
-        return self.patch_size
 
-    @property
-    def out_dim(self) -> int:
-        """Width of one output token."""
-        return self.embed_dim
+@dataclass(frozen=True, kw_only=True)
+class CaiTConfig(OneScale):
+    """CaiT; field names follow timm (models/cait.py)."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Patch tokens of one image, without the class token."""
-        return self.image_size[0] * self.image_size[1] // self.stride**2
+    #: as a ViT's: the class token joins behind the patch blocks
+    class_token: ClassVar = True
+    distilled: ClassVar = False
 
-    @property
-    def block_maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of patch tokens after each block."""
-        rows, cols = (side // self.patch_size for side in self.image_size)
-        return ((rows, cols),) * self.depth
+    name: str = "cait"
+    image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
+    in_chans: int = 3
+    patch_size: int = 16
+    embed_dim: int = 384
+    depth: int = 24  # blocks with talking heads, on the patches alone
+    depth_token_only: int = 2  # blocks with class attention behind them
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    mlp_ratio_token_only: float = 4.0
+    qkv_bias: bool = True
+    layer_scale: float = 1e-5  # initial value of the factors on both branches (timm's init_values)
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0  # rate of every patch block alike; the others have none
+
+    def __post_init__(self) -> None:
+        check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "depth_token_only", "num_heads")
+        check_positive(self, "mlp_ratio", "mlp_ratio_token_only", "layer_scale", "norm_eps")
+        self.check_sizes()
+        check_rate(self, "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +249,7 @@ class SwinV2Config(SwinConfig):
         )
 
 
-EncoderConfig = ViTConfig | SwinConfig
+EncoderConfig = ViTConfig | CaiTConfig | SwinConfig
 
 # --- targets and decoders of masked image modelling -------------------------------------------------------------
 
@@ -388,8 +432,7 @@ class ManifoldConfig(ClassifyConfig):
     @property
     def teacher_classifier(self) -> ClassifyConfig:
         """Pooling and head that the teacher has where no file says it: those of its own training."""
-        encoder = self.teacher_encoder
-        cls = isinstance(encoder, ViTConfig) and encoder.class_token
+        cls = not isinstance(self.teacher_encoder, SwinConfig) and self.teacher_encoder.class_token
         return ClassifyConfig(num_classes=self.num_classes, pool="cls" if cls else "mean", fc_norm=False)
 
 
@@ -828,6 +871,14 @@ ENCODERS: dict[str, Any] = {
     "vit_base_simmim": ViTConfig(
         position="none", relative_position="shared", k_bias=False, layer_scale=0.1, init="scaled", drop_path=0.1
     ),
+    "cait": CaiTConfig(),
+    "cait_xxs24": CaiTConfig(embed_dim=192, num_heads=4),
+    "cait_xxs36": CaiTConfig(embed_dim=192, num_heads=4, depth=36),
+    "cait_xs24": CaiTConfig(embed_dim=288, num_heads=6),
+    "cait_s24": CaiTConfig(),
+    "cait_s36": CaiTConfig(depth=36, layer_scale=1e-6),
+    "cait_m36": CaiTConfig(embed_dim=768, num_heads=16, depth=36, layer_scale=1e-6),
+    "cait_m48": CaiTConfig(embed_dim=768, num_heads=16, depth=48, layer_scale=1e-6),
     "swin": SwinConfig(),
     "swin_demo": SwinConfig(image_size=(64, 64), embed_dim=48, depths=(2, 2, 2), num_heads=(2, 4, 8), window_size=4),
     "swin_tiny": SwinConfig(),

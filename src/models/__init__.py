@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig
+from ..config import CaiTConfig, ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig
+from .cait import CaiT
 from .classifier import Classifier
 from .encoder import Encoder
 from .swin import Swin
@@ -12,7 +13,8 @@ from .vit import ViT
 
 def build_encoder(config: EncoderConfig, final_norm: bool = True) -> Encoder:
     """The encoder of a recipe; `final_norm=False` leaves the last norm out (pooling brings its own)."""
-    return {ViTConfig: ViT, SwinConfig: Swin, SwinV2Config: SwinV2}[type(config)](config, final_norm)
+    classes = {ViTConfig: ViT, CaiTConfig: CaiT, SwinConfig: Swin, SwinV2Config: SwinV2}
+    return classes[type(config)](config, final_norm)
 
 
 def build_classifier(encoder: EncoderConfig, config: ClassifyConfig) -> Classifier:

@@ -6,6 +6,7 @@ FLOP. For N rows of C channels, T tokens that attend to one another:
     linear layer, convolution      N * C_in * C_out (a patch projection: C_in = channels * patch**2)
     attention                      4 * N * C**2 for q, k, v and the projection, 2 * N * T * C for scores and mixing
     MLP                            2 * mlp_ratio * N * C**2
+    talking heads, of H heads      2 * N * T * H**2 besides
     norm                           5 * N * C
     pooling                        N * C
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import (
+    CaiTConfig,
     ClassifyConfig,
     EncoderConfig,
     MIMConfig,
@@ -45,6 +47,7 @@ class Stage:
         attending: those in attention, more than `rows` where windows are padded.
         together: tokens that attend to one another.
         dim, heads, mlp_ratio: sizes.
+        talking: whether linear layers mix the heads before and after the softmax.
     """
 
     depth: int
@@ -54,22 +57,28 @@ class Stage:
     dim: int
     heads: int
     mlp_ratio: float
+    talking: bool = False
 
     def flops(self) -> int:
         """Multiply-adds of all blocks."""
         attention = 4 * self.attending * self.dim**2 + 2 * self.attending * self.together * self.dim
+        attention += 2 * self.attending * self.together * self.heads**2 * self.talking
         mlp = 2 * self.rows * self.dim * int(self.dim * self.mlp_ratio)
         return self.depth * (attention + mlp + 2 * NORM * self.rows * self.dim)
 
     def kept(self) -> int:
         """Values for the gradient: norms, q, k, v, scaled q, mixture, sums, scores and their softmax, MLP inside."""
         rows = 9 * self.dim + 2 * int(self.dim * self.mlp_ratio)
-        return self.depth * (self.rows * rows + 2 * self.attending * self.together * self.heads)
+        scores = self.attending * self.together * self.heads
+        return self.depth * (self.rows * rows + (4 if self.talking else 2) * scores)
 
 
 def stages(config: EncoderConfig) -> list[Stage]:
     """The blocks of an encoder."""
-    if not isinstance(config, SwinConfig):
+    if isinstance(config, CaiTConfig):
+        tokens, sizes = config.num_tokens, (config.embed_dim, config.num_heads, config.mlp_ratio)
+        return [Stage(config.depth, tokens, tokens, tokens, *sizes, talking=True)]
+    if isinstance(config, ViTConfig):
         length = output_length(config)
         return [Stage(config.depth, length, length, length, config.embed_dim, config.num_heads, config.mlp_ratio)]
     found = []
@@ -90,7 +99,7 @@ def decoder_stage(encoder: EncoderConfig, decoder: TransformerDecoderConfig) -> 
 
 def output_length(encoder: EncoderConfig) -> int:
     """Output tokens, class and distillation token included."""
-    return encoder.num_tokens + (encoder.class_token + encoder.distilled if isinstance(encoder, ViTConfig) else 0)
+    return encoder.num_tokens + (0 if isinstance(encoder, SwinConfig) else encoder.class_token + encoder.distilled)
 
 
 def forward_flops(encoder: EncoderConfig, method: MIMConfig | ClassifyConfig) -> dict[str, int]:
@@ -101,7 +110,7 @@ def forward_flops(encoder: EncoderConfig, method: MIMConfig | ClassifyConfig) ->
     return {
         "encoder": encoder_flops(encoder, final_norm=not method.fc_norm),
         "pooling": (encoder.num_tokens if method.pool == "mean" else 0) * width + NORM * width * method.fc_norm,
-        "head": width * method.num_classes * (2 if isinstance(encoder, ViTConfig) and encoder.distilled else 1),
+        "head": width * method.num_classes * (1 if isinstance(encoder, SwinConfig) else 1 + encoder.distilled),
     }
 
 
@@ -111,7 +120,9 @@ def encoder_flops(config: EncoderConfig, final_norm: bool = True) -> int:
     height, width = config.image_size
     pixels = height * width * config.in_chans
     total = pixels * config.embed_dim + sum(stage.flops() for stage in parts)
-    total += NORM * parts[-1].rows * parts[-1].dim * final_norm
+    total += NORM * output_length(config) * config.out_dim * final_norm
+    if isinstance(config, CaiTConfig):
+        total += class_attention_flops(config)
     if not isinstance(config, SwinConfig):
         return total
     total += NORM * parts[0].rows * parts[0].dim * config.patch_norm
@@ -121,6 +132,14 @@ def encoder_flops(config: EncoderConfig, final_norm: bool = True) -> int:
     if isinstance(config, SwinV2Config) and config.main_norm_every:
         total += sum(s.depth // config.main_norm_every * NORM * s.rows * s.dim for s in parts)
     return total
+
+
+def class_attention_flops(config: CaiTConfig) -> int:
+    """The blocks in which the class token alone attends, to itself and the patches."""
+    length, dim = output_length(config), config.embed_dim
+    attention = 2 * length * dim**2 + 2 * dim**2 + 2 * length * dim  # k and v; q and the projection; scores and mixing
+    mlp = 2 * dim * int(dim * config.mlp_ratio_token_only)
+    return config.depth_token_only * (attention + mlp + NORM * (length + 1) * dim)
 
 
 def decoder_flops(encoder: EncoderConfig, method: MIMConfig) -> int:
@@ -137,7 +156,8 @@ def kept_values(encoder: EncoderConfig, method: MIMConfig | ClassifyConfig) -> i
     """Values of one image that the gradient needs: the image and the activations of all blocks.
 
     For N rows of C channels with H heads a block keeps N * (9 C + 2 * mlp_ratio * C), and 2 * N * T * H for the scores
-    before and after the softmax. Embedding, merging, head and linear decoder are left out, as small.
+    before and after the softmax, twice that with talking heads. Embedding, merging, class-attention blocks, head and
+    linear decoder are left out, as small.
     """
     total = encoder.in_chans * encoder.image_size[0] * encoder.image_size[1]
     total += sum(stage.kept() for stage in stages(encoder))

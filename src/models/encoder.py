@@ -44,7 +44,11 @@ class Encoder(nn.Cell):
         return self.encode(self.embed(image))
 
     def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The sequences after the blocks of those numbers, each once and in ascending order, before the final norm."""
+        """The sequences after the blocks of those numbers, each once and in ascending order, before the final norm.
+
+        The patch tokens are the last of a sequence. Tokens before them may be fewer than in `encode`'s output, where
+        a class token joins behind these blocks: their number is the length less the patch tokens.
+        """
         return self.outputs(tokens, indices)[1]
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:

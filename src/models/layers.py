@@ -141,8 +141,12 @@ class Attention(nn.Cell):
         scores = self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens))
         if bias is not None:
             scores = scores + ops.tile(bias.expand_dims(0), (batch, 1, 1, 1))
-        mixed = self.mix(self.softmax(scores), self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
+        mixed = self.mix(self.shares(scores), self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch * tokens, self.num_heads * self.head_dim))
+
+    def shares(self, scores: Tensor) -> Tensor:
+        """Scores (B, heads, N, N) -> what each token takes of each other."""
+        return self.softmax(scores)
 
     def heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         return x.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
@@ -157,6 +161,7 @@ class Block(nn.Cell):
         layer_scale: initial value of the factors on both branches, 0 for none.
         table: entries of the attention's own relative position table, 0 for none.
         init: weights, as `weight_init` gives them; Xavier if left out.
+        attention: in place of the usual one, which then `qkv_bias`, `k_bias` and `table` say nothing about.
     """
 
     def __init__(
@@ -170,13 +175,14 @@ class Block(nn.Cell):
         layer_scale: float = 0.0,
         table: int = 0,
         init: tuple[Initializer, Initializer] | None = None,
+        attention: nn.Cell | None = None,
     ):
         super().__init__()
         init = init or weight_init("xavier")
         self.gamma_1 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.gamma_2 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.norm1 = LayerNorm(dim, norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, k_bias, table, init)
+        self.attn = attention or Attention(dim, num_heads, qkv_bias, k_bias, table, init)
         self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), init)
 
@@ -189,7 +195,10 @@ class Block(nn.Cell):
         bias: Tensor | None = None,
     ) -> Tensor:
         """`keep`: factors (B*N, 1) on the two branches (stochastic depth), `bias`: of the attention scores."""
-        attended = self.attn(self.norm1(x), batch, tokens, bias)
+        return self.join(x, self.attn(self.norm1(x), batch, tokens, bias), keep)
+
+    def join(self, x: Tensor, attended: Tensor, keep: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Both branches on top of x (rows, C), given what its attention says."""
         if self.gamma_1 is not None:
             attended = rows.scale_columns(attended, self.gamma_1)
         x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
@@ -249,11 +258,12 @@ class DropPath(nn.Cell):
     Args:
         rate: rate of the last block; block i of n has rate * i / (n - 1) (timm's linspace).
         depth: number of blocks, two branches each.
+        constant: every block has that rate (CaiT).
     """
 
-    def __init__(self, rate: float, depth: int):
+    def __init__(self, rate: float, depth: int, constant: bool = False):
         super().__init__()
-        rates = np.repeat(np.linspace(0, rate, depth), 2).reshape(depth, 2, 1)
+        rates = np.repeat(np.linspace(rate if constant else 0, rate, depth), 2).reshape(depth, 2, 1)
         self.keep_prob = Tensor((1 - rates).astype(np.float32))
         self.uniform = CounterUniform("drop path")
 
@@ -262,6 +272,11 @@ class DropPath(nn.Cell):
         depth = self.keep_prob.shape[0]
         noise = self.uniform(batch, 2 * depth).transpose(1, 0).reshape(depth, 2, batch)
         return (noise < self.keep_prob).astype(mindspore.float32) / self.keep_prob
+
+    def of_rows(self, batch: int, length: int) -> Tensor:
+        """The same for each row of (B*length, C): (depth, 2, B*length, 1)."""
+        factors = ops.tile(self.construct(batch).expand_dims(-1), (1, 1, 1, length))
+        return factors.reshape(self.keep_prob.shape[0], 2, batch * length, 1)
 
 
 def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:

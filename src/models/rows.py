@@ -51,6 +51,40 @@ class AffineCPU(Affine):
         return self.product(dout, weight), self.weight_gradient(dout, x), self.product(rows, dout).reshape(-1)
 
 
+class Channels(nn.Cell):
+    """`Affine` over the middle axis: x (B, in, n), weight (out, in), bias (out,) -> (B, out, n)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.BatchMatMul()
+        self.bias_add = ops.BiasAdd()
+        self.tile = ops.Tile()
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        every = self.tile(weight.expand_dims(0), (x.shape[0], 1, 1))
+        return self.bias_add(self.matmul(every, x), bias)
+
+
+class ChannelsCPU(Channels):
+    """`Channels` with the bias gradient as a product with ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_gradient = ops.BatchMatMul(transpose_a=True)
+        self.weight_gradient = ops.BatchMatMul(transpose_b=True)
+        self.ones = ops.Ones()
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        batch, _, count = dout.shape
+        every = self.tile(weight.expand_dims(0), (batch, 1, 1))
+        column = self.ones((batch, count, 1), dout.dtype)
+        return (
+            self.input_gradient(every, dout),
+            self.weight_gradient(dout, x).sum(axis=0),
+            self.matmul(dout, column).sum(axis=0).reshape(-1),
+        )
+
+
 class Normalize(nn.Cell):
     """Layer norm of rows: x (rows, dim), weight and bias (dim,) -> (rows, dim)."""
 
@@ -137,6 +171,10 @@ class SoftmaxCPU(Softmax):
 def affine() -> nn.Cell:
     """`Affine` for the device cells are built for; likewise below."""
     return AffineCPU() if on_cpu() else Affine()
+
+
+def channels() -> nn.Cell:
+    return ChannelsCPU() if on_cpu() else Channels()
 
 
 def normalize(eps: float) -> nn.Cell:

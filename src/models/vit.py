@@ -82,8 +82,7 @@ class ViT(Encoder):
             bias = self.spread(self.rel_pos_bias.relative_position_bias_table)
         factors = None
         if self.drop_path is not None and self.training:
-            factors = ops.tile(self.drop_path(batch).expand_dims(-1), (1, 1, 1, length))
-            factors = factors.reshape(self.depth, 2, batch * length, 1)
+            factors = self.drop_path.of_rows(batch, length)
         taken = []
         for number in range(self.depth):
             keep = None if factors is None else (factors[number, 0], factors[number, 1])

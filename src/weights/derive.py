@@ -13,6 +13,7 @@ import numpy as np
 from ..config import (
     ENCODERS,
     METHODS,
+    CaiTConfig,
     ClassifyConfig,
     EncoderConfig,
     HOGConfig,
@@ -147,8 +148,12 @@ def derive_encoder(shapes: Shapes, buffers: Buffers, hints: Hints) -> EncoderCon
     """
     if "encoder.patch_embed.proj.weight" not in shapes:
         raise WeightsError("has no patch embedding, so it holds no encoder")
-    stages = any(name.startswith("encoder.layers.") for name in shapes)
-    found = derive_stages(shapes, buffers, hints) if stages else derive_blocks(shapes, hints)
+    if any(name.startswith("encoder.layers.") for name in shapes):
+        found: EncoderConfig = derive_stages(shapes, buffers, hints)
+    elif any(name.startswith("encoder.blocks_token_only.") for name in shapes):
+        found = derive_class_attention(shapes, hints)
+    else:
+        found = derive_blocks(shapes, hints)
     if hints.preset:
         check_preset(found, hints.preset)
     return found
@@ -204,6 +209,25 @@ def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
         init="scaled" if table else "xavier",
         qkv_bias=bool({f"{attention}.q_bias", f"{attention}.qkv.bias"} & set(shapes)),
         k_bias=f"{attention}.q_bias" not in shapes,
+    )
+
+
+def derive_class_attention(shapes: Shapes, hints: Hints) -> CaiTConfig:
+    dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
+    grid = blocks_grid(None, shapes["encoder.pos_embed"], 0, patch, hints)
+    return CaiTConfig(
+        image_size=(grid[0] * patch, grid[1] * patch),
+        in_chans=chans,
+        patch_size=patch,
+        embed_dim=dim,
+        depth=count(shapes, "encoder.blocks.#."),
+        depth_token_only=count(shapes, "encoder.blocks_token_only.#."),
+        num_heads=shapes["encoder.blocks.0.attn.proj_l.weight"][0],
+        mlp_ratio=ratio(shapes["encoder.blocks.0.mlp.fc1.weight"]),
+        mlp_ratio_token_only=ratio(shapes["encoder.blocks_token_only.0.mlp.fc1.weight"]),
+        qkv_bias="encoder.blocks.0.attn.qkv.bias" in shapes,
+        layer_scale=hints.layer_scale or CaiTConfig.layer_scale,
+        norm_eps=hints.norm_eps or CaiTConfig.norm_eps,
     )
 
 

@@ -193,6 +193,8 @@ def recognise_plain(names: Collection[str]) -> Recognised:
         if has(r"head\.fc\.") or (merging and "0" not in merging):
             return Recognised(TIMM_STAGES, ("timm",))
         return Recognised(FASTMIM_POOLED, ("fastmim",)) if has(r"fc_norm\.") else Recognised(PLAIN, ("simmim", "timm"))
+    if has(r"blocks_token_only\."):
+        return Recognised(PLAIN, ("timm",))
     if has(r"blocks\.\d+\.ls1\."):
         return Recognised(TIMM_BLOCKS, ("timm",))
     if has(r"blocks\.\d+\.attn\.(relative_position_bias_table|q_bias)"):
@@ -211,5 +213,6 @@ def naming_for(source: str, names: Collection[str]) -> Naming:
         if pretraining:
             return FASTMIM_STAGES if stages else FASTMIM_BLOCKS
         return FASTMIM_POOLED if stages else PLAIN
-    timm = TIMM_STAGES if stages else TIMM_BLOCKS
+    layer_scale_apart = not any(name.startswith("encoder.blocks_token_only.") for name in names)
+    timm = TIMM_STAGES if stages else TIMM_BLOCKS if layer_scale_apart else PLAIN
     return {"simmim": SIMMIM if pretraining else PLAIN, "timm": timm, "mae": PLAIN}[source]

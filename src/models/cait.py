@@ -1,0 +1,182 @@
+"""CaiT in the encoder contract (arXiv 2103.17239; timm models/cait.py, whose names the parameters have).
+
+Patches alone go through blocks with talking heads; the class token joins behind them, in blocks where it is all that
+attends and all that changes. So a masked image model whose decoder drops the class token leaves those last blocks as
+they are, but for weight decay.
+"""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Initializer
+
+from ..config import CaiTConfig
+from . import rows
+from .encoder import Encoder
+from .layers import Attention, Block, DropPath, LayerNorm, Linear, PatchEmbed, parameter, trunc_normal, weight_init
+
+
+class AcrossHeads(Linear):
+    """A linear layer over the heads: (B, heads, N, N) -> the same shape."""
+
+    def __init__(self, num_heads: int, init: Initializer):
+        super().__init__(num_heads, num_heads, init=init)
+        self.affine = rows.channels()
+
+    def construct(self, x: Tensor) -> Tensor:
+        batch, heads, tokens, others = x.shape
+        mixed = self.affine(x.reshape(batch, heads, tokens * others), self.weight, self.bias)
+        return mixed.reshape(batch, heads, tokens, others)
+
+
+class TalkingHeads(Attention):
+    """Self-attention whose heads are mixed before and after the softmax (arXiv 2003.02436)."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, init: tuple[Initializer, Initializer]):
+        super().__init__(dim, num_heads, qkv_bias, init=init)
+        self.proj_l = AcrossHeads(num_heads, init[0])
+        self.proj_w = AcrossHeads(num_heads, init[0])
+
+    def shares(self, scores: Tensor) -> Tensor:
+        return self.proj_w(self.softmax(self.proj_l(scores)))
+
+
+class ClassAttention(nn.Cell):
+    """Attention of the first token of each image to all of them: (B*N, C) -> (B, C)."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, init: tuple[Initializer, Initializer]):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.q = Linear(dim, dim, qkv_bias, init[0])
+        self.k = Linear(dim, dim, qkv_bias, init[0])
+        self.v = Linear(dim, dim, qkv_bias, init[0])
+        self.proj = Linear(dim, dim, init=init[1])
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = rows.softmax()
+
+    def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
+        dim = self.num_heads * self.head_dim
+        first = x.reshape(batch, tokens, dim)[:, 0]
+        q = self.heads(self.q(first) * self.scale, batch, 1)
+        shares = self.softmax(self.scores(q, self.heads(self.k(x), batch, tokens)))  # (B, heads, 1, N)
+        mixed = self.mix(shares, self.heads(self.v(x), batch, tokens))
+        return self.proj(mixed.reshape(batch, dim))
+
+    def heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
+        return x.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+
+
+class ClassBlock(Block):
+    """A block on the class token alone, the first of each image."""
+
+    def construct(
+        self,
+        x: Tensor,
+        batch: int,
+        tokens: int,
+        keep: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """(B*N, C) -> the class tokens (B, C)."""
+        token = x.reshape(batch, tokens, x.shape[1])[:, 0]
+        return self.join(token, self.attn(self.norm1(x), batch, tokens), keep)
+
+
+class CaiT(Encoder):
+    """Patch embedding, positions of the patches, talking-heads blocks, class-attention blocks, final norm.
+
+    Args:
+        config: sizes; `image_size` fixes the length of the position table.
+        final_norm: False leaves the final norm out, for pooling that brings its own.
+    """
+
+    def __init__(self, config: CaiTConfig, final_norm: bool = True):
+        super().__init__()
+        dim, sizes = config.embed_dim, (config.embed_dim, config.num_heads)
+        self.out_dim, self.stride, self.patch_size = dim, config.patch_size, config.patch_size
+        self.embed_dim = dim
+        self.in_chans, self.depth, self.num_layers = config.in_chans, config.depth, config.depth + 2
+        self.depth_token_only = config.depth_token_only
+        self.num_prefix_tokens, self.norm_eps = 1, config.norm_eps
+        init = weight_init("trunc_normal")
+        self.cls_token = parameter(trunc_normal(), 1, 1, dim)
+        self.pos_embed = parameter(trunc_normal(), 1, config.num_tokens, dim)
+        self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim)
+        self.blocks = nn.CellList(
+            [
+                Block(
+                    *sizes,
+                    config.mlp_ratio,
+                    norm_eps=config.norm_eps,
+                    layer_scale=config.layer_scale,
+                    init=init,
+                    attention=TalkingHeads(*sizes, config.qkv_bias, init),
+                )
+                for _ in range(config.depth)
+            ]
+        )
+        self.blocks_token_only = nn.CellList(
+            [
+                ClassBlock(
+                    *sizes,
+                    config.mlp_ratio_token_only,
+                    norm_eps=config.norm_eps,
+                    layer_scale=config.layer_scale,
+                    init=init,
+                    attention=ClassAttention(*sizes, config.qkv_bias, init),
+                )
+                for _ in range(config.depth_token_only)
+            ]
+        )
+        self.norm = LayerNorm(dim, config.norm_eps) if final_norm else None
+        self.drop_path = DropPath(config.drop_path, config.depth, constant=True) if config.drop_path else None
+
+    def embed(self, image: Tensor) -> Tensor:
+        return self.patch_embed(image)
+
+    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The blocks are those with talking heads: their sequences are the patches (B, N, C)."""
+        batch, length, dim = tokens.shape
+        rows, taken = self._run(tokens, indices)
+        patches = rows.reshape(batch, length, dim)
+        token = ops.tile(self.cls_token.reshape(1, dim), (batch, 1))
+        for number in range(self.depth_token_only):
+            token = self.blocks_token_only[number](self._joined(token, patches), batch, 1 + length)
+        sequence = self._joined(token, patches)
+        if self.norm is not None:
+            sequence = self.norm(sequence)
+        return sequence.reshape(batch, 1 + length, dim), tuple([x.reshape(tokens.shape) for x in taken])
+
+    def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """All patch blocks on (B*N, C) rows; also the rows after those in `indices`."""
+        batch, length = tokens.shape[0], tokens.shape[1]
+        x = (tokens + ops.tile(self.pos_embed, (batch, 1, 1))).reshape(batch * length, self.out_dim)
+        factors = None
+        if self.drop_path is not None and self.training:
+            factors = self.drop_path.of_rows(batch, length)
+        taken = []
+        for number in range(self.depth):
+            keep = None if factors is None else (factors[number, 0], factors[number, 1])
+            x = self.blocks[number](x, batch, length, keep)
+            if number in indices:
+                taken.append(x)
+        return x, taken
+
+    def _joined(self, token: Tensor, patches: Tensor) -> Tensor:
+        """(B, C) and (B, N, C) -> rows (B*(1+N), C)."""
+        return ops.cat((token.expand_dims(1), patches), axis=1).reshape(-1, self.out_dim)
+
+    def layer_of(self, name: str) -> int:
+        """As timm's group_matcher: the class-attention blocks share the layers of the last patch blocks."""
+        if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        if name.startswith("blocks_token_only."):
+            return max(1, self.depth - self.depth_token_only + 1 + int(name.split(".")[1]))
+        return self.depth
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "pos_embed"}
