@@ -549,6 +549,7 @@ class TrainConfig:
     lr_batch: int = 256  # 0: base_lr is used as it is
     warmup_epochs: float = 0.0  # linear from 0
     warmup_lr: float = 0.0  # where the warm-up starts (rules timm and mmengine)
+    per_epoch: bool = False  # timm: the rate changes between epochs only, each with that of the one before it (DeiT)
     warmup_prefix: bool = False  # timm: the cosine begins after the warm-up instead of with it; mmengine always does so
     rule: Literal["mae", "timm", "mmengine"] = "mae"  # how warm-up, minimum, layer decay combine: engine/schedule.py
     schedule: Literal["cosine", "step", "multistep", "linear"] = "cosine"  # after the warm-up
@@ -580,7 +581,8 @@ class TrainConfig:
             "schedule",
             f"{self.schedule} goes with rule: timm; rule: {self.rule} has {' and '.join(shapes.get(self.rule, ()))}",
         )
-        _need(self.rule == "timm" or not self.warmup_prefix, "warmup_prefix", "goes with rule: timm; write false")
+        for key in ("warmup_prefix", "per_epoch"):
+            _need(self.rule == "timm" or not getattr(self, key), key, "goes with rule: timm; write false")
         _need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
         for beta in self.betas:
             _need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")

@@ -233,9 +233,14 @@ class ManifoldDistiller(Classify):
     def construct(self, image: Tensor, label: Tensor, *answers: Tensor) -> tuple[Tensor, ...]:
         """Images, labels as in `Classify` and the teacher's answers if they are kept -> loss and parts, weighted."""
         image, target = self.mixed(image, label)
+        return self.run(image, target, answers if self.cached else self.ask(image), None)
+
+    def run(
+        self, image: Tensor, target: Tensor, given: tuple[Tensor, ...], indices: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, ...]:
+        """Loss and parts, given soft targets, the teacher's answers and the tokens of each pair (None: drawn here)."""
         encoder = self.classifier.encoder
         sequence, blocks = encoder.outputs(encoder.embed(image), self.student_layers)
-        given = answers if self.cached else self.ask(image)
         logits, second = self.classifier.heads(sequence)
         base = soft_cross_entropy(logits, target) * (1.0 - self.alpha)
         baseline = entropy_of_mean(target) * (1.0 - self.alpha)
@@ -247,7 +252,8 @@ class ManifoldDistiller(Classify):
         if self.relations is not None:
             students = tuple([blocks[place[0]] for place in self.places])
             teachers = tuple([given[1 + place[1]] for place in self.places])
-            indices = self.relations.draw(students, teachers)
+            if indices is None:
+                indices = self.relations.draw(students, teachers)
             sample, patch, rand, constant = self.relations(students, teachers, indices)
             baseline = baseline + constant
         return base + distillation + sample + patch + rand, baseline, base, distillation, sample, patch, rand
