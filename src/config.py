@@ -500,6 +500,9 @@ class DataConfig:
     train: str = "train"
     val: str = "val"  # empty: no evaluation
     labels_per_class: int = 0  # use so many training images of each class; 0 is all
+    # repeated augmentation (DeiT's RASampler, 3 there): an image comes so many times in a row, augmented anew each
+    # time, on different ranks where there are several; an epoch is as long as ever and shows fewer images. 1 is off
+    repeats: int = 1
     mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1, one number per channel
     std: tuple[float, ...] = IMAGENET_STD
     crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
@@ -515,7 +518,7 @@ class DataConfig:
     workers: int = 4  # threads of each input operation
 
     def __post_init__(self) -> None:
-        check_positive(self, "workers", "eval_crop")
+        check_positive(self, "workers", "eval_crop", "repeats")
         for key in ("crop_scale", "crop_ratio", "erasing_area"):
             low, high = getattr(self, key)
             _need(0 < low <= high, key, f"[{low}, {high}] is not an increasing range above 0")
@@ -823,6 +826,8 @@ def check_cache(recipe: Recipe) -> None:
     still: dict[str, Any] = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "auto_augment": ""}
     still |= dict.fromkeys(("hflip", "brightness", "contrast", "color_jitter", "erasing"), 0.0)
     moving = [f"data.{key}: {show_value(rest)}" for key, rest in still.items() if getattr(recipe.data, key) != rest]
+    if recipe.stages:
+        moving.append("no stages")
     if recipe.method.mixes:  # type: ignore[union-attr]
         moving += ["method.mixup: 0", "method.cutmix: 0"]
     _need(

@@ -166,13 +166,14 @@ def check_equal(values: list[int], message: str) -> None:
 
 
 def check_shards(loader: Any) -> None:
-    """All ranks see one list of images, and the first epoch takes each once; less than a global batch is left over."""
+    """All ranks see one list of images, and the first epoch takes each as often as it should; less than a global batch
+    is left over."""
     check_equal(loader.checksum(), "sees other images than rank 0; data.root must hold the same files on all nodes")
     own = loader.order(0)
     counts = np.zeros(len(loader.source))
     np.add.at(counts, own, 1)
     counts = total(counts)
-    twice = counts > 1
+    twice = counts > loader.config.repeats
     table = gather([twice[own].sum(), len(own)])
     for number, (shared, _) in enumerate(table):
         if shared:
@@ -182,7 +183,7 @@ def check_shards(loader: Any) -> None:
     for number, (_, images) in enumerate(table):
         if images != table[0, 1]:
             raise RankError(f"rank {number}: reads {int(images)} images in an epoch, rank 0 {int(table[0, 1])}")
-    left = int((counts == 0).sum())
+    left = loader.images - int(counts.sum())
     if left >= loader.batch_size * size():
         raise RankError(f"rank 0: {left} images are read by no rank, more than the incomplete last batch")
 
