@@ -702,7 +702,7 @@ def timm_network(name: str, classes: int, rename: Callable[[str], str]) -> Refer
     """timm's factories, such as deit_tiny_patch16_224, cait_s24_224 and swin_tiny_patch4_window7_224."""
     kind, size = name.split("_")[:2]
     preset = ENCODERS[f"{'vit' if kind == 'deit' else kind}_{size}"]
-    side = int(name.split("_")[-1])
+    side = next(int(word) for word in reversed(name.split("_")) if word.isdigit())
     encoder = replace(preset, image_size=(side, side), **({"position": "learned"} if kind in ("vit", "deit") else {}))
     config = ClassifyConfig(num_classes=classes, pool="mean" if kind == "swin" else "cls", fc_norm=False)
     return Reference(Classify(build_classifier(encoder, config), 0.1), rename, ())

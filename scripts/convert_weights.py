@@ -3,9 +3,9 @@
     python scripts/convert_weights.py IN.pth|IN.safetensors OUT.ckpt [key=value ...]
     python scripts/convert_weights.py IN.ckpt OUT.pth|OUT.safetensors --to torch
 
-Reads what SimMIM, FastMIM, MAE, timm (ViT, DeiT, Swin) and Hugging Face (ViT, ViTMAE, Swin, Swin V2) write, without
-PyTorch and without running what is pickled in a file. The network is derived from names and shapes, and from a config
-in or beside the file; what they do not tell is asked for. OUT carries a recipe: `train.py --init-from OUT`, and
+Reads what SimMIM, FastMIM, MAE, timm (ViT, DeiT, CaiT, Swin) and Hugging Face (ViT, ViTMAE, Swin, Swin V2) write,
+without PyTorch and without running what is pickled in a file. The network is derived from names and shapes, and from a
+config in or beside the file; what they do not tell is asked for. OUT carries a recipe: `train.py --init-from OUT`, and
 `eval.py --ckpt OUT` if it has a classifier; key=value changes that recipe (`data.mean=[0.5,0.5,0.5]`).
 """
 
@@ -83,7 +83,7 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         recipe = Recipe(
             encoder=done.encoder,
             method=done.method or placeholder(done.encoder),
-            data=DataConfig(mean=mean, std=std),
+            data=DataConfig(mean=mean, std=std, eval_crop=found.hints.eval_crop or DataConfig().eval_crop),
             output=f"runs/{path.stem}",
         )
     except FieldError as reason:

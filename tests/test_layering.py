@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "deploy": None,
     "cli": None,
 }
-ENCODER_WORDS = ("vit", "swin")
+ENCODER_WORDS = ("vit", "swin", "cait")
 #: where the word of a single encoder may stand
 ENCODER_PLACES = ("models/", "config.py", "weights/names.py", "weights/derive.py")
 

@@ -71,22 +71,30 @@ def test_the_encoder_contract(config: ViTConfig) -> None:
     np.testing.assert_allclose(encoded.asnumpy(), (bare_rows - mean) / np.sqrt(var + config.norm_eps), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_the_presets_shrunk_to_two_blocks_keep_their_promises(name: str) -> None:
-    """Sizes as the configuration states them, for every encoder."""
-    if isinstance(ENCODERS[name], ViTConfig):
-        config: Any = replace(ENCODERS[name], depth=2, embed_dim=24, num_heads=3)
-    else:
-        config = replace(ENCODERS[name], depths=(1, 1, 1, 1), embed_dim=6, num_heads=(1, 2, 3, 6))
-    encoder = build_encoder(config)
+def shrunk(config: Any) -> Any:
+    """A preset with two blocks, or four stages of one."""
+    if isinstance(config, SwinConfig):
+        return replace(config, depths=(1, 1, 1, 1), embed_dim=6, num_heads=(1, 2, 3, 6))
+    return replace(config, depth=2, embed_dim=24, num_heads=3)
+
+
+#: those that differ by more than their size -> the first of their names
+SHRUNK = {shrunk(ENCODERS[name]): name for name in sorted(ENCODERS, reverse=True)}
+
+
+@pytest.mark.parametrize("config", SHRUNK, ids=SHRUNK.values())
+def test_the_presets_shrunk_to_two_blocks_keep_their_promises(config: Any) -> None:
+    """Sizes as the configuration states them, for every encoder; the top layer may be the head's alone."""
+    classifier = build_classifier(config, ClassifyConfig(fc_norm=False))
+    encoder = classifier.encoder
     assert (encoder.out_dim, encoder.stride) == (config.out_dim, config.stride)
     down, across = encoder.grid(config.image_size)
     assert down * across == config.num_tokens
     shape = Call(encoder, encoder.construct)(Tensor(numbers(0, 1, 3, *config.image_size))).shape
     assert shape == (1, config.num_tokens + encoder.num_prefix_tokens, config.out_dim)
-    names = {p.name for p in encoder.get_parameters()}
-    assert encoder.no_weight_decay() <= names
-    assert {encoder.layer_of(each) for each in names} == set(range(encoder.num_layers))
+    names = {p.name for p in classifier.get_parameters()}
+    assert {f"encoder.{name}" for name in encoder.no_weight_decay()} <= names
+    assert {classifier.layer_of(each) for each in names} == set(range(encoder.num_layers))
 
 
 @pytest.mark.parametrize("final_norm", [True, False])
@@ -104,21 +112,22 @@ def test_every_parameter_has_a_layer(final_norm: bool) -> None:
 
 
 class Factors(nn.Cell):
-    def __init__(self, rate: float, depth: int, batch: int):
+    def __init__(self, rate: float, depth: int, batch: int, constant: bool = False):
         super().__init__()
         ms.set_seed(0)
-        self.drop_path = DropPath(rate, depth)
+        self.drop_path = DropPath(rate, depth, constant)
         self.batch = batch
 
     def construct(self) -> Tensor:
         return self.drop_path(self.batch)
 
 
-def test_drop_path_skips_whole_samples_at_the_stated_rate() -> None:
+@pytest.mark.parametrize(("constant", "rates"), [(False, (0.0, 0.2, 0.4)), (True, (0.4, 0.4, 0.4))])
+def test_drop_path_skips_whole_samples_at_the_stated_rate(constant: bool, rates: tuple[float, ...]) -> None:
     batch, depth = 20_000, 3
-    by_sample = Factors(0.4, depth, batch)().asnumpy()
+    by_sample = Factors(0.4, depth, batch, constant)().asnumpy()
     assert by_sample.shape == (depth, 2, batch)
-    for number, rate in enumerate((0.0, 0.2, 0.4)):  # linear from the first to the last block
+    for number, rate in enumerate(rates):  # linear from the first to the last block, or all alike
         for branch in by_sample[number]:
             assert set(np.unique(branch)) <= {np.float32(0), np.float32(1) / np.float32(1 - rate)}
             assert abs((branch == 0).mean() - rate) < 0.02
@@ -238,11 +247,12 @@ class WithGradients(nn.Cell):
     ("stock", "fast", "shapes", "several"),
     [
         (rows.Affine, rows.AffineCPU, [(6, 8), (5, 8), (5,)], False),
+        (rows.Channels, rows.ChannelsCPU, [(2, 4, 6), (3, 4), (3,)], False),
         (partial(rows.Normalize, 1e-3), partial(rows.NormalizeCPU, 1e-3), [(6, 8), (8,), (8,)], True),
         (rows.ExactGelu, rows.ExactGeluCPU, [(6, 8)], True),
         (rows.Softmax, rows.SoftmaxCPU, [(2, 3, 4, 4)], False),
     ],
-    ids=["affine", "normalize", "gelu", "softmax"],
+    ids=["affine", "channels", "normalize", "gelu", "softmax"],
 )
 def test_the_cpu_form_equals_the_stock_form(
     stock: Callable[[], nn.Cell], fast: Callable[[], nn.Cell], shapes: list[tuple[int, ...]], several: bool
@@ -262,7 +272,9 @@ def test_the_cpu_form_equals_the_stock_form(
 
 
 def output_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Of an affine map (rows, out), of the others that of the first input."""
+    """Of an affine map (rows, out), over channels (B, out, n), of the others that of the first input."""
+    if len(shapes[0]) == 3:
+        return shapes[0][0], shapes[1][0], shapes[0][2]
     return (shapes[0][0], shapes[1][0]) if len(shapes) > 1 and len(shapes[1]) == 2 else shapes[0]
 
 

@@ -41,6 +41,8 @@ def test_the_golden_folder_holds_every_kind_of_case() -> None:
         "fastmim_ft_vit_gap",
         "fastmim_ft_vit_cls",
         "hog_convention",
+        "timm_current_cait",
+        "full_size/timm054_cait_s24_224",
         "mixup",
         "randaugment_ops",
         "augmentation/randaugment",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from src.config import ENCODERS, ClassifyConfig, MIMConfig, SwinConfig, SwinV2Config, ViTConfig
+from src.config import ENCODERS, CaiTConfig, ClassifyConfig, MIMConfig, SwinConfig, SwinV2Config, ViTConfig
 from src.engine import checkpoint
 from src.models import build_classifier, build_encoder
 from src.models.swin_v2 import log_coordinates
@@ -217,6 +217,7 @@ def test_buffers_are_counted_and_not_listed() -> None:
 
 SMALL_VIT = ViTConfig(image_size=(32, 32), patch_size=16, embed_dim=16, depth=2, num_heads=2, position="learned")
 SMALL_SWIN = SwinConfig(image_size=(32, 32), embed_dim=8, depths=(2, 1), num_heads=(1, 2), window_size=4)
+SMALL_CAIT = CaiTConfig(image_size=(32, 32), embed_dim=12, depth=2, num_heads=3)
 
 
 def random_weights(network: Any) -> dict[str, np.ndarray]:
@@ -225,7 +226,7 @@ def random_weights(network: Any) -> dict[str, np.ndarray]:
 
 
 def classifier_weights(encoder: Any) -> dict[str, np.ndarray]:
-    pool = "cls" if isinstance(encoder, ViTConfig) else "mean"
+    pool = "mean" if isinstance(encoder, SwinConfig) else "cls"
     return random_weights(build_classifier(encoder, ClassifyConfig(num_classes=3, pool=pool, fc_norm=False)))
 
 
@@ -252,6 +253,45 @@ def test_timm_moves_merging_to_the_next_stage() -> None:
     assert "head.fc.weight" in tensors
     tensors, _ = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "simmim")
     assert "layers.0.downsample.norm.weight" in tensors and "head.weight" in tensors
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"in_chans": 1, "patch_size": 8, "depth": 1, "depth_token_only": 3, "qkv_bias": False},
+        {"mlp_ratio": 2.0, "mlp_ratio_token_only": 3.0, "image_size": (32, 64)},
+    ],
+    ids=["default", "1 channel, patch 8, no qkv bias", "MLPs of other widths, wide"],
+)
+def test_class_attention_is_recognised_and_derived(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Everything but the initial layer scale is in names and shapes; no head count is asked for."""
+    encoder = replace(SMALL_CAIT, **changes)
+    weights = classifier_weights(encoder)
+    tensors, key = to_theirs(weights, {}, None, "timm")
+    assert key == "" and {"blocks.0.gamma_1", "blocks_token_only.0.attn.q.weight", "head.bias"} <= set(tensors)
+    write_foreign(tmp_path / "f.pth", tensors, key)
+    done = to_ours(open_foreign(tmp_path / "f.pth"), "", Hints(image_size=changes.get("image_size")))
+    assert done.origins == ("timm",) and done.encoder == encoder and not done.kept
+    assert done.method == ClassifyConfig(num_classes=3, pool="cls", fc_norm=False)
+    assert {name: value.tobytes() for name, value in done.weights.items()} == {
+        name: value.tobytes() for name, value in weights.items()
+    }
+    with pytest.raises(WeightsError, match=r"has no name there"):
+        to_theirs(weights, {}, None, "hf")
+    with pytest.raises(WeightsError, match=r"its names are those of timm, not of mae"):
+        to_ours(open_foreign(tmp_path / "f.pth"), "mae")
+
+
+def test_positions_without_a_class_entry_are_resized_whole() -> None:
+    old, new = (replace(SMALL_CAIT, image_size=(side, 64)) for side in (32, 96))
+    table = numbers(0, 1, 2 * 4, 12)
+    weights = parameters({"encoder.pos_embed": (1, 6 * 4, 12), "encoder.cls_token": (1, 1, 12)})
+    arrays = {"encoder.pos_embed": table, "encoder.cls_token": np.ones((1, 1, 12), np.float32)}
+    report = load_encoder(weights, arrays, FILE, Origin(("timm",), old), new)
+    assert report.resized == {"encoder.pos_embed": "positions: bicubic"} and report.matched == ["encoder.cls_token"]
+    expected = np.stack([bicubic(table[0, :, c].reshape(2, 4), (6, 4)).reshape(-1) for c in range(12)], axis=1)
+    np.testing.assert_allclose(weights["encoder.pos_embed"].asnumpy()[0], expected, atol=1e-6)
 
 
 def test_query_key_and_value_are_one_matrix() -> None:
@@ -425,6 +465,31 @@ def test_every_container_comes_back_bit_by_bit(
             other = after.tensors[name]
             assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
             assert other.read().tobytes() == tensor.read().tobytes(), name
+
+
+def test_class_attention_comes_back_bit_by_bit(convert: Any, tmp_path: Path, torch_names: types.ModuleType) -> None:
+    """As the authors publish it: {"model": names with "module.", ...}; the config beside it is timm's."""
+    state = plain_state(SMALL_CAIT)
+    wrapped = {"model": OrderedDict((f"module.{name}", value) for name, value in state.items()), "epoch": 3}
+    save_zip(tmp_path / "in.pth", wrapped, torch_names)
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 1.0}}))
+    code, out, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt")
+    assert (code, err) == (0, "") and "names of timm" in out and "0 kept aside" in out
+    recipe = parse_recipe(checkpoint.load(tmp_path / "o.ckpt").meta["recipe"], "o.ckpt")
+    assert recipe.encoder == SMALL_CAIT and recipe.data.eval_crop == 1.0
+    code, _, err = convert(tmp_path / "o.ckpt", tmp_path / "b.pth", "--to", "torch")
+    assert (code, err) == (0, "")
+    before, after = open_foreign(tmp_path / "in.pth"), open_foreign(tmp_path / "b.pth")
+    assert (after.key, after.prefix, list(after.tensors)) == (before.key, before.prefix, list(before.tensors))
+    for name, tensor in before.tensors.items():
+        assert after.tensors[name].read().tobytes() == tensor.read().tobytes(), name
+    del wrapped["model"]["module.blocks.0.attn.proj_l.weight"]
+    save_zip(tmp_path / "cut.pth", wrapped, torch_names)
+    code, _, err = convert(tmp_path / "cut.pth", tmp_path / "c.ckpt")
+    assert code == 2 and len(err.splitlines()) == 1 and "its tensors make up no network known here" in err
+    flags = ["--encoder", "cait_s24"]
+    code, _, err = convert(tmp_path / "in.pth", tmp_path / "c.ckpt", *flags)
+    assert code == 2 and "is not cait_s24: embed_dim is 12, that of --encoder cait_s24 is 384" in err
 
 
 def test_a_converted_checkpoint_is_one_of_ours(convert: Any, tmp_path: Path, torch_names: types.ModuleType) -> None:

@@ -13,7 +13,18 @@ from mindspore.common.initializer import Initializer
 from ..config import CaiTConfig
 from . import rows
 from .encoder import Encoder
-from .layers import Attention, Block, DropPath, LayerNorm, Linear, PatchEmbed, parameter, trunc_normal, weight_init
+from .layers import (
+    Attention,
+    Block,
+    DropPath,
+    LayerNorm,
+    Linear,
+    PatchEmbed,
+    parameter,
+    split_heads,
+    trunc_normal,
+    weight_init,
+)
 
 
 class AcrossHeads(Linear):
@@ -46,8 +57,8 @@ class ClassAttention(nn.Cell):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, init: tuple[Initializer, Initializer]):
         super().__init__()
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.scale = self.head_dim**-0.5
+        self.dim, self.num_heads = dim, num_heads
+        self.scale = (dim // num_heads) ** -0.5
         self.q = Linear(dim, dim, qkv_bias, init[0])
         self.k = Linear(dim, dim, qkv_bias, init[0])
         self.v = Linear(dim, dim, qkv_bias, init[0])
@@ -57,15 +68,12 @@ class ClassAttention(nn.Cell):
         self.softmax = rows.softmax()
 
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
-        dim = self.num_heads * self.head_dim
-        first = x.reshape(batch, tokens, dim)[:, 0]
-        q = self.heads(self.q(first) * self.scale, batch, 1)
-        shares = self.softmax(self.scores(q, self.heads(self.k(x), batch, tokens)))  # (B, heads, 1, N)
-        mixed = self.mix(shares, self.heads(self.v(x), batch, tokens))
-        return self.proj(mixed.reshape(batch, dim))
-
-    def heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
-        return x.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+        first = x.reshape(batch, tokens, self.dim)[:, 0]
+        q = split_heads(self.q(first) * self.scale, batch, 1, self.num_heads)
+        k = split_heads(self.k(x), batch, tokens, self.num_heads)
+        v = split_heads(self.v(x), batch, tokens, self.num_heads)
+        mixed = self.mix(self.softmax(self.scores(q, k)), v)  # (B, heads, 1, C / heads)
+        return self.proj(mixed.reshape(batch, self.dim))
 
 
 class ClassBlock(Block):

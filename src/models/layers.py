@@ -138,18 +138,22 @@ class Attention(nn.Cell):
         q, k, v = self.split(self.qkv(x))
         if self.q_bias is not None:
             q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
-        scores = self.scores(self.heads(q * self.scale, batch, tokens), self.heads(k, batch, tokens))
+        scores = self.scores(
+            split_heads(q * self.scale, batch, tokens, self.num_heads), split_heads(k, batch, tokens, self.num_heads)
+        )
         if bias is not None:
             scores = scores + ops.tile(bias.expand_dims(0), (batch, 1, 1, 1))
-        mixed = self.mix(self.shares(scores), self.heads(v, batch, tokens))  # (B, heads, N, head_dim)
+        mixed = self.mix(self.shares(scores), split_heads(v, batch, tokens, self.num_heads))  # (B, heads, N, head_dim)
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch * tokens, self.num_heads * self.head_dim))
 
     def shares(self, scores: Tensor) -> Tensor:
         """Scores (B, heads, N, N) -> what each token takes of each other."""
         return self.softmax(scores)
 
-    def heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
-        return x.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
+
+def split_heads(x: Tensor, batch: int, tokens: int, heads: int) -> Tensor:
+    """Rows (B*N, C) -> (B, heads, N, C / heads)."""
+    return x.reshape(batch, tokens, heads, x.shape[1] // heads).transpose(0, 2, 1, 3)
 
 
 class Block(nn.Cell):

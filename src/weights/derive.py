@@ -62,6 +62,7 @@ class Hints:
     normalize: bool | None = None  # the target
     mean: tuple[float, ...] | None = None  # of the images
     std: tuple[float, ...] | None = None
+    eval_crop: float | None = None  # of the images of evaluation
     factory: str = ""  # a training script's name of the network
     preset: str = ""  # --encoder
 
@@ -81,6 +82,7 @@ def hints_of_json(config: Mapping[str, Any]) -> Hints:
             image_size=pair(size[1:]) if size else None,
             mean=tuple(mean) if known else None,
             std=tuple(std) if known else None,
+            eval_crop=images.get("crop_pct"),
         )
     size = config.get("image_size")
     heads = config.get("num_attention_heads")
