@@ -172,9 +172,10 @@ class Relations(nn.Cell):
         Tokens before the patches are left out, unless both networks have as many of them and nothing is merged: then
         they take part, as in the reference.
         """
+        if self.keeps_prefix(student, teacher, number):
+            return unit(student), unit(teacher)
         own, given, _ = self.patches[number]
-        if not self.keeps_prefix(student, teacher, number):
-            student, teacher = student[:, student.shape[1] - own :], teacher[:, teacher.shape[1] - given :]
+        student, teacher = student[:, student.shape[1] - own :], teacher[:, teacher.shape[1] - given :]
         return unit(merge(student, self.max_patch_num)), unit(merge(teacher, self.max_patch_num))
 
     def keeps_prefix(self, student: Tensor, teacher: Tensor, number: int) -> bool:
