@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -132,27 +133,35 @@ def keep_answers(recipe: Recipe, method: Any, batches: Loader) -> str:
     if folder.is_dir():
         return f"the teacher's answers are in {folder}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
     try:
-        asking = Asking(method)
-        asking.set_train(False)
-        done, count, arrays = 0, len(batches.source), {}
-        for (image,) in batches.every(("image",)):
-            for name, answer in zip(method.answers, asking(image), strict=True):
-                rows = answer.asnumpy()
-                if name not in arrays:
-                    shape = (count, *rows.shape[1:])
-                    arrays[name] = np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", rows.dtype, shape)
-                arrays[name][done : done + len(rows)] = rows[: count - done]
-            done += image.shape[0]
-        size = sum(array.nbytes for array in arrays.values())
-        for array in arrays.values():
-            array.flush()
+        temporary.mkdir(parents=True)
+        size = write_answers(temporary, method, batches)
         (temporary / "key.json").write_text(answers_key(recipe, method, batches) + "\n", encoding="utf-8")
         temporary.rename(folder)
+    except OSError as error:
+        raise TeacherError(f"method.cache: {folder} cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"the teacher's answers to {count} images: {size / 1e6:.1f} MB in {folder}"
+    return f"the teacher's answers to {len(batches.source)} images: {size / 1e6:.1f} MB in {folder}"
+
+
+def write_answers(folder: Path, method: Any, batches: Loader) -> int:
+    """Fill a folder with the columns; returns their bytes."""
+    asking = Asking(method)
+    asking.set_train(False)
+    left, size = len(batches.source), 0
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in method.answers}
+        for (image,) in batches.every(("image",)):
+            for file, answer in zip(files.values(), asking(image), strict=True):
+                rows = answer.asnumpy()
+                if not file.tell():
+                    shape = (len(batches.source), *rows.shape[1:])
+                    described = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, described)
+                size += file.write(rows[:left].tobytes())
+            left -= image.shape[0]
+    return size
 
 
 def kept_answers(recipe: Recipe, method: Any, batches: Loader) -> dict[str, np.ndarray]:
@@ -160,7 +169,7 @@ def kept_answers(recipe: Recipe, method: Any, batches: Loader) -> dict[str, np.n
     folder = answers_folder(recipe, method, batches)
     try:
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in method.answers}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise TeacherError(
             f"method.cache: {folder} cannot be read ({' '.join(str(error).split())}); remove that folder"
         ) from None
