@@ -140,8 +140,9 @@ def self_test(loader: Any, parameters: dict[str, Parameter], recipe: str) -> str
     check_equal(crc([names.encode()]), "has other parameters than rank 0; start all nodes with the same code")
     check_shards(loader)
     check_parameters(parameters)
+    shards = "disjoint" if loader.config.repeats == 1 else "repeated"
     return (
-        f"{size()} ranks: self-test passed ({len(loader.order(0))} images each in an epoch, disjoint; "
+        f"{size()} ranks: self-test passed ({len(loader.order(0))} images each in an epoch, {shards}; "
         f"{len(parameters)} parameters equal)"
     )
 
