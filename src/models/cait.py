@@ -21,7 +21,6 @@ from .layers import (
     Linear,
     PatchEmbed,
     parameter,
-    split_heads,
     trunc_normal,
     weight_init,
 )
@@ -66,12 +65,13 @@ class ClassAttention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = rows.softmax()
+        self.split_heads = rows.split_heads()
 
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         first = x.reshape(batch, tokens, self.dim)[:, 0]
-        q = split_heads(self.q(first) * self.scale, batch, 1, self.num_heads)
-        k = split_heads(self.k(x), batch, tokens, self.num_heads)
-        v = split_heads(self.v(x), batch, tokens, self.num_heads)
+        q = self.split_heads(self.q(first) * self.scale, batch, 1, self.num_heads)
+        k = self.split_heads(self.k(x), batch, tokens, self.num_heads)
+        v = self.split_heads(self.v(x), batch, tokens, self.num_heads)
         mixed = self.mix(self.softmax(self.scores(q, k)), v)  # (B, heads, 1, C / heads)
         return self.proj(mixed.reshape(batch, self.dim))
 
