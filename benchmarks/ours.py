@@ -1,6 +1,7 @@
 """Our side of the step-time benchmark: one line on stdout per line on stdin.
 
     python benchmarks/ours.py --case fastmim_vit_base
+    printf 'step\nstep\nquit\n' | python benchmarks/ours.py --case manifold_deit_tiny --batch 64   # no peer
 
 Builds the case's recipe with the engine's own training step on random images. Prints `ready <seconds from process
 start to the end of the first step>`, then for each line `step` one `time <seconds>`, and for `quit` `peak <bytes>`.
@@ -38,6 +39,8 @@ CASES = {
     "fastmim_swin_base": ("config/fastmim/swin_base_128_400e_pretrain.yaml", []),
     "simmim_swin_base": ("config/simmim/swin_base_192_100e_pretrain.yaml", []),
     "simmim_vit_base": ("config/simmim/vit_base_224_800e_pretrain.yaml", []),
+    # no peer; the teacher has random weights
+    "manifold_deit_tiny": ("config/manifold_kd/deit_tiny_from_cait_s24.yaml", []),
 }
 
 
@@ -52,15 +55,17 @@ class Stepper:
         self.step.set_train(True)
         self.rng = np.random.default_rng(0)
         self.shape = (batch, recipe.encoder.in_chans, *recipe.encoder.image_size)
+        self.columns, self.classes = method.columns, getattr(method, "num_classes", 1)
         self.done = 0
 
     def run(self) -> float:
         """Seconds of one whole step."""
-        image = Tensor(self.rng.standard_normal(self.shape, np.float32))
+        columns = {"image": Tensor(self.rng.standard_normal(self.shape, np.float32))}
+        columns["label"] = Tensor(self.rng.integers(self.classes, size=self.shape[0]).astype(np.int32))
         start = time.perf_counter()
         self.done += 1
         values = self.optimizer.step_values(lambda scale: 1.5e-4 * scale, self.done)
-        loss = float(self.step(values, image)[0])
+        loss = float(self.step(values, *[columns[name] for name in self.columns])[0])
         elapsed = time.perf_counter() - start
         if not np.isfinite(loss):
             raise ValueError(f"the loss is {loss}")

@@ -11,8 +11,9 @@ keys change single fields of it: `encoder: {name: vit_base, image_size: 128}`. `
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,6 +48,7 @@ class OneScale:
     image_size: tuple[int, int]
     patch_size: int
     embed_dim: int
+    depth: int
     num_heads: int
 
     def check_sizes(self) -> None:
@@ -78,6 +80,12 @@ class OneScale:
     def num_tokens(self) -> int:
         """Patch tokens of one image, without the class token."""
         return self.image_size[0] * self.image_size[1] // self.stride**2
+
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+        rows, cols = (side // self.patch_size for side in self.image_size)
+        return ((rows, cols),) * self.depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +222,12 @@ class SwinConfig:
         """Output tokens of one image."""
         return self.image_size[0] * self.image_size[1] // self.stride**2
 
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tokens after each block of all stages, before merging."""
+        rows, cols = (side // self.patch_size for side in self.image_size)
+        return tuple((rows >> stage, cols >> stage) for stage, depth in enumerate(self.depths) for _ in range(depth))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SwinV2Config(SwinConfig):
@@ -333,7 +347,7 @@ class ClassifyConfig:
     """Supervised training of encoder, pooling and a linear head."""
 
     #: what a trained network does not depend on
-    training_only: ClassVar = ("label_smoothing", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
+    training_only: ClassVar[tuple[str, ...]] = ("label_smoothing", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
 
     name: str = "classify"
     num_classes: int = 1000
@@ -363,6 +377,73 @@ class ClassifyConfig:
     def mixes(self) -> bool:
         """Whether training mixes images."""
         return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifoldConfig(ClassifyConfig):
+    """Supervised training that also copies how a teacher's features relate (manifold distillation).
+
+    Loss: (1 - alpha) * cross-entropy + alpha * distillation + beta * (sample + patch + rand), as in
+    Hao840/manifold-distillation 1096b82 losses.py, whose flags are named beside the fields. The defaults are its public
+    command for DeiT-Tiny from CaiT-S24, but for the layers, which depend on both networks.
+    """
+
+    #: what a trained network does not depend on
+    training_only: ClassVar[tuple[str, ...]] = (
+        *ClassifyConfig.training_only,
+        *("teacher", "teacher_encoder", "student_layers", "teacher_layers", "w_sample", "w_patch", "w_rand", "beta"),
+        *("samples", "max_patch_num", "distillation", "alpha", "tau", "cache"),
+    )
+
+    name: str = "manifold"
+    teacher: str = ""  # checkpoint of a classifier: ours, or converted (--teacher-path)
+    teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # what that file holds (--teacher-model)
+    student_layers: tuple[int, ...] = ()  # blocks, counted from 0 through all stages, before the final norm (--s-id)
+    teacher_layers: tuple[int, ...] = ()  # the teacher's block for each of them (--t-id)
+    w_sample: float = 0.1  # relations between the images of a pass, at each token (--w-sample)
+    w_patch: float = 4.0  # relations between the tokens of an image (--w-patch)
+    w_rand: float = 0.2  # relations between tokens drawn from all images of a pass (--w-rand)
+    beta: float = 1.0  # of all three (--distillation-beta)
+    samples: int = 192  # tokens drawn for each pair of layers; all, where there are fewer (--K)
+    max_patch_num: int = 0  # larger maps are cut to so many tokens by joining neighbours; 0: as they are
+    # of the logits. soft: KL divergence from the teacher's at temperature tau, times tau**2; hard: cross-entropy with
+    # its likeliest class; none: cross-entropy with the labels alone (the reference's none leaves out the relations too,
+    # as method classify does) (--distillation-type)
+    distillation: Literal["soft", "hard", "none"] = "soft"
+    alpha: float = 1.0  # share of soft and hard; 1 leaves the labels out (--distillation-alpha)
+    tau: float = 1.0  # temperature of soft (--distillation-tau)
+    cache: str = ""  # folder that keeps the teacher's answers to images without augmentation; empty: it is asked anew
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "samples", "tau")
+        check_not_negative(self, "w_sample", "w_patch", "w_rand", "beta", "max_patch_num")
+        check_rate(self, "alpha", closed=True)
+        count, wanted = len(self.student_layers), len(self.teacher_layers)
+        _need(
+            count == wanted,
+            "teacher_layers",
+            f"has {wanted} blocks, student_layers has {count}; write one for each of them",
+        )
+
+    @property
+    def relates(self) -> bool:
+        """Whether relations count."""
+        return self.beta > 0 and (self.w_sample > 0 or self.w_patch > 0 or self.w_rand > 0)
+
+    @property
+    def teacher_classifier(self) -> ClassifyConfig:
+        """Pooling and head that the teacher has where no file says it: those of its own training."""
+        cls = not isinstance(self.teacher_encoder, SwinConfig) and self.teacher_encoder.class_token
+        return ClassifyConfig(num_classes=self.num_classes, pool="cls" if cls else "mean", fc_norm=False)
+
+
+def plain_classifier(method: ClassifyConfig) -> ClassifyConfig:
+    """What a trained classifier is, whichever method trained it: evaluation, export and hub need no teacher."""
+    if type(method) is ClassifyConfig:
+        return method
+    kept = {item.name: getattr(method, item.name) for item in fields(ClassifyConfig) if item.name != "name"}
+    return ClassifyConfig(**kept)
 
 
 MethodConfig = MIMConfig | ClassifyConfig
@@ -421,6 +502,9 @@ class DataConfig:
     train: str = "train"
     val: str = "val"  # empty: no evaluation
     labels_per_class: int = 0  # use so many training images of each class; 0 is all
+    # repeated augmentation (DeiT's RASampler, 3 there): an image comes so many times in a row, augmented anew each
+    # time, on different ranks where there are several; an epoch is as long as ever and shows fewer images. 1 is off
+    repeats: int = 1
     mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1, one number per channel
     std: tuple[float, ...] = IMAGENET_STD
     crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
@@ -437,7 +521,7 @@ class DataConfig:
     workers: int = 4  # threads of each input operation
 
     def __post_init__(self) -> None:
-        check_positive(self, "workers", "eval_crop")
+        check_positive(self, "workers", "eval_crop", "repeats")
         for key in ("crop_scale", "crop_ratio", "erasing_area"):
             low, high = getattr(self, key)
             _need(0 < low <= high, key, f"[{low}, {high}] is not an increasing range above 0")
@@ -471,6 +555,7 @@ class TrainConfig:
     lr_batch: int = 256  # 0: base_lr is used as it is
     warmup_epochs: float = 0.0  # linear from 0
     warmup_lr: float = 0.0  # where the warm-up starts (rules timm and mmengine)
+    per_epoch: bool = False  # timm: the rate changes between epochs only, each with that of the one before it (DeiT)
     warmup_prefix: bool = False  # timm: the cosine begins after the warm-up instead of with it; mmengine always does so
     rule: Literal["mae", "timm", "mmengine"] = "mae"  # how warm-up, minimum, layer decay combine: engine/schedule.py
     schedule: Literal["cosine", "step", "multistep", "linear"] = "cosine"  # after the warm-up
@@ -502,7 +587,8 @@ class TrainConfig:
             "schedule",
             f"{self.schedule} goes with rule: timm; rule: {self.rule} has {' and '.join(shapes.get(self.rule, ()))}",
         )
-        _need(self.rule == "timm" or not self.warmup_prefix, "warmup_prefix", "goes with rule: timm; write false")
+        for key in ("warmup_prefix", "per_epoch"):
+            _need(self.rule == "timm" or not getattr(self, key), key, "goes with rule: timm; write false")
         _need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
         for beta in self.betas:
             _need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")
@@ -553,6 +639,8 @@ class Recipe:
         )
         if isinstance(self.method, MIMConfig):
             check_mim(self.trained_encoder, self.method)
+        if isinstance(self.method, ManifoldConfig):
+            check_manifold(self)
         if isinstance(self.method, ClassifyConfig) and self.method.mixes:
             batch = self.train.batch_size
             _need(
@@ -678,6 +766,117 @@ def legal_blocks(encoder: EncoderConfig, method: MIMConfig) -> list[int]:
     ]
 
 
+def check_manifold(recipe: Recipe) -> None:
+    """Teacher and student see the same images, and the blocks of a pair have the same map."""
+    method = recipe.method
+    assert isinstance(method, ManifoldConfig)
+    student, teacher = recipe.encoder, method.teacher_encoder
+    _need(
+        bool(method.student_layers) or not method.relates,
+        "method.student_layers",
+        "names no block; write for example student_layers: [0, 3] and teacher_layers: [0, 3], or beta: 0 for logits "
+        "alone",
+    )
+    for key in ("image_size", "in_chans"):
+        ours, theirs = getattr(student, key), getattr(teacher, key)
+        _need(
+            ours == theirs,
+            f"method.teacher_encoder.{key}",
+            f"{show_size(theirs)}, but the student has {show_size(ours)} and both see the same images; "
+            f"write {list(ours) if isinstance(ours, tuple) else ours}",
+        )
+    for key, encoder in (("student_layers", student), ("teacher_layers", teacher)):
+        blocks = len(encoder.block_maps)
+        for number in getattr(method, key):
+            _need(
+                0 <= number < blocks,
+                f"method.{key}",
+                f"{number} is not a block of {encoder.name}, which has {blocks}; write 0 to {blocks - 1}",
+            )
+    relation_maps(recipe.encoder, method)
+    if method.cache:
+        check_cache(recipe)
+
+
+def relation_maps(
+    student: EncoderConfig, method: ManifoldConfig
+) -> tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...]:
+    """For each pair of layers: map of the student's block, of the teacher's, and of both after merging.
+
+    Raises:
+        FieldError: they differ, or a map cannot be merged.
+    """
+    found = []
+    teacher = method.teacher_encoder
+    for ours, theirs in zip(method.student_layers, method.teacher_layers, strict=True):
+        own, given = student.block_maps[ours], teacher.block_maps[theirs]
+        merged, wanted = (merged_map(method, *place) for place in (("student", ours, own), ("teacher", theirs, given)))
+        if merged != wanted:
+            fit = [
+                number
+                for number, size in enumerate(teacher.block_maps)
+                if size == own or (method.max_patch_num and wanted_map(size, method.max_patch_num) == merged)
+            ]
+            remedy = f"teacher blocks {fit[0]} to {fit[-1]}" if fit else "a block of the student with the teacher's map"
+            raise FieldError(
+                "method.teacher_layers",
+                f"student block {ours} has {show_size(own)} tokens, teacher block {theirs} {show_size(given)}; "
+                f"write {remedy}, or a max_patch_num that merges both to one map",
+            )
+        found.append((own, given, merged))
+    return tuple(found)
+
+
+def wanted_map(size: tuple[int, int], max_patch_num: int) -> tuple[int, int]:
+    """The map that merging aims at: its own if it is small enough, else the largest square below the limit."""
+    if not max_patch_num or math.prod(size) <= max_patch_num:
+        return size
+    return (math.isqrt(max_patch_num),) * 2
+
+
+def merged_map(method: ManifoldConfig, whose: str, block: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a block after merging."""
+    rows, cols = wanted_map(size, method.max_patch_num)
+    _need(
+        size == (rows, cols) or (size[0] == size[1] and size[0] % rows == 0),
+        "method.max_patch_num",
+        f"{method.max_patch_num} asks for {rows}x{cols} tokens, which do not tile the {show_size(size)} of {whose} "
+        f"block {block}; write "
+        + (
+            ", ".join(str(side**2) for side in range(1, size[0] + 1) if size[0] % side == 0)
+            if size[0] == size[1]
+            else "0, only square maps are merged"
+        ),
+    )
+    return rows, cols
+
+
+def check_cache(recipe: Recipe) -> None:
+    """Kept answers need images that are the same in every epoch."""
+    still: dict[str, Any] = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "auto_augment": ""}
+    still |= dict.fromkeys(("hflip", "brightness", "contrast", "color_jitter", "erasing"), 0.0)
+    moving = [f"data.{key}: {show_value(rest)}" for key, rest in still.items() if getattr(recipe.data, key) != rest]
+    if recipe.stages:
+        moving.append("no stages")
+    if recipe.method.mixes:  # type: ignore[union-attr]
+        moving += ["method.mixup: 0", "method.cutmix: 0"]
+    _need(
+        not moving,
+        "method.cache",
+        "keeps the teacher's answers to images that never change; write "
+        + ", ".join(moving)
+        + ", or leave method.cache out",
+    )
+
+
+def show_size(size: Any) -> str:
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def show_value(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else "''"
+
+
 # --- checks shared by the classes -------------------------------------------------------------------------------
 
 
@@ -755,12 +954,23 @@ SIMMIM = MIMConfig(
     decoder=LinearDecoderConfig(),
     loss="l1",
 )
-METHODS: dict[str, Any] = {"fastmim": MIMConfig(), "simmim": SIMMIM, "classify": ClassifyConfig()}
+METHODS: dict[str, Any] = {
+    "fastmim": MIMConfig(),
+    "simmim": SIMMIM,
+    "classify": ClassifyConfig(),
+    "manifold": ManifoldConfig(),
+}
 TARGETS: dict[str, Any] = {"hog": HOGConfig(), "pixels": PixelsConfig()}
 DECODERS: dict[str, Any] = {"transformer": TransformerDecoderConfig(), "linear": LinearDecoderConfig()}
 
 #: field name -> preset name -> the dataclass with its defaults
-PRESETS = {"encoder": ENCODERS, "method": METHODS, "target": TARGETS, "decoder": DECODERS}
+PRESETS = {
+    "encoder": ENCODERS,
+    "teacher_encoder": ENCODERS,
+    "method": METHODS,
+    "target": TARGETS,
+    "decoder": DECODERS,
+}
 
 
 if __name__ == "__main__":

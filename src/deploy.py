@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from .config import ClassifyConfig, Recipe
+from .config import ClassifyConfig, Recipe, plain_classifier
 from .data.loader import Loader
 from .data.sources import EXTENSIONS, DataError, ImageFolder, image_folder, images_below
 from .engine import checkpoint, device
@@ -44,7 +44,8 @@ def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[
     recipe = load_recipe(config, overrides) if config else override(own, overrides, path)
     if not isinstance(recipe.method, ClassifyConfig):
         raise ConfigError(f"{config or path}: method: {recipe.method.name} has no classifier; use method: classify")
-    assert isinstance(own.method, ClassifyConfig)
+    recipe = replace(recipe, method=plain_classifier(recipe.method))
+    assert isinstance(own.method, ClassifyConfig) and isinstance(recipe.method, ClassifyConfig)
     if recipe.method.num_classes != own.method.num_classes:
         raise checkpoint.CheckpointError(
             f"{path}: its head has {own.method.num_classes} classes, but method.num_classes is "

@@ -13,7 +13,8 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from .config import ClassifyConfig, MIMConfig, Recipe, at_stage
+from .config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
+from .data.loader import images_of_epoch
 from .data.sources import image_folder, labelled_share
 from .engine import checkpoint, device
 from .engine.log import duration
@@ -22,6 +23,7 @@ from .engine.schedule import effective_batch, peak_rate
 from .engine.step import TrainStep
 from .methods import build_method
 from .methods.masking import masked_count
+from .models import build_classifier
 from .models.cost import forward_flops, kept_values
 from .recipe import ConfigError
 
@@ -83,7 +85,7 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
     """
     train, encoder = recipe.train, recipe.trained_encoder
     count, source = (images, "--images") if images else count_images(recipe)
-    per_epoch = count // (train.batch_size * devices) // train.accumulate
+    per_epoch = images_of_epoch(count, recipe.data.repeats) // (train.batch_size * devices) // train.accumulate
     if not per_epoch:
         raise PlanError(
             f"train.batch_size: {effective_batch(train, devices)} images per update (train.batch_size "
@@ -99,6 +101,7 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
         "image_size": list(encoder.image_size),
         "tokens": encoder.num_tokens,
         "masked": masked(recipe),
+        "teacher": teacher_of(recipe),
         "flops": {**flops, "total": sum(flops.values())},
         "devices": devices,
         "batch_size": train.batch_size,
@@ -148,6 +151,18 @@ def count_parameters(recipe: Recipe) -> dict[str, int]:
     }
 
 
+def teacher_of(recipe: Recipe) -> dict[str, Any] | None:
+    """Name, parameters and multiply-adds of one image of the teacher; None for a Method without one."""
+    method = recipe.method
+    if not isinstance(method, ManifoldConfig):
+        return None
+    with no_init_parameters():
+        network = build_classifier(method.teacher_encoder, method.teacher_classifier)
+    flops = forward_flops(method.teacher_encoder, method.teacher_classifier)
+    size = sum(p.size for p in checkpoint.weights_of(network).values())
+    return {"encoder": method.teacher_encoder.name, "parameters": size, "flops": sum(flops.values())}
+
+
 def masked(recipe: Recipe) -> dict[str, int] | None:
     """Mask blocks of an image, how many are hidden, and the output tokens that lie in hidden blocks at least in part.
 
@@ -164,17 +179,21 @@ def masked(recipe: Recipe) -> dict[str, int] | None:
 
 
 def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
-    """Bytes of one device: 16 per trained and 4 per fixed parameter, 4 per value that the backward pass needs.
+    """Bytes of one device: 16 per trained and 4 per fixed parameter (a teacher's too), 4 per value that the backward
+    pass needs.
 
     Float32 throughout; what the framework adds (its own code, buffers of operations) is not in it.
     """
-    fixed = parameters["total"] - parameters["trained"]
+    teacher = teacher_of(recipe)
+    fixed = parameters["total"] - parameters["trained"] + (teacher["parameters"] if teacher else 0)
     values = kept_values(recipe.trained_encoder, recipe.method) * recipe.train.batch_size
     return STATE * parameters["trained"] + 4 * (fixed + values)
 
 
 def measure_steps(recipe: Recipe) -> dict[str, Any]:
     """Two training steps on random images of the recipe's batch: seconds and peak bytes of one device."""
+    if isinstance(recipe.method, ManifoldConfig):
+        recipe = replace(recipe, method=replace(recipe.method, cache=""))  # random images have no kept answers
     train, encoder = recipe.train, recipe.trained_encoder
     used = device.set_up(recipe.device, recipe.seed)
     start = time.perf_counter()
@@ -216,6 +235,10 @@ def as_table(plan: dict[str, Any]) -> str:
     ]
     if plan["masked"]:
         rows.append(("masked", "{1} of {0} blocks, {2} of {3} tokens".format(*plan["masked"].values(), plan["tokens"])))
+    if plan["teacher"]:
+        name, size, flops = plan["teacher"].values()
+        text = f"{name}, {size:,} parameters, {flops / 1e9:.2f} G multiply-adds per image"
+        rows.append(("teacher", text))
     *parts, total = plan["flops"].items()
     shares = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts)
     scaled = f"{plan['base_lr']:g} x {plan['effective_batch']} / {plan['lr_batch']}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from .config import ClassifyConfig, MIMConfig, Recipe, at_stage
+from .config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
 from .data.loader import Loader
 from .data.sources import DataError, ImageFolder, image_folder, labelled_share
 from .engine import checkpoint, device, parallel
@@ -21,6 +21,7 @@ from .engine.loop import Fit, Hooks, State
 from .engine.schedule import effective_batch, peak_rate
 from .methods import build_method
 from .recipe import ConfigError, dump_recipe, parse_recipe, to_tree
+from .teacher import digest_of, keep_answers, kept_answers, load_teacher
 from .visual.curves import draw_curves
 from .visual.gallery import draw_gallery
 from .weights import WeightsError
@@ -133,7 +134,8 @@ def find_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | None
 def training_parts(recipe: Recipe) -> tuple[Any, Loader, ImageFolder | None]:
     """Method, training batches and validation images."""
     source, validation = load_sources(recipe)
-    method = build_method(recipe)
+    teacher: Any = load_teacher(recipe, source.classes) if isinstance(recipe.method, ManifoldConfig) else None
+    method = build_method(recipe, teacher)
     return method, loader(recipe, source, method.columns, training=True), validation
 
 
@@ -150,7 +152,8 @@ class Training:
         used: str,
     ):
         self.recipe, self.method, self.folder, self.used = recipe, method, folder, used
-        self.train_loader, self.validation = train_loader, validation
+        self.validation = validation
+        self.train_loader = self._with_answers(train_loader)
         self.measure = Measure(method)
         self.encoder = method.classifier.encoder if isinstance(recipe.method, ClassifyConfig) else method.encoder
         self.probe = PatchMean(self.encoder)
@@ -214,8 +217,21 @@ class Training:
             "origins": [recipe.method.name if isinstance(recipe.method, MIMConfig) else "timm"],
             "ranks": parallel.size(),
         }
+        if isinstance(recipe.method, ManifoldConfig):
+            meta["teacher"] = digest_of(recipe.method.teacher)
         hooks = Hooks(self._evaluate, self._pictures, meta)
         return Fit(self.method, self.train_loader, recipe.train, self.folder, hooks, state, until)
+
+    def _with_answers(self, batches: Loader) -> Loader:
+        """Training batches with the teacher's answers beside the images, if they are kept; rank 0 asks."""
+        recipe, method = self.recipe, self.method
+        if not isinstance(recipe.method, ManifoldConfig) or not recipe.method.cache:
+            return batches
+        first = parallel.rank() == 0
+        said = parallel.together(lambda: keep_answers(recipe, method, batches) if first else "", UserError)
+        if said:
+            self.folder.info(said)
+        return replace(batches, extras=kept_answers(recipe, method, batches))
 
     def run(self, fit: Fit) -> None:
         """All steps of this stage that are left."""
@@ -242,6 +258,10 @@ class Training:
         self.folder.info(
             f"{height}x{width} pixels, {recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters"
         )
+        if isinstance(recipe.method, ManifoldConfig):
+            held = sum(p.size for p in self.method.teacher.get_parameters()) / 1e6
+            teacher = recipe.method
+            self.folder.info(f"teacher {teacher.teacher}: {teacher.teacher_encoder.name}, {held:.2f} M parameters")
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
@@ -266,6 +286,10 @@ class Training:
         for key in sorted(now):
             if before.get(key) != now[key] and key not in ("output", "init_from"):
                 self.folder.info(f"changed since the checkpoint: {key} was {before.get(key)}, is {now[key]}")
+        if isinstance(self.recipe.method, ManifoldConfig):
+            digest = digest_of(self.recipe.method.teacher)
+            if found.meta.get("teacher", digest) != digest:
+                self.folder.info("changed since the checkpoint: what is in the file method.teacher")
         ranks = found.meta.get("ranks", 1)
         if ranks != parallel.size():
             self.folder.info(f"changed since the checkpoint: ranks was {ranks}, is {parallel.size()}")

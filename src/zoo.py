@@ -13,7 +13,7 @@ from typing import Any
 
 from mindspore import Tensor, nn
 
-from .config import ClassifyConfig, EncoderConfig, Recipe
+from .config import ClassifyConfig, EncoderConfig, Recipe, plain_classifier
 from .engine import checkpoint
 from .models import build_classifier, build_encoder
 from .recipe import ConfigError, change, did_you_mean, load_recipe, parse_recipe
@@ -72,7 +72,7 @@ def model_recipe(name: str) -> Recipe:
 
 
 def classifier_recipe(found: checkpoint.Checkpoint) -> Recipe:
-    """The recipe inside a checkpoint.
+    """The recipe inside a checkpoint; a distilled student is a classifier like any other.
 
     Raises:
         CheckpointError: it is from pre-training.
@@ -83,7 +83,7 @@ def classifier_recipe(found: checkpoint.Checkpoint) -> Recipe:
             f"{found.path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first "
             "with train.py --init-from"
         )
-    return recipe
+    return replace(recipe, method=plain_classifier(recipe.method))
 
 
 def with_options(recipe: Recipe, options: dict[str, Any], source: str) -> tuple[EncoderConfig, ClassifyConfig]:

@@ -228,6 +228,9 @@ AUTO_AUGMENT_HELP = (
     "is not understood; write for example rand-m9-mstd0.5-inc1 (each part at most once): rand first, m0 to m10 "
     "magnitude, mstd0 to mstd100 its deviation, n1 or more operations, inc1 for operations that grow with the magnitude"
 )
+#: distillations, of equal maps and of stages
+KD = "encoder: vit_tiny\nmethod: {{name: manifold, {}}}\n"
+SWIN_KD = "encoder: swin_tiny\nmethod: {{name: manifold, teacher_encoder: swin_small, fc_norm: false, {}}}\n"
 #: the recipe's text, the error with the file's path written as FILE
 FILE_ERRORS = [
     (
@@ -239,7 +242,7 @@ FILE_ERRORS = [
         "encoder: vit_bass",
         f"FILE: encoder.name: unknown preset 'vit_bass'; did you mean vit_base? valid: {ENCODER_NAMES}",
     ),
-    ("method: {name: zzz}", "FILE: method.name: unknown preset 'zzz'; valid: fastmim, simmim, classify"),
+    ("method: {name: zzz}", "FILE: method.name: unknown preset 'zzz'; valid: fastmim, simmim, classify, manifold"),
     ("encoder: {name: [1]}", f"FILE: encoder.name: unknown preset [1]; valid: {ENCODER_NAMES}"),
     ("encoder: 5", f"FILE: encoder: must name a preset, not 5; valid: {ENCODER_NAMES}"),
     ("data: 5", f"FILE: data: must be a mapping of keys, not 5; valid keys: {DATA_KEYS}"),
@@ -266,6 +269,49 @@ FILE_ERRORS = [
         "FILE: train.schedule: step goes with rule: timm; rule: mmengine has cosine and multistep",
     ),
     ("train: {warmup_prefix: true}", "FILE: train.warmup_prefix: goes with rule: timm; write false"),
+    ("train: {per_epoch: true}", "FILE: train.per_epoch: goes with rule: timm; write false"),
+    ("data: {repeats: 0}", "FILE: data.repeats: 0 is not above 0"),
+    (
+        KD.format("student_layers: [0, 12], teacher_layers: [0, 1]"),
+        "FILE: method.student_layers: 12 is not a block of vit_tiny, which has 12; write 0 to 11",
+    ),
+    (
+        KD.format("student_layers: [0], teacher_layers: [-1]"),
+        "FILE: method.teacher_layers: -1 is not a block of vit, which has 12; write 0 to 11",
+    ),
+    (
+        KD.format("student_layers: [0, 1], teacher_layers: [0]"),
+        "FILE: method.teacher_layers: has 1 blocks, student_layers has 2; write one for each of them",
+    ),
+    (
+        KD.format("w_sample: 0"),
+        "FILE: method.student_layers: names no block; write for example student_layers: [0, 3] and teacher_layers: "
+        "[0, 3], or beta: 0 for logits alone",
+    ),
+    (
+        KD.format("beta: 0, teacher_encoder: {image_size: 192}"),
+        "FILE: method.teacher_encoder.image_size: 192x192, but the student has 224x224 and both see the same images; "
+        "write [224, 224]",
+    ),
+    (
+        SWIN_KD.format("student_layers: [3], teacher_layers: [5]"),
+        "FILE: method.teacher_layers: student block 3 has 28x28 tokens, teacher block 5 14x14; write teacher blocks 2 "
+        "to 3, or a max_patch_num that merges both to one map",
+    ),
+    (
+        SWIN_KD.format("student_layers: [3], teacher_layers: [2], max_patch_num: 100"),
+        "FILE: method.max_patch_num: 100 asks for 10x10 tokens, which do not tile the 28x28 of student block 3; write "
+        "1, 4, 16, 49, 196, 784",
+    ),
+    (KD.format("beta: 0, alpha: 1.5"), "FILE: method.alpha: 1.5 is not a rate from 0 to 1"),
+    (KD.format("beta: 0, tau: 0"), "FILE: method.tau: 0.0 is not above 0"),
+    (KD.format("beta: 0, distillation: warm"), "FILE: method.distillation: 'warm' is not one of soft, hard, none"),
+    (
+        KD.format("beta: 0, cache: answers, cutmix: 1.0")
+        + "data: {crop_scale: [1, 1], crop_ratio: [1, 1], auto_augment: rand-m9}",
+        "FILE: method.cache: keeps the teacher's answers to images that never change; write data.auto_augment: '', "
+        "data.hflip: 0, method.mixup: 0, method.cutmix: 0, or leave method.cache out",
+    ),
     ("train: {cosine_epochs: 9}", "FILE: train.cosine_epochs: goes with rule: mmengine; write 0"),
     ("data: {erasing: 2}", "FILE: data.erasing: 2.0 is not a rate from 0 to 1"),
     ("method: {name: classify, mixup: -1}", "FILE: method.mixup: -1.0 is negative"),

@@ -156,6 +156,38 @@ def test_the_training_order_is_a_function_of_seed_and_epoch() -> None:
     assert not np.array_equal(loader.order(5), order_loader(40, 8, seed=4).order(5))
 
 
+def deit_order(shuffled: np.ndarray, rank: int, ranks: int, repeats: int) -> np.ndarray:
+    """RASampler of DeiT's samplers.py, given its permutation."""
+    count = len(shuffled)
+    indices = [index for index in shuffled for _ in range(repeats)]
+    total = -(-count * repeats // ranks) * ranks
+    indices += indices[: total - len(indices)]
+    return np.array(indices[rank:total:ranks][: count // 256 * 256 // ranks])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_repeats_are_deits_sampler_over_ranks(ranks: int) -> None:
+    """600 images are 512 in an epoch, of a third as many files; copies of one are on different ranks."""
+    files, batch = fake_source({"a": 600}), 16
+    shuffled = np.random.default_rng([5, 2]).permutation(600)
+    config, seen = DataConfig(repeats=3), np.zeros(600, int)
+    for rank in range(ranks):
+        loader = Loader(files, config, (16, 16), 3, batch, ("image",), 5, True, rank, ranks)
+        theirs = deit_order(shuffled, rank, ranks, 3)
+        assert len(loader) == len(theirs) // batch == 512 // ranks // batch
+        ours = loader.order(2)
+        np.testing.assert_array_equal(ours, theirs[: len(loader) * batch])
+        np.add.at(seen, ours, 1)
+        if ranks == 3:
+            assert len(set(ours)) == len(ours)
+    assert seen.max() == 3 and (seen > 0).sum() == -(-seen.sum() // 3)
+
+
+def test_repeats_of_few_images_are_an_epoch_too() -> None:
+    loader = Loader(fake_source({"a": 40}), DataConfig(repeats=2), (16, 16), 3, 8, ("image",))
+    assert len(loader) == 5 and sorted(np.bincount(loader.order(0), minlength=40)) == [0] * 20 + [2] * 20
+
+
 def test_the_evaluation_order_is_every_image_once_then_padding() -> None:
     loader = order_loader(10, 4, training=False)
     assert len(loader) == 3

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "weights": {"config", "models"},
     "visual": {"config", "models", "methods"},
     "zoo": {"config", "recipe", "models", "engine"},
+    "teacher": {"config", "recipe", "models", "zoo", "data", "engine"},
     "plan": {"config", "recipe", "models", "methods", "data", "engine"},
     "run": None,
     "deploy": None,

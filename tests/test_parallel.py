@@ -173,6 +173,17 @@ def test_the_self_test_passes_what_is_right(on_ranks: OnRanks) -> None:
     assert refusals(on_ranks) == [text] * 3
 
 
+def test_repeated_images_pass_the_self_test(on_ranks: OnRanks) -> None:
+    config = DataConfig(repeats=3)
+
+    def work(rank: int) -> str:
+        loader = Loader(source(300), config, (16, 16), 3, 4, ("image",), 3, True, rank, 3)
+        return parallel.self_test(loader, weights_of(rank), "seed: 0\n")
+
+    right = "3 ranks: self-test passed (84 images each in an epoch, repeated; 2 parameters equal)"
+    assert on_ranks(3, work) == [right] * 3
+
+
 ONE_OFF = {"mask.draws": Parameter(Tensor(np.array(2**40, np.int64)), name="mask.draws")}
 OTHER_FILES = replace(shard(83, 4, 2, 3), source=source(83, "b"))
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from src.config import ENCODERS, METHODS, ClassifyConfig, MIMConfig, Recipe, SwinConfig, TransformerDecoderConfig
+from src.config import (
+    ENCODERS,
+    METHODS,
+    ClassifyConfig,
+    MIMConfig,
+    Recipe,
+    SwinConfig,
+    TransformerDecoderConfig,
+    plain_classifier,
+)
 from src.data.sources import DataError
 from src.models.cost import encoder_flops, forward_flops, kept_values
 from src.plan import PlanError, as_table, make_plan
@@ -170,6 +180,20 @@ def test_the_command_prints_a_table(run_entry: Run, tmp_path: Path) -> None:
     assert rows["effective batch"].strip() == "2048 = 128 x 1 passes x 16 devices"
     assert rows["learning rate"].strip() == "0.0008 = 0.0002 x 2048 / 512"
     assert rows["steps"].strip() == "62,500 = 625 x 100 epochs"
+
+
+def test_a_plan_counts_the_teacher_and_repeated_images() -> None:
+    """46.9 M parameters of CaiT-S24 (timm), 9.4 G of it and 1.3 of DeiT-Tiny (arXiv 2103.17239, 2012.12877)."""
+    recipe = load_recipe(ROOT / "config/manifold_kd/deit_tiny_from_cait_s24.yaml", ["data.root=gone/imagenet"])
+    plan = make_plan(recipe, devices=8)
+    assert plan["teacher"]["parameters"] == 46_916_200
+    assert plan["teacher"]["flops"] == pytest.approx(9.4e9, rel=0.01)
+    assert plan["flops"]["total"] == pytest.approx(1.3e9, rel=0.05)
+    assert plan["steps_per_epoch"] == 1_281_024 // 512
+    rows = dict(line.split("  ", 1) for line in as_table(plan).splitlines())
+    assert rows["teacher"].strip().startswith("cait_s24, 46,916,200 parameters, 9.35 G multiply-adds")
+    alone = make_plan(replace(recipe, method=plain_classifier(recipe.method)), devices=8)
+    assert plan["memory"] - alone["memory"] == 4 * 46_916_200 and alone["teacher"] is None
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,9 @@ PUBLISHED = {
         128, 3.125e-4, 200 * 49, parameters=87_768_224 - 955 * 1025, images=6_300
     ),
     "ringmo/swin_base_224_100e_finetune": Row(2048, 5e-3, 62_500, None, "simmim_finetune_swin_base_w7_224"),
+    # repeated augmentation makes 1,281,024 images of an epoch: 2502 updates of 512, as without it
+    "manifold_kd/deit_tiny_from_cait_s24": Row(512, 5e-4, 300 * 2502, None, "timm054_deit_tiny_patch16_224"),
+    "manifold_kd/swin_tiny_from_swin_small": Row(512, 5e-4, 300 * 2502, None, "timm054_swin_tiny_patch4_window7_224"),
 }
 #: the progressive recipes are our own: no schedule is published
 PUBLISHED_PATHS = [path for path in RECIPES if path.parts[1] != "demo" and "progressive" not in path.stem]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -36,12 +36,14 @@ class Loader:
         image_size: height and width of the result.
         channels: 3 (RGB) or 1 (grey).
         batch_size: images per batch.
-        columns: of `image`, `label`.
+        columns: of `image`, `label` and the names in `extras`.
         seed: of order and augmentation.
         training: augmented and shuffled, incomplete last batch dropped; else resized and centre-cropped, in order, the
             last batch filled up with label -1.
         rank, ranks: in training each rank takes its part of every global batch, which is the same whichever way it is
-            split over ranks and passes; in evaluation whole batches go round the ranks.
+            split over ranks and passes; in evaluation whole batches go round the ranks. With `config.repeats` every
+            `ranks`-th image of a global batch is a rank's, so that copies of an image go to different ranks.
+        extras: further columns, arrays with a row for each file.
     """
 
     source: ImageFolder
@@ -54,6 +56,7 @@ class Loader:
     training: bool = True
     rank: int = 0
     ranks: int = 1
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -68,16 +71,24 @@ class Loader:
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""
         if self.training:
-            return len(self.source) // (self.batch_size * self.ranks)
+            return self.images // (self.batch_size * self.ranks)
         batches = -(-len(self.source) // self.batch_size)
         return len(range(self.rank, batches, self.ranks))
+
+    @property
+    def images(self) -> int:
+        """Images that an epoch shows on all ranks, were the last batch whole."""
+        return images_of_epoch(len(self.source), self.config.repeats) if self.training else len(self.source)
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of this rank's images of the epoch; -1 fills the last batch of an evaluation."""
         count, batch = len(self.source), self.batch_size
         if self.training:
             shuffled = np.random.default_rng([self.seed, epoch]).permutation(count)
-            return shuffled[: len(self) * self.ranks * batch].reshape(-1, self.ranks, batch)[:, self.rank].ravel()
+            shown = np.repeat(shuffled, self.config.repeats)[: len(self) * self.ranks * batch]
+            if self.config.repeats > 1:
+                return shown[self.rank :: self.ranks]
+            return shown.reshape(-1, self.ranks, batch)[:, self.rank].ravel()
         filled = np.concatenate([np.arange(count), np.full(-count % batch, -1)])
         return filled.reshape(-1, batch)[self.rank :: self.ranks].ravel()
 
@@ -94,16 +105,24 @@ class Loader:
         Raises:
             DataError: for a file that cannot be decoded, by name.
         """
-        if not len(self):  # fewer batches than ranks
-            return
+        if len(self):  # 0: fewer batches than ranks
+            yield from self._batches(self.order(number), self._operation_seed(number), self.columns)
+
+    def every(self, columns: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
+        """Each file once, in order, with the transform of this split; the first file fills the last batch."""
+        count = len(self.source)
+        order = np.concatenate([np.arange(count), np.zeros(-count % self.batch_size, int)])
+        return self._batches(order, self._operation_seed(0), columns)
+
+    def _batches(self, order: np.ndarray, seed: int, columns: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
         workers = min(self.config.workers, os.cpu_count() or 1)  # MindSpore refuses more
-        seed = self._operation_seed(number)
         ds.config.set_seed(seed)
-        files = _Files(self.source, self.order(number), seed)
-        data = ds.GeneratorDataset(files, ["image", "label", "key"], shuffle=False, num_parallel_workers=1)
-        for operations, columns in self.operations():
-            data = data.map(operations, columns, num_parallel_workers=workers)
-        data = data.batch(self.batch_size).project(list(self.columns))
+        files = _Files(self.source, order, seed, list(self.extras.values()))
+        names = ["image", "label", "key", *self.extras]
+        data = ds.GeneratorDataset(files, names, shuffle=False, num_parallel_workers=1)
+        for operations, changed in self.operations():
+            data = data.map(operations, changed, num_parallel_workers=workers)
+        data = data.batch(self.batch_size).project(list(columns))
         done = 0
         try:
             for batch in data.create_tuple_iterator(num_epochs=1, do_copy=False):
@@ -111,7 +130,7 @@ class Loader:
                 done += 1
         except RuntimeError as error:
             Path("abnormal_image.jpg").unlink(missing_ok=True)  # MindSpore drops a copy of the file here
-            raise self._unreadable(self.order(number)[done * self.batch_size :], error) from None
+            raise self._unreadable(order[done * self.batch_size :], error) from None
 
     def _unreadable(self, order: np.ndarray, error: Exception) -> DataError:
         """Names the first file of `order` that cannot be decoded; MindSpore's own message does not."""
@@ -171,6 +190,14 @@ class Loader:
         return [*steps, transforms.TypeCast(mstype.float32)]
 
 
+def images_of_epoch(count: int, repeats: int) -> int:
+    """Images that an epoch of `count` files shows: all, or with repeats a multiple of 256 (DeiT samplers.py).
+
+    Fewer than 256 files, which would make no epoch there, are all counted.
+    """
+    return count // 256 * 256 or count if repeats > 1 else count
+
+
 def evaluation_operations(image_size: tuple[int, int], eval_crop: float) -> list:
     """Resize so that the crop is `eval_crop` of the shorter side, then cut the centre (torchvision on PIL images)."""
     height, width = image_size
@@ -191,15 +218,15 @@ class CentreCrop:
 
 
 class _Files:
-    """Raw bytes, label and key (for `augment`) of the images at `order`, for GeneratorDataset."""
+    """Raw bytes, label, key (for `augment`) and rows of `extras` of the images at `order`, for GeneratorDataset."""
 
-    def __init__(self, source: ImageFolder, order: np.ndarray, seed: int):
-        self.source, self.order, self.seed = source, order, seed
+    def __init__(self, source: ImageFolder, order: np.ndarray, seed: int, extras: Sequence[np.ndarray] = ()):
+        self.source, self.order, self.seed, self.extras = source, order, seed, extras
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
         index = int(self.order[position])
         path = self.source.files[max(index, 0)]
         label = self.source.labels[index] if index >= 0 else -1
@@ -208,7 +235,7 @@ class _Files:
         content = np.fromfile(path, np.uint8)
         if not has_scan(content.data):
             content = np.zeros(1, np.uint8)  # no image: refused, where the decoder would end the process
-        return content, np.array(label, np.int32), key
+        return content, np.array(label, np.int32), key, *(np.array(rows[max(index, 0)]) for rows in self.extras)
 
 
 def has_scan(content: memoryview) -> bool:

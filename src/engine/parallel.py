@@ -140,8 +140,9 @@ def self_test(loader: Any, parameters: dict[str, Parameter], recipe: str) -> str
     check_equal(crc([names.encode()]), "has other parameters than rank 0; start all nodes with the same code")
     check_shards(loader)
     check_parameters(parameters)
+    shards = "disjoint" if loader.config.repeats == 1 else "repeated"
     return (
-        f"{size()} ranks: self-test passed ({len(loader.order(0))} images each in an epoch, disjoint; "
+        f"{size()} ranks: self-test passed ({len(loader.order(0))} images each in an epoch, {shards}; "
         f"{len(parameters)} parameters equal)"
     )
 
@@ -166,13 +167,14 @@ def check_equal(values: list[int], message: str) -> None:
 
 
 def check_shards(loader: Any) -> None:
-    """All ranks see one list of images, and the first epoch takes each once; less than a global batch is left over."""
+    """All ranks see one list of images, and the first epoch takes each as often as it should; less than a global batch
+    is left over."""
     check_equal(loader.checksum(), "sees other images than rank 0; data.root must hold the same files on all nodes")
     own = loader.order(0)
     counts = np.zeros(len(loader.source))
     np.add.at(counts, own, 1)
     counts = total(counts)
-    twice = counts > 1
+    twice = counts > loader.config.repeats
     table = gather([twice[own].sum(), len(own)])
     for number, (shared, _) in enumerate(table):
         if shared:
@@ -182,7 +184,7 @@ def check_shards(loader: Any) -> None:
     for number, (_, images) in enumerate(table):
         if images != table[0, 1]:
             raise RankError(f"rank {number}: reads {int(images)} images in an epoch, rank 0 {int(table[0, 1])}")
-    left = int((counts == 0).sum())
+    left = loader.images - int(counts.sum())
     if left >= loader.batch_size * size():
         raise RankError(f"rank 0: {left} images are read by no rank, more than the incomplete last batch")
 

@@ -29,7 +29,8 @@ def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 
     rule: timm (SimMIM lr_scheduler.py, timm 0.4.12). An update uses the rate of the one before it; linear from
     `warmup_lr` to peak * scale; after the warm-up the shape is evaluated as if it had begun at the start, so there is a
     small jump; `warmup_prefix` lets the cosine begin after it (Swin-Transformer lr_scheduler.py, which the Swin V2
-    recipes use). `warmup_lr` and `min_lr` are not scaled by layer decay, and are given for `lr_batch` images.
+    recipes use). With `per_epoch` all of that counts epochs instead of updates (DeiT main.py, timm 0.5.4). `warmup_lr`
+    and `min_lr` are not scaled by layer decay, and are given for `lr_batch` images.
 
     rule: mmengine (mmengine param_scheduler.py, as mmpretrain uses it). An update uses its own rate; the last of the
     warm-up reaches the peak; the shape begins after it, so that milestones count from there, and the cosine can be
@@ -43,6 +44,8 @@ def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 
         updates: updates per epoch, which rule timm counts.
     """
     if train.rule == "timm":
+        if train.per_epoch:
+            epoch, updates = math.floor(epoch), 1
         return _timm_rate(train, peak * scale, peak / train.base_lr, epoch, updates)
     if train.rule == "mmengine":
         return _mmengine_rate(train, peak * scale, peak / train.base_lr, epoch, updates)

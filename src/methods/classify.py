@@ -18,8 +18,8 @@ class Classify(nn.Cell):
         mixing: mixes the batches of training, with label smoothing of its own; never those of `measure`.
     """
 
-    columns = ("image", "label")
-    parts = ("baseline",)
+    columns: tuple[str, ...] = ("image", "label")
+    parts: tuple[str, ...] = ("baseline",)
     metrics = ("loss", "top1", "top5")
     best = ("top1", "max")
 
@@ -33,13 +33,14 @@ class Classify(nn.Cell):
 
     def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels (B,) int or soft targets (B, classes) -> loss, and the entropy of the mean target."""
+        image, target = self.mixed(image, label)
+        return soft_cross_entropy(self.classifier(image), target), entropy_of_mean(target)
+
+    def mixed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and soft targets as training sees them."""
         if self.mixing is not None and self.training:
-            image, target = self.mixing(image, label)
-        else:
-            target = soft_targets(label, self.num_classes, self.smoothing)
-        loss = soft_cross_entropy(self.classifier(image), target)
-        mean = target.mean(axis=0)
-        return loss, -(mean * ops.log(ops.maximum(mean, 1e-12))).sum()
+            return self.mixing(image, label)
+        return image, soft_targets(label, self.num_classes, self.smoothing)
 
     def measure(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         """Sums over the images with label >= 0: count, cross-entropy without smoothing, top-1 and top-5 hits."""
@@ -66,3 +67,9 @@ class Classify(nn.Cell):
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over the batch of -sum(target * log softmax(logits))."""
     return -(target * ops.log_softmax(logits)).sum(axis=-1).mean()
+
+
+def entropy_of_mean(target: Tensor) -> Tensor:
+    """Cross-entropy of the best constant prediction: the entropy of the mean of targets (B, classes)."""
+    mean = target.mean(axis=0)
+    return -(mean * ops.log(ops.maximum(mean, 1e-12))).sum()

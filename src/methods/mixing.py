@@ -9,6 +9,7 @@ from scipy.special import betaincinv
 
 from ..config import ClassifyConfig
 from ..models.random import CounterUniform
+from ..models.rows import scale_columns
 
 
 class BetaQuantile(nn.Cell):
@@ -100,7 +101,8 @@ def mix(image: Tensor, target: Tensor, lam: Tensor, box: Tensor, use_cutmix: Ten
     cut = use_cutmix.astype(image.dtype)
     kept = cut * (1.0 - inside) + (1.0 - cut) * lam  # (H, W)
     share = cut * (1.0 - inside.mean()) + (1.0 - cut) * lam
-    mixed = image * kept + ops.flip(image, (0,)) * (1.0 - kept)
+    pixels, mirrored = image.reshape(-1, height * width), ops.flip(image, (0,)).reshape(-1, height * width)
+    mixed = (scale_columns(pixels, kept) + scale_columns(mirrored, 1.0 - kept)).reshape(image.shape)
     return mixed, target * share + ops.flip(target, (0,)) * (1.0 - share)
 
 

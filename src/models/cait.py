@@ -21,7 +21,6 @@ from .layers import (
     Linear,
     PatchEmbed,
     parameter,
-    split_heads,
     trunc_normal,
     weight_init,
 )
@@ -66,12 +65,13 @@ class ClassAttention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = rows.softmax()
+        self.split_heads = rows.split_heads()
 
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         first = x.reshape(batch, tokens, self.dim)[:, 0]
-        q = split_heads(self.q(first) * self.scale, batch, 1, self.num_heads)
-        k = split_heads(self.k(x), batch, tokens, self.num_heads)
-        v = split_heads(self.v(x), batch, tokens, self.num_heads)
+        q = self.split_heads(self.q(first) * self.scale, batch, 1, self.num_heads)
+        k = self.split_heads(self.k(x), batch, tokens, self.num_heads)
+        v = self.split_heads(self.v(x), batch, tokens, self.num_heads)
         mixed = self.mix(self.softmax(self.scores(q, k)), v)  # (B, heads, 1, C / heads)
         return self.proj(mixed.reshape(batch, self.dim))
 
@@ -144,20 +144,18 @@ class CaiT(Encoder):
     def embed(self, image: Tensor) -> Tensor:
         return self.patch_embed(image)
 
-    def encode(self, tokens: Tensor) -> Tensor:
+    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The blocks are those with talking heads: their sequences are the patches (B, N, C)."""
         batch, length, dim = tokens.shape
-        patches = self._run(tokens, ())[0].reshape(batch, length, dim)
+        rows, taken = self._run(tokens, indices)
+        patches = rows.reshape(batch, length, dim)
         token = ops.tile(self.cls_token.reshape(1, dim), (batch, 1))
         for number in range(self.depth_token_only):
             token = self.blocks_token_only[number](self._joined(token, patches), batch, 1 + length)
         sequence = self._joined(token, patches)
         if self.norm is not None:
             sequence = self.norm(sequence)
-        return sequence.reshape(batch, 1 + length, dim)
-
-    def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The patches (B, N, C) after the blocks with talking heads of those numbers."""
-        return tuple([x.reshape(tokens.shape) for x in self._run(tokens, indices)[1]])
+        return sequence.reshape(batch, 1 + length, dim), tuple([x.reshape(tokens.shape) for x in taken])
 
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """All patch blocks on (B*N, C) rows; also the rows after those in `indices`."""

@@ -33,9 +33,17 @@ class Classifier(nn.Cell):
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> logits (B, num_classes)."""
-        sequence = self.encoder(image)
+        return self.logits(self.encoder(image))
+
+    def logits(self, sequence: Tensor) -> Tensor:
+        """Tokens of the encoder -> logits (B, num_classes)."""
+        first, second = self.heads(sequence)
+        return first if self.head_dist is None else (first + second) / 2
+
+    def heads(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the encoder -> logits of the head, and of that on the distillation token if there is one."""
         logits = self.head(self.pool(sequence))
-        return logits if self.head_dist is None else (logits + self.head_dist(sequence[:, 1])) / 2
+        return logits, logits if self.head_dist is None else self.head_dist(sequence[:, 1])
 
     def features(self, image: Tensor) -> Tensor:
         """Pooled features (B, out_dim) that the head sees."""

@@ -32,20 +32,24 @@ class Encoder(nn.Cell):
         """(B, in_chans, H, W) -> patch tokens (B, N, C), before class token and position."""
         raise NotImplementedError
 
+    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `encode` and `blocks_of` give, from one pass: patch tokens -> the sequence, and those of the blocks."""
+        raise NotImplementedError
+
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens of `embed` -> (B, num_prefix_tokens + N', out_dim), final norm applied."""
-        raise NotImplementedError
+        return self.outputs(tokens, ())[0]
 
     def construct(self, image: Tensor) -> Tensor:
         return self.encode(self.embed(image))
 
     def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The sequences after the blocks of those numbers, before the final norm (distillation, probes).
+        """The sequences after the blocks of those numbers, each once and in ascending order, before the final norm.
 
         The patch tokens are the last of a sequence. Tokens before them may be fewer than in `encode`'s output, where
         a class token joins behind these blocks: their number is the length less the patch tokens.
         """
-        raise NotImplementedError
+        return self.outputs(tokens, indices)[1]
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of output tokens for an image of (height, width) pixels."""

@@ -132,6 +132,7 @@ class Attention(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = rows.softmax()
         self.bias_add = ops.BiasAdd()
+        self.split_heads, self.join_heads = rows.split_heads(), rows.join_heads()
 
     def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
         """(B*N, C) and a bias of the scores (heads, N, N) or None -> (B*N, C)."""
@@ -139,21 +140,17 @@ class Attention(nn.Cell):
         if self.q_bias is not None:
             q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
         scores = self.scores(
-            split_heads(q * self.scale, batch, tokens, self.num_heads), split_heads(k, batch, tokens, self.num_heads)
+            self.split_heads(q * self.scale, batch, tokens, self.num_heads),
+            self.split_heads(k, batch, tokens, self.num_heads),
         )
         if bias is not None:
             scores = scores + ops.tile(bias.expand_dims(0), (batch, 1, 1, 1))
-        mixed = self.mix(self.shares(scores), split_heads(v, batch, tokens, self.num_heads))  # (B, heads, N, head_dim)
-        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch * tokens, self.num_heads * self.head_dim))
+        mixed = self.mix(self.shares(scores), self.split_heads(v, batch, tokens, self.num_heads))
+        return self.proj(self.join_heads(mixed))
 
     def shares(self, scores: Tensor) -> Tensor:
         """Scores (B, heads, N, N) -> what each token takes of each other."""
         return self.softmax(scores)
-
-
-def split_heads(x: Tensor, batch: int, tokens: int, heads: int) -> Tensor:
-    """Rows (B*N, C) -> (B, heads, N, C / heads)."""
-    return x.reshape(batch, tokens, heads, x.shape[1] // heads).transpose(0, 2, 1, 3)
 
 
 class Block(nn.Cell):

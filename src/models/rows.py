@@ -1,11 +1,13 @@
 """Linear, layer norm, GELU and softmax on rows, in the form that is fast on the device at hand.
 
-On Ascend and GPU these are MindSpore's own operations and their gradients. On CPU three things make those slow or
+On Ascend and GPU these are MindSpore's own operations and their gradients. On CPU four things make those slow or
 hungry (MindSpore 2.10, measured with benchmarks/step.py):
 
 - an element-wise operation that broadcasts keeps 16 bytes of index lists per output element for the life of the
   graph, so broadcasts are written as `tile` or BiasAdd;
 - BiasAddGrad and sums over rows take as long as the matrix product beside them, so they are products with ones;
+- a transposition keeps 8 bytes per element for the life of the graph and is slow, so heads are taken apart by a split
+  and put together by a concatenation;
 - the gradients of LayerNorm and GELU cost several times their forward pass, so they are written out here.
 
 Both forms give the same numbers; tests/test_models.py holds them together.
@@ -168,6 +170,37 @@ class SoftmaxCPU(Softmax):
         return (weighted - out * self.tile(total, (1, dim)).reshape(out.shape),)
 
 
+class SplitHeads(nn.Cell):
+    """Rows (B*N, C) -> (B, heads, N, C / heads)."""
+
+    def construct(self, x: Tensor, batch: int, tokens: int, heads: int) -> Tensor:
+        return x.reshape(batch, tokens, heads, x.shape[1] // heads).transpose(0, 2, 1, 3)
+
+
+class SplitHeadsCPU(SplitHeads):
+    """`SplitHeads` without a transposition."""
+
+    def construct(self, x: Tensor, batch: int, tokens: int, heads: int) -> Tensor:
+        dim = x.shape[1]
+        return ops.stack(ops.split(x.reshape(batch, tokens, dim), dim // heads, -1), 1)
+
+
+class JoinHeads(nn.Cell):
+    """(B, heads, N, D) -> rows (B*N, heads * D)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        batch, heads, tokens, dim = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(batch * tokens, heads * dim)
+
+
+class JoinHeadsCPU(JoinHeads):
+    """`JoinHeads` without a transposition."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        batch, heads, tokens, dim = x.shape
+        return ops.cat(ops.unstack(x, 1), -1).reshape(batch * tokens, heads * dim)
+
+
 def affine() -> nn.Cell:
     """`Affine` for the device cells are built for; likewise below."""
     return AffineCPU() if on_cpu() else Affine()
@@ -183,6 +216,14 @@ def normalize(eps: float) -> nn.Cell:
 
 def exact_gelu() -> nn.Cell:
     return ExactGeluCPU() if on_cpu() else ExactGelu()
+
+
+def split_heads() -> nn.Cell:
+    return SplitHeadsCPU() if on_cpu() else SplitHeads()
+
+
+def join_heads() -> nn.Cell:
+    return JoinHeadsCPU() if on_cpu() else JoinHeads()
 
 
 def softmax() -> nn.Cell:

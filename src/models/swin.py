@@ -342,15 +342,12 @@ class Swin(Encoder):
     def embed(self, image: Tensor) -> Tensor:
         return self.patch_embed(image)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        x = self._run(tokens, ())[0]
+    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, taken = self._run(tokens, indices)
         count, batch, dim = x.shape
         if self.norm is not None:
             x = self.norm(x.reshape(count * batch, dim)).reshape(count, batch, dim)
-        return x.transpose(1, 0, 2)
-
-    def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
-        return tuple(self._run(tokens, indices)[1])
+        return x.transpose(1, 0, 2), tuple(taken)
 
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """All stages: output (N', B, C') in raster order, and the sequences after the blocks in `indices`."""

@@ -59,17 +59,12 @@ class ViT(Encoder):
     def embed(self, image: Tensor) -> Tensor:
         return self.patch_embed(image)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        batch, length = tokens.shape[0], tokens.shape[1] + self.num_prefix_tokens
-        rows = self._run(tokens, ())[0]
+    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        shape = (tokens.shape[0], tokens.shape[1] + self.num_prefix_tokens, self.out_dim)
+        rows, taken = self._run(tokens, indices)
         if self.norm is not None:
             rows = self.norm(rows)
-        return rows.reshape(batch, length, self.out_dim)
-
-    def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
-        batch, length = tokens.shape[0], tokens.shape[1] + self.num_prefix_tokens
-        taken = self._run(tokens, indices)[1]
-        return tuple([rows.reshape(batch, length, self.out_dim) for rows in taken])
+        return rows.reshape(shape), tuple([block.reshape(shape) for block in taken])
 
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """All blocks on (B*length, C) rows; also the rows after the blocks in `indices`."""
