@@ -30,7 +30,7 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> nn.Cell:
 
     Args:
         source: a checkpoint of a fine-tuning run, or a name of `model_names()` for fresh weights.
-        options: fields of the encoder or the classifier (`src/config.py`) that differ from the source's, for example
+        options: fields of the encoder or the classifier (`src/config/`) that differ from the source's, for example
             `num_classes=10` or `image_size=192`. Those of a checkpoint must leave the shapes of its weights.
 
     Raises:

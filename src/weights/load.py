@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from ..config import EncoderConfig, first_blocks, num_blocks
+from ..config import EncoderConfig, first_blocks
 from ..models import build_encoder
 from . import WeightsError
 from .names import BUFFERS
@@ -106,12 +106,11 @@ def load_encoder(
     if origin.sources == ("fastmim",) and "head.weight" in parameters and "head.weight" not in arrays:
         wanted -= {"encoder.norm.weight", "encoder.norm.bias"}
     notes, trained = [], encoder
-    if encoder is not None and 0 < origin.encoder_blocks < num_blocks(encoder):
+    total = len(encoder.block_maps) if encoder else 0
+    if 0 < origin.encoder_blocks < total:
         trained = first_blocks(encoder, origin.encoder_blocks)
         wanted -= left_out(encoder, trained)
-        notes = [
-            f"pre-training had the first {origin.encoder_blocks} of {num_blocks(encoder)} blocks, the rest is fresh"
-        ]
+        notes = [f"pre-training had the first {origin.encoder_blocks} of {total} blocks, the rest is fresh"]
     wanted -= {name for name in wanted & set(arrays) if own_positions(parameters[name], arrays[name])}
     shared = sorted(n for n in wanted - set(arrays) if OWN.fullmatch(n)) if SHARED in arrays else []
     found = arrays | {name: arrays[SHARED] for name in shared}

@@ -1,0 +1,43 @@
+"""What the dataclasses of a recipe check, and the error of a value that is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FieldError(ValueError):
+    """A value that its own dataclass refuses: `key` is relative to that class, the text says what to write."""
+
+    def __init__(self, key: str, message: str):
+        super().__init__(message)
+        self.key = key
+
+
+def need(condition: bool, key: str, message: str) -> None:
+    if not condition:
+        raise FieldError(key, message)
+
+
+def legal_near(value: int, step: int) -> str:
+    """The multiples of `step` around `value`, for error messages."""
+    low = value // step * step
+    return f"{low} or {low + step}" if low else f"{step}"
+
+
+def check_positive(config: Any, *keys: str) -> None:
+    for key in keys:
+        need(getattr(config, key) > 0, key, f"{getattr(config, key)} is not above 0")
+
+
+def check_not_negative(config: Any, *keys: str) -> None:
+    for key in keys:
+        need(getattr(config, key) >= 0, key, f"{getattr(config, key)} is negative")
+
+
+def check_rate(config: Any, key: str, closed: bool = False) -> None:
+    value = getattr(config, key)
+    need(0 <= value < 1 or (closed and value == 1), key, f"{value} is not a rate from 0 to 1")
+
+
+def show_size(size: Any) -> str:
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)

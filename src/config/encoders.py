@@ -1,0 +1,288 @@
+"""Encoders: their sizes, and the networks that have a name."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from .checks import check_not_negative, check_positive, check_rate, legal_near, need
+
+
+class Sizes:
+    """What the sizes of all encoders have in common."""
+
+    image_size: tuple[int, int]
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of one output token."""
+        raise NotImplementedError
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of one image, without the class token."""
+        return self.image_size[0] * self.image_size[1] // self.stride**2
+
+    def check_image(self, unit: str) -> None:
+        """Whole output tokens; `unit` says what their side is made of."""
+        for side in self.image_size:
+            need(
+                side > 0 and side % self.stride == 0,
+                "image_size",
+                f"{side} is not a multiple of {unit}; write {legal_near(max(side, 1), self.stride)}",
+            )
+
+
+class OneScale(Sizes):
+    """Sizes of encoders with one token per patch, and what they must fulfil."""
+
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+    def check_sizes(self) -> None:
+        """Whole patches, and heads of equal width."""
+        self.check_image(f"patch_size {self.patch_size}")
+        need(
+            self.embed_dim % self.num_heads == 0,
+            "num_heads",
+            f"{self.num_heads} does not divide embed_dim {self.embed_dim}",
+        )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of one output token."""
+        return self.patch_size
+
+    @property
+    def out_dim(self) -> int:
+        """Width of one output token."""
+        return self.embed_dim
+
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+        rows, cols = (side // self.patch_size for side in self.image_size)
+        return ((rows, cols),) * self.depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(OneScale):
+    """Vision Transformer; field names follow timm and the MAE family."""
+
+    name: str = "vit"
+    image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
+    in_chans: int = 3
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    k_bias: bool = True  # false: only q and v have biases (BEiT, SimMIM)
+    class_token: bool = True
+    distilled: bool = False  # a second token after the class token, with a head of its own (DeiT)
+    position: Literal["learned", "sincos", "none"] = "sincos"  # sincos is fixed, its class-token row is zero
+    relative_position: Literal["none", "shared", "block"] = "none"  # a bias table for all blocks, or one for each
+    layer_scale: float = 0.0  # initial value of the factors on both branches; 0 leaves them out
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
+    # initial weights: xavier (MAE, FastMIM), trunc_normal with deviation 0.02 (timm), scaled: the same with both output
+    # projections of block i divided by sqrt(2 * (i + 1)) (BEiT, SimMIM)
+    init: Literal["xavier", "trunc_normal", "scaled"] = "xavier"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
+        self.check_sizes()
+        if self.position == "sincos":
+            need(
+                self.embed_dim % 4 == 0,
+                "embed_dim",
+                f"{self.embed_dim} is not a multiple of 4, which position: sincos needs; "
+                f"write {legal_near(self.embed_dim, 4)}",
+            )
+        if self.distilled:
+            need(
+                self.class_token and self.position != "sincos" and self.relative_position == "none",
+                "distilled",
+                "goes with class_token: true, position: learned and relative_position: none",
+            )
+        check_rate(self, "drop_path")
+        check_not_negative(self, "layer_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaiTConfig(OneScale):
+    """CaiT; field names follow timm (models/cait.py)."""
+
+    #: as a ViT's: the class token joins behind the patch blocks
+    class_token: ClassVar = True
+    distilled: ClassVar = False
+
+    name: str = "cait"
+    image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
+    in_chans: int = 3
+    patch_size: int = 16
+    embed_dim: int = 384
+    depth: int = 24  # blocks with talking heads, on the patches alone
+    depth_token_only: int = 2  # blocks with class attention behind them
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    mlp_ratio_token_only: float = 4.0
+    qkv_bias: bool = True
+    layer_scale: float = 1e-5  # initial value of the factors on both branches (timm's init_values)
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0  # rate of every patch block alike; the others have none
+
+    def __post_init__(self) -> None:
+        check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "depth_token_only", "num_heads")
+        check_positive(self, "mlp_ratio", "mlp_ratio_token_only", "layer_scale", "norm_eps")
+        self.check_sizes()
+        check_rate(self, "drop_path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig(Sizes):
+    """Swin Transformer; field names follow the original code."""
+
+    name: str = "swin"
+    image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
+    in_chans: int = 3
+    patch_size: int = 4
+    embed_dim: int = 96  # of the first stage; doubles from stage to stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7  # tokens per side; capped by small maps, maps it does not divide are padded
+    cap_window: bool = True  # false: small maps are padded to a whole window too (mmpretrain's pad_small_map)
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    patch_norm: bool = True  # norm after the patch embedding
+    absolute_position: bool = False  # a learned table added to the patch embedding (ape)
+    norm_eps: float = 1e-5
+    drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
+    init: Literal["xavier", "trunc_normal"] = "trunc_normal"  # initial weights: xavier (FastMIM), deviation 0.02 (Swin)
+
+    def __post_init__(self) -> None:
+        check_positive(self, "in_chans", "patch_size", "embed_dim", "window_size", "mlp_ratio", "norm_eps")
+        need(
+            len(self.depths) == len(self.num_heads),
+            "num_heads",
+            f"has {len(self.num_heads)} stages, depths has {len(self.depths)}",
+        )
+        for stage, heads in enumerate(self.num_heads):
+            need(self.depths[stage] > 0, "depths", f"stage {stage} has {self.depths[stage]} blocks")
+            need(
+                heads > 0 and self.embed_dim * 2**stage % heads == 0,
+                "num_heads",
+                f"{heads} does not divide {self.embed_dim * 2**stage}, the width of stage {stage}",
+            )
+        self.check_image(f"{self.stride} (patch_size {self.patch_size}, halved after every stage but the last)")
+        check_rate(self, "drop_path")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of one output token."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def out_dim(self) -> int:
+        """Width of one output token."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tokens after each block of all stages, before merging."""
+        rows, cols = (side // self.patch_size for side in self.image_size)
+        return tuple((rows >> stage, cols >> stage) for stage, depth in enumerate(self.depths) for _ in range(depth))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinV2Config(SwinConfig):
+    """Swin Transformer V2: norms after the branches, cosine attention, log-spaced continuous position bias."""
+
+    name: str = "swinv2"
+    image_size: tuple[int, int] = (256, 256)
+    window_size: int = 8
+    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)  # per stage, for coordinates after a change; 0: its own
+    main_norm_every: int = 0  # a norm on the main branch after every so many blocks of a stage; 0: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "main_norm_every")
+        need(
+            len(self.pretrained_window_sizes) >= len(self.depths),
+            "pretrained_window_sizes",
+            f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} stages",
+        )
+
+
+EncoderConfig = ViTConfig | CaiTConfig | SwinConfig
+
+
+def first_blocks(encoder: EncoderConfig, blocks: int) -> EncoderConfig:
+    """An encoder cut off after its first blocks, which keep their rates of stochastic depth; stages left empty go."""
+    total = len(encoder.block_maps)
+    need(blocks <= total, "method.encoder_blocks", f"{blocks}, but {encoder.name} has {total}; write {total} or less")
+    if blocks == total:
+        return encoder
+    if isinstance(encoder, CaiTConfig):  # one rate for all
+        return replace(encoder, depth=blocks)
+    sizes: dict[str, Any] = {"drop_path": encoder.drop_path * (blocks - 1) / (total - 1)}
+    if isinstance(encoder, SwinConfig):
+        left = itertools.accumulate(encoder.depths, lambda rest, depth: rest - depth, initial=blocks)
+        depths = tuple(min(depth, rest) for depth, rest in zip(encoder.depths, left, strict=False) if rest > 0)
+        return replace(encoder, depths=depths, num_heads=encoder.num_heads[: len(depths)], **sizes)
+    return replace(encoder, depth=blocks, **sizes)
+
+
+ENCODERS: dict[str, Any] = {
+    "vit": ViTConfig(),
+    "vit_demo": ViTConfig(image_size=(64, 64), patch_size=8, embed_dim=96, depth=4, num_heads=3),
+    "vit_tiny": ViTConfig(embed_dim=192, num_heads=3),
+    "vit_small": ViTConfig(embed_dim=384, num_heads=6),
+    "vit_base": ViTConfig(),
+    "vit_large": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
+    # SimMIM's ViT-B as it pre-trains; fine-tuning has relative_position: block
+    "vit_base_simmim": ViTConfig(
+        position="none", relative_position="shared", k_bias=False, layer_scale=0.1, init="scaled", drop_path=0.1
+    ),
+    "cait": CaiTConfig(),
+    "cait_xxs24": CaiTConfig(embed_dim=192, num_heads=4),
+    "cait_xxs36": CaiTConfig(embed_dim=192, num_heads=4, depth=36),
+    "cait_xs24": CaiTConfig(embed_dim=288, num_heads=6),
+    "cait_s24": CaiTConfig(),
+    "cait_s36": CaiTConfig(depth=36, layer_scale=1e-6),
+    "cait_m36": CaiTConfig(embed_dim=768, num_heads=16, depth=36, layer_scale=1e-6),
+    "cait_m48": CaiTConfig(embed_dim=768, num_heads=16, depth=48, layer_scale=1e-6),
+    "swin": SwinConfig(),
+    "swin_demo": SwinConfig(image_size=(64, 64), embed_dim=48, depths=(2, 2, 2), num_heads=(2, 4, 8), window_size=4),
+    "swin_tiny": SwinConfig(),
+    "swin_small": SwinConfig(depths=(2, 2, 18, 2)),
+    "swin_base": SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "swin_large": SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+    "swinv2": SwinV2Config(),
+    "swinv2_tiny": SwinV2Config(),
+    "swinv2_small": SwinV2Config(depths=(2, 2, 18, 2)),
+    "swinv2_base": SwinV2Config(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "swinv2_large": SwinV2Config(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+    # 655 M and 1.06 B parameters, as published; neither code nor heads are. Heads of 32 channels as in all the others
+    # (mmpretrain guesses 8 to 64 for huge); the norms on the main branch are the paper's (2111.09883) for huge models.
+    "swinv2_huge": SwinV2Config(
+        embed_dim=352,
+        depths=(2, 2, 18, 2),
+        num_heads=(11, 22, 44, 88),
+        main_norm_every=6,
+        image_size=(192, 192),
+        window_size=12,
+    ),
+    "swinv2_giant": SwinV2Config(
+        embed_dim=448,
+        depths=(2, 2, 18, 2),
+        num_heads=(14, 28, 56, 112),
+        main_norm_every=6,
+        image_size=(192, 192),
+        window_size=12,
+    ),
+}

@@ -1,0 +1,176 @@
+"""Images, their augmentation, optimisation and stages of a training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .checks import check_not_negative, check_positive, check_rate, need
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugmentConfig:
+    """RandAugment as timm's text says it (timm data/auto_augment.py rand_augment_transform)."""
+
+    magnitude: int = 10  # m, of 10
+    operations: int = 2  # n, drawn for each image
+    std: float = 0.0  # mstd, deviation of the magnitude
+    increasing: bool = False  # inc1: a higher magnitude is always the stronger change
+
+
+def parse_auto_augment(text: str) -> RandAugmentConfig:
+    """`rand` and parts joined by `-`, in any order: m0 to m10, n1 or more, mstd0 to mstd100, inc1.
+
+    Raises:
+        FieldError: for anything else, timm's other policies included.
+    """
+    found: dict[str, Any] = {}
+    policy, *parts = text.split("-")
+    need(policy == "rand", "auto_augment", _auto_augment_help(text, policy))
+    for part in parts:
+        match = re.fullmatch(r"(m|n|mstd|inc)(\d+|\d*\.\d+)", part)
+        key, value = (match[1], float(match[2])) if match else ("", 0.0)
+        low, high = {"m": (0, 10), "n": (1, 100), "mstd": (0, 100), "inc": (1, 1)}.get(key, (1, 0))
+        whole = key == "mstd" or "." not in part
+        legal = low <= value <= high and whole and key not in found
+        need(legal, "auto_augment", _auto_augment_help(text, part))
+        found[key] = value
+    return RandAugmentConfig(
+        magnitude=int(found.get("m", 10)),
+        operations=int(found.get("n", 2)),
+        std=found.get("mstd", 0.0),
+        increasing="inc" in found,
+    )
+
+
+def _auto_augment_help(text: str, part: str) -> str:
+    return (
+        f"{part!r} in {text!r} is not understood; write for example rand-m9-mstd0.5-inc1 (each part at most once): "
+        "rand first, m0 to m10 magnitude, mstd0 to mstd100 its deviation, n1 or more operations, inc1 for operations "
+        "that grow with the magnitude"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Image folders: root/train/<class>/... and root/val/<class>/..., or images directly below train."""
+
+    root: str = "data/imagenet"
+    train: str = "train"
+    val: str = "val"  # empty: no evaluation
+    labels_per_class: int = 0  # use so many training images of each class; 0 is all
+    # repeated augmentation (DeiT's RASampler, 3 there): an image comes so many times in a row, augmented anew each
+    # time, on different ranks where there are several; an epoch is as long as ever and shows fewer images. 1 is off
+    repeats: int = 1
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1, one number per channel
+    std: tuple[float, ...] = IMAGENET_STD
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of training crops; evaluation is bicubic
+    hflip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    color_jitter: float = 0.0  # brightness, contrast and saturation x (1 - this to 1 + this), in random order (timm)
+    auto_augment: str = ""  # RandAugment in timm's syntax, for example rand-m9-mstd0.5-inc1; empty is off
+    erasing: float = 0.0  # probability of a box of normal noise in the normalised image (timm, mode pixel)
+    erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box, as a share of the image
+    eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, cut the centre
+    workers: int = 4  # threads of each input operation
+
+    def __post_init__(self) -> None:
+        check_positive(self, "workers", "eval_crop", "repeats")
+        for key in ("crop_scale", "crop_ratio", "erasing_area"):
+            low, high = getattr(self, key)
+            need(0 < low <= high, key, f"[{low}, {high}] is not an increasing range above 0")
+        for key in ("crop_scale", "erasing_area"):
+            high = getattr(self, key)[1]
+            need(high <= 1, key, f"{high} is above 1, the whole image")
+        need(self.eval_crop <= 1, "eval_crop", f"{self.eval_crop} is above 1, the whole image")
+        need(self.labels_per_class >= 0, "labels_per_class", "is negative; 0 takes all")
+        for key in ("hflip", "brightness", "contrast", "erasing"):
+            check_rate(self, key, closed=True)
+        check_not_negative(self, "color_jitter")
+        if self.auto_augment:
+            parse_auto_augment(self.auto_augment)
+            need(
+                not self.color_jitter,
+                "color_jitter",
+                f"{self.color_jitter:g} would be ignored by timm beside auto_augment; write 0, which is the same there",
+            )
+        need(all(s > 0 for s in self.std), "std", f"{list(self.std)} has a value that is not above 0")
+        need(len(self.mean) == len(self.std), "std", f"has {len(self.std)} values, mean has {len(self.mean)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation, schedule and what is written when."""
+
+    epochs: int = 100
+    batch_size: int = 64  # images of one device in one forward pass
+    accumulate: int = 1  # forward passes per update
+    base_lr: float = 1.5e-4  # for lr_batch images; the run uses base_lr * effective batch / lr_batch
+    lr_batch: int = 256  # 0: base_lr is used as it is
+    warmup_epochs: float = 0.0  # linear from 0
+    warmup_lr: float = 0.0  # where the warm-up starts (rules timm and mmengine)
+    per_epoch: bool = False  # timm: the rate changes between epochs only, each with that of the one before it (DeiT)
+    warmup_prefix: bool = False  # timm: the cosine begins after the warm-up instead of with it; mmengine always does so
+    rule: Literal["mae", "timm", "mmengine"] = "mae"  # how warm-up, minimum, layer decay combine: engine/schedule.py
+    schedule: Literal["cosine", "step", "multistep", "linear"] = "cosine"  # after the warm-up
+    min_lr: float = 0.0  # at the end of the cosine; scaled with the batch under rules timm and mmengine, not under mae
+    cosine_epochs: int = 0  # mmengine: length of the cosine; 0: the epochs after the warm-up
+    decay_epochs: int = 30  # step: every so many epochs ...
+    milestones: tuple[int, ...] = ()  # multistep: at these epochs ...
+    gamma: float = 0.1  # ... times this
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05  # not for biases and other 1-D parameters
+    decayed: tuple[str, ...] = ()  # names decayed all the same, of the tokens and tables that the encoder spares
+    layer_decay: float = 1.0  # learning-rate factor from one layer to the one below
+    clip_norm: float = 0.0  # global gradient norm; 0 measures without clipping
+    log_every: int = 50  # updates
+    eval_every: int = 1  # epochs; 0: at the end only
+    save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
+    gallery_every: int = 0  # epochs between pictures of the reconstruction; 0: at the end only
+    knn: int = 0  # neighbours of the k-NN probe of the frozen encoder, before training and at evaluations; 0 is off
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
+        check_positive(self, "layer_decay", "decay_epochs", "gamma")
+        check_not_negative(self, "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm")
+        check_not_negative(self, "eval_every", "gallery_every", "knn", "cosine_epochs")
+        shapes = {"mae": ("cosine", "step"), "mmengine": ("cosine", "multistep")}
+        need(
+            self.schedule in shapes.get(self.rule, (self.schedule,)),
+            "schedule",
+            f"{self.schedule} goes with rule: timm; rule: {self.rule} has {' and '.join(shapes.get(self.rule, ()))}",
+        )
+        for key in ("warmup_prefix", "per_epoch"):
+            need(self.rule == "timm" or not getattr(self, key), key, "goes with rule: timm; write false")
+        need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
+        for beta in self.betas:
+            need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")
+        need(self.layer_decay <= 1, "layer_decay", f"{self.layer_decay} is above 1, which means no decay")
+        need(
+            self.warmup_epochs < self.epochs,
+            "warmup_epochs",
+            f"{self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; write less than {self.epochs}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of a training at a resolution of its own (FastMIM-P)."""
+
+    epochs: int = 0
+    image_size: tuple[int, int] = (0, 0)
+    window_size: int = 0  # tokens per side; 0: the encoder's
+    batch_size: int = 0  # images of one device in one forward pass; 0: that of train
+    accumulate: int = 0  # forward passes per update; 0: that of train
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epochs")
+        check_not_negative(self, "window_size", "batch_size", "accumulate")
