@@ -1,7 +1,7 @@
 """Our side of the step-time benchmark: one line on stdout per line on stdin.
 
     python benchmarks/ours.py --case fastmim_vit_base
-    printf 'step\nstep\nquit\n' | python benchmarks/ours.py --case manifold_deit_tiny --batch 64   # no peer
+    printf 'step\nstep\nquit\n' | python benchmarks/ours.py --case manifold_deit_tiny --batch 64 [key=value ...]
 
 Builds the case's recipe with the engine's own training step on random images. Prints `ready <seconds from process
 start to the end of the first step>`, then for each line `step` one `time <seconds>`, and for `quit` `peak <bytes>`.
@@ -82,9 +82,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="our side of the step-time benchmark")
     parser.add_argument("--case", required=True, choices=sorted(CASES))
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="further changes to the recipe")
     args = parser.parse_args()
     path, overrides = CASES[args.case]
-    stepper = Stepper(load_recipe(ROOT / path, overrides), args.batch)
+    stepper = Stepper(load_recipe(ROOT / path, [*overrides, *args.overrides]), args.batch)
     stepper.run()
     print(f"ready {time.perf_counter() - START:.3f}", flush=True)
     for line in sys.stdin:

@@ -4,7 +4,7 @@
 
 FILE lists recipes with changes (`runs`) and which of their results stand where (`tables`). Only the runs that the
 chosen tables need are made, each once for every seed. Finished runs are kept, interrupted ones go on, so that the
-command can be repeated. Tables are printed as Markdown and drawn as `<out>/<table>.png`.
+command can be repeated. Tables are printed as Markdown and drawn into one PNG.
 
     seeds: [0, 1, 2]
     runs:
@@ -226,26 +226,28 @@ def as_markdown(table: Table, seeds: list[int], out: Path) -> str:
 COLOURS = ("#1f5fa8", "#d9822b", "#4a9a5b", "#888888", "#9a4a8c", "#b8a53a", "#2b9ad9")
 
 
-def draw(table: Table, seeds: list[int], out: Path, path: Path) -> None:
-    """The accuracies of a table: a dot for each seed, a line for the mean; with `curve` those over the epochs too."""
+def draw(tables: list[Table], seeds: list[int], out: Path, path: Path) -> None:
+    """A panel for each table: a dot for each seed, a line for the mean of accuracies; and one for each curve."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    width = 1.6 + 1.3 * len(table.rows)
-    count = 2 if table.curve else 1
-    figure, axes = plt.subplots(1, count, figsize=(width + 4.5 * (count - 1), 3.4), layout="constrained", squeeze=False)
-    draw_dots(table, seeds, out, axes[0, 0])
-    if table.curve:
-        draw_curve(table, seeds, out, axes[0, 1])
-    for axis in axes[0]:
+    panels = [
+        (panel, table) for table in tables for panel in ((draw_dots, draw_curve) if table.curve else (draw_dots,))
+    ]
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, figsize=(5.2 * across, 3.4 * down), layout="constrained", squeeze=False)
+    for axis, (panel, table) in zip(axes.flat, panels, strict=False):
+        panel(table, seeds, out, axis)
+        axis.set_title(table.title, fontsize=9)
         axis.set_ylabel("per cent")
-        axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)
-    axes[0, 0].set_title(table.title, fontsize=9)
-    figure.savefig(path, dpi=140)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
@@ -260,7 +262,13 @@ def draw_dots(table: Table, seeds: list[int], out: Path, axis: Any) -> None:
             mean = statistics.mean(numbers)
             name = table.columns[column] if row == 0 else None
             axis.plot([at - 0.07, at + 0.07], [mean, mean], color=colour, linewidth=2.5, label=name)
-    axis.set_xticks(range(len(table.rows)), [label.replace(", ", ",\n") for label in table.rows], fontsize=8)
+    labels = ["\n".join(label.split(", ")) for label in table.rows]
+    axis.set_xticks(range(len(labels)), labels, fontsize=8 if len(labels) < 6 else 7)
+    axis.set_xlim(-0.5, len(labels) - 0.5)
+    if len(shown) > 1:
+        axis.legend(frameon=False, fontsize=8)
+    elif shown:
+        axis.set_xlabel(table.columns[shown[0]], fontsize=8)
 
 
 def draw_curve(table: Table, seeds: list[int], out: Path, axis: Any) -> None:
@@ -275,6 +283,7 @@ def draw_curve(table: Table, seeds: list[int], out: Path, axis: Any) -> None:
         axis.plot(epochs, [statistics.mean(each) for each in numbers], color=colour, label=label, linewidth=1.5)
         axis.fill_between(epochs, list(map(min, numbers)), list(map(max, numbers)), color=colour, alpha=0.12)
     axis.set_xlabel("epoch")
+    axis.legend(frameon=False, fontsize=7)
 
 
 def main() -> int:
@@ -296,9 +305,10 @@ def main() -> int:
             for run in needed_runs(experiment, tables):
                 perform(experiment, run, seed, out)
         for name in tables:
-            table = experiment.tables[name]
-            draw(table, seeds, out, out / f"{name}.png")
-            sys.stdout.write(f"\n{name}\n\n{as_markdown(table, seeds, out)}\n\nfigure: {out / f'{name}.png'}\n")
+            sys.stdout.write(f"\n{name}\n\n{as_markdown(experiment.tables[name], seeds, out)}\n")
+        picture = out / f"{'_'.join(args.tables) or args.file.stem}.png"
+        draw([experiment.tables[name] for name in tables], seeds, out, picture)
+        sys.stdout.write(f"\nfigure: {picture}\n")
 
     return run_command(command)
 
