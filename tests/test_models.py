@@ -271,6 +271,33 @@ def test_the_cpu_form_equals_the_stock_form(
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("stock", "fast", "shape", "more"),
+    [
+        (rows.SplitHeads, rows.SplitHeadsCPU, (6, 8), (2, 3, 4)),
+        (rows.SplitHeads, rows.SplitHeadsCPU, (6, 8), (2, 3, 1)),
+        (rows.JoinHeads, rows.JoinHeadsCPU, (2, 4, 3, 2), ()),
+        (rows.JoinHeads, rows.JoinHeadsCPU, (2, 1, 3, 2), ()),
+        *((rows.SwapMiddle, rows.SwapMiddleCPU, (2, m, n, 5), ()) for m, n in ((3, 4), (4, 3), (1, 3), (3, 1))),
+    ],
+)
+def test_heads_and_axes_move_without_transpositions_as_with_them(
+    stock: Callable[[], nn.Cell], fast: Callable[[], nn.Cell], shape: tuple[int, ...], more: tuple[int, ...]
+) -> None:
+    x = Tensor(numbers(0, *shape))
+    (expected, found), (there, here) = zip(*(moved(make(), x, more) for make in (stock, fast)), strict=True)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(here, there)
+
+
+def moved(cell: nn.Cell, x: Tensor, more: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What a cell gives, and the gradient of a sum of it with different factors."""
+    moving = Call(cell, cell.construct, *more)
+    out = moving(x)
+    (gradient,) = ops.GradOperation(get_all=True, sens_param=True)(moving)(x, Tensor(numbers(1, *out.shape)))
+    return out.asnumpy(), gradient.asnumpy()
+
+
 def output_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """Of an affine map (rows, out), over channels (B, out, n), of the others that of the first input."""
     if len(shapes[0]) == 3:

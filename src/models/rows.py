@@ -7,7 +7,7 @@ hungry (MindSpore 2.10, measured with benchmarks/step.py):
   graph, so broadcasts are written as `tile` or BiasAdd;
 - BiasAddGrad and sums over rows take as long as the matrix product beside them, so they are products with ones;
 - a transposition keeps 8 bytes per element for the life of the graph and is slow, so heads are taken apart by a split
-  and put together by a concatenation;
+  and put together by a concatenation, and axes are swapped by taking one apart and stacking its parts as the other;
 - the gradients of LayerNorm and GELU cost several times their forward pass, so they are written out here.
 
 Both forms give the same numbers; tests/test_models.py holds them together.
@@ -182,7 +182,28 @@ class SplitHeadsCPU(SplitHeads):
 
     def construct(self, x: Tensor, batch: int, tokens: int, heads: int) -> Tensor:
         dim = x.shape[1]
+        if heads == 1:
+            return x.reshape(batch, 1, tokens, dim)
         return ops.stack(ops.split(x.reshape(batch, tokens, dim), dim // heads, -1), 1)
+
+
+class SwapMiddle(nn.Cell):
+    """(A, M, N, C) -> (A, N, M, C)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 2, 1, 3)
+
+
+class SwapMiddleCPU(SwapMiddle):
+    """`SwapMiddle` without a transposition."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        first, count, other, dim = x.shape
+        if count == 1 or other == 1:  # taking one piece apart fails in some gradients
+            return x.reshape(first, other, count, dim)
+        if count < other:  # the fewer pieces
+            return ops.stack(ops.unstack(x, 1), 2)
+        return ops.stack(ops.unstack(x, 2), 1)
 
 
 class JoinHeads(nn.Cell):
@@ -198,6 +219,8 @@ class JoinHeadsCPU(JoinHeads):
 
     def construct(self, x: Tensor) -> Tensor:
         batch, heads, tokens, dim = x.shape
+        if heads == 1:
+            return x.reshape(batch * tokens, dim)
         return ops.cat(ops.unstack(x, 1), -1).reshape(batch * tokens, heads * dim)
 
 
@@ -224,6 +247,10 @@ def split_heads() -> nn.Cell:
 
 def join_heads() -> nn.Cell:
     return JoinHeadsCPU() if on_cpu() else JoinHeads()
+
+
+def swap_middle() -> nn.Cell:
+    return SwapMiddleCPU() if on_cpu() else SwapMiddle()
 
 
 def softmax() -> nn.Cell:

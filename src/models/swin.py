@@ -157,11 +157,12 @@ class WindowAttention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = rows.softmax()
+        self.split_heads, self.join_heads, self.swap = rows.split_heads(), rows.join_heads(), rows.swap_middle()
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
         """(N*B, C) -> (N*B, C), N tokens in window order."""
-        q, k, v = self.split(self.qkv(x))
-        scores = self.scores(self.heads(q * self.scale, batch), self.heads(k, batch))
+        q, k, v = self.split(self.qkv(self.image_by_image(x, batch)))
+        scores = self.scores(self.heads(q * self.scale), self.heads(k))
         return self.attend(scores, self.spread(self.relative_position_bias_table), v, batch)
 
     def attend(self, scores: Tensor, bias: Tensor, v: Tensor, batch: int) -> Tensor:
@@ -172,14 +173,17 @@ class WindowAttention(nn.Cell):
         else:
             bias = ops.tile(bias.expand_dims(0), (windows, 1, 1, 1)) + self.mask
             bias = ops.tile(bias.expand_dims(1), (1, batch, 1, 1, 1)).reshape(scores.shape)
-        mixed = self.mix(self.softmax(scores + bias), self.heads(v, batch))
-        mixed = mixed.reshape(windows, batch, self.num_heads, self.area, self.head_dim).transpose(0, 3, 1, 2, 4)
-        return self.proj(mixed.reshape(windows * self.area * batch, self.num_heads * self.head_dim))
+        mixed = self.proj(self.join_heads(self.mix(self.softmax(scores + bias), self.heads(v))))
+        return self.swap(mixed.reshape(windows, batch, self.area, -1)).reshape(windows * self.area * batch, -1)
 
-    def heads(self, x: Tensor, batch: int) -> Tensor:
-        """(N*B, C) -> (windows*B, heads, area, head_dim)."""
-        x = x.reshape(-1, self.area, batch, self.num_heads, self.head_dim).transpose(0, 2, 3, 1, 4)
-        return x.reshape(-1, self.num_heads, self.area, self.head_dim)
+    def image_by_image(self, x: Tensor, batch: int) -> Tensor:
+        """Rows (N*B, C), the images of each token together, -> the tokens of each window of an image together."""
+        windows = x.shape[0] // (self.area * batch)
+        return self.swap(x.reshape(windows, self.area, batch, -1)).reshape(windows * batch * self.area, -1)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(windows*B*area, C) -> (windows*B, heads, area, head_dim)."""
+        return self.split_heads(x, x.shape[0] // self.area, self.area, self.num_heads)
 
 
 class SwinBlock(nn.Cell):
@@ -265,6 +269,7 @@ class SwinStage(nn.Cell):
         self.moves = nn.CellList([nn.Identity() if move is None else move for move in moves])
         self.to_raster = nn.CellList([Reorder(np.argsort(layout), len(layout)) for layout in layouts])
         self.join: Any = None
+        self.swap = rows.swap_middle()
         self.downsample = None
         if stage < len(config.depths) - 1:
             merged = (size[0] // 2, size[1] // 2)
@@ -294,7 +299,7 @@ class SwinStage(nn.Cell):
         x = x.reshape(tokens, batch, dim)
         if self.downsample is None:
             return self.to_raster[self.depth - 1](x), taken
-        groups = self.join(x).reshape(tokens // 4, 4, batch, dim).transpose(0, 2, 1, 3)
+        groups = self.swap(self.join(x).reshape(tokens // 4, 4, batch, dim))
         merged = self.downsample(groups.reshape(tokens // 4 * batch, 4 * dim))
         return merged.reshape(tokens // 4, batch, 2 * dim), taken
 

@@ -59,10 +59,10 @@ class CosineWindowAttention(WindowAttention):
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
         """(N*B, C) -> (N*B, C), N tokens in window order."""
-        q, k, v = self.split(self.qkv(x))
+        q, k, v = self.split(self.qkv(self.image_by_image(x, batch)))
         if self.q_bias is not None:
             q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
-        q, k = direction(self.heads(q, batch)), direction(self.heads(k, batch))
+        q, k = direction(self.heads(q)), direction(self.heads(k))
         scale = ops.exp(ops.minimum(self.logit_scale, MAX_LOGIT_SCALE)).expand_dims(0)
         scores = self.scores(q * ops.tile(scale, (q.shape[0], 1, q.shape[2], q.shape[3])), k)
         return self.attend(scores, self.spread(self.table()), v, batch)
