@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from scripts import check_parity as parity
 from tests.helpers import ROOT, Run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
-SCRIPT = ROOT / "scripts" / "check_parity.py"
 GOLDEN = ROOT / "tests" / "golden"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_parity", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parity = load_script()
 CASES: dict[str, Callable[[], Any] | None] = dict(parity.plan(GOLDEN))
 
 
@@ -106,12 +91,12 @@ def test_a_case_nothing_compares_is_said_to_be_uncovered(tmp_path: Path) -> None
 
 
 def test_a_missing_folder_is_one_line_and_exit_code_2(run_entry: Run, tmp_path: Path) -> None:
-    done = run_entry(SCRIPT, tmp_path / "gone")
+    done = run_entry("scripts/check_parity.py", tmp_path / "gone")
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: {tmp_path / 'gone'} is not a folder of reference cases"
 
 
 def test_an_empty_folder_does_not_pass(run_entry: Run, tmp_path: Path) -> None:
-    done = run_entry(SCRIPT, tmp_path)
+    done = run_entry("scripts/check_parity.py", tmp_path)
     assert done.returncode == 1
     assert done.stdout.strip() == "parity: 0 passed, 0 failed, 0 not covered"

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 
+from scripts import prepare_demo as demo
+
 pytest.importorskip("skimage")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "prepare_demo.py"
 COUNTS = {"train": 6, "val": 3}
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_demo", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = load_script()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+"""What all comparisons share: a case on disk, errors, gradients, names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from safetensors.numpy import load_file
+
+from src.weights.names import FASTMIM_BLOCKS, FASTMIM_POOLED, FASTMIM_STAGES, PLAIN, SIMMIM, Naming
+
+#: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
+TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
+
+
+def rename_with(naming: Naming) -> Callable[[str], str]:
+    """Our name of each of theirs, where every name has a place."""
+
+    def rename(name: str) -> str:
+        place = naming.ours(name)
+        assert place is not None, name
+        return place[0]
+
+    return rename
+
+
+from_simmim, from_plain, from_fastmim_pooled = rename_with(SIMMIM), rename_with(PLAIN), rename_with(FASTMIM_POOLED)
+
+
+def from_fastmim(name: str) -> str:
+    """Of either of FastMIM's pre-training networks."""
+    return rename_with(FASTMIM_STAGES if name.startswith("encoder.") else FASTMIM_BLOCKS)(name)
+
+
+#: array name, error, tolerance
+Finding = tuple[str, float, float]
+Findings = Iterator[Finding]
+
+
+class Case:
+    """One folder of reference numbers."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.info = json.loads((folder / "case.json").read_text())
+        self.arguments = self.info.get("arguments", {})
+        tolerance = self.info.get("tolerance", {})
+        tolerance = tolerance if isinstance(tolerance, dict) else {}
+        self.forward = tolerance.get("float32_forward_rel", 1e-4)
+        self.gradient = tolerance.get("float32_grad_rel", 1e-3)
+        data = folder / "data.npz"
+        self.data = dict(np.load(data)) if data.exists() else {}
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        return load_file(str(self.folder / f"{name}.safetensors"))
+
+    @property
+    def batch(self) -> int:
+        return self.data["image"].shape[0]
+
+
+class Call(nn.Cell):
+    """A bound method of a Cell as a graph of its own."""
+
+    def __init__(self, cell: nn.Cell, function: Callable[..., Any]):
+        super().__init__(auto_prefix=False)
+        self.cell, self.function = cell, function
+
+    def construct(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+class Gradients(nn.Cell):
+    """Loss, other outputs and parameter gradients of a Cell that returns the loss first."""
+
+    def __init__(self, cell: nn.Cell, weights: ms.ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.value_and_grad = ops.value_and_grad(cell, None, weights, has_aux=True)
+
+    def construct(self, *inputs: Tensor) -> tuple[Any, Any]:
+        return self.value_and_grad(*inputs)
+
+
+def error(ours: Any, theirs: np.ndarray) -> float:
+    """max|a-b| / max|b|, infinite for another shape or values that are not finite."""
+    ours = ours.asnumpy() if isinstance(ours, Tensor) else np.asarray(ours)
+    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+        return float("inf")
+    if not ours.size:
+        return 0.0
+    return float(np.abs(ours.astype(np.float64) - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+
+
+def load_weights(cell: nn.Cell, weights: dict[str, np.ndarray], rename: Callable[[str], str]) -> None:
+    """Copy reference weights into our network; every name must find its place."""
+    ours = {p.name: p for p in cell.get_parameters()}
+    left = {name for name in ours if not name.endswith(".draws")}
+    for name, value in weights.items():
+        target = ours[rename(name)]
+        target.set_data(Tensor(value.reshape(target.shape)))
+        left.discard(target.name)
+    if left:
+        raise KeyError(f"no reference weight for {sorted(left)}")
+
+
+def gradient_findings(
+    case: Case, names: list[str], grads: tuple[Tensor, ...], rename: Callable[[str], str]
+) -> Findings:
+    """Every reference gradient against ours; key biases, whose gradient is zero, on the scale of the whole bias."""
+    by_name = dict(zip(names, grads, strict=True))
+    reference = case.tensors("grads")
+    missing = set(names) - {rename(name) for name in reference}
+    if missing:
+        yield f"gradients without reference: {sorted(missing)[:3]}", float("inf"), case.gradient
+    for name, theirs in reference.items():
+        yield (
+            f"grad {name}",
+            error(by_name[rename(name)].asnumpy().reshape(theirs.shape), theirs),
+            case.gradient,
+        )
+
+
+def as_map(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(B, N, C) -> (B, C, rows, cols)."""
+    return tokens.transpose(0, 2, 1).reshape(len(tokens), -1, *grid)
+
+
+def absolute(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")

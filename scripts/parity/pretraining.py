@@ -1,0 +1,294 @@
+"""HOG, masks and masked image models of FastMIM and SimMIM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from scripts.parity.common import (
+    Call,
+    Case,
+    Findings,
+    Gradients,
+    as_map,
+    error,
+    from_fastmim,
+    from_simmim,
+    gradient_findings,
+    load_weights,
+)
+from src.config import (
+    METHODS,
+    EncoderConfig,
+    HOGConfig,
+    MIMConfig,
+    PixelsConfig,
+    SwinConfig,
+    SwinV2Config,
+    TransformerDecoderConfig,
+    ViTConfig,
+)
+from src.methods import MaskedImageModel
+from src.methods.masking import BlockMask, masked_count
+from src.methods.targets import HOG, Pixels
+from src.models import build_encoder
+from src.models.layers import sincos_position
+
+
+class GivenNoise(nn.Cell):
+    """A masked image model whose mask comes from stored noise: (image, noise) -> loss, parts, prediction, target."""
+
+    def __init__(self, method: MaskedImageModel):
+        super().__init__(auto_prefix=False)
+        self.method = method
+
+    def construct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return self.method.run(image, self.method.mask.from_noise(noise))
+
+
+def hog(case: Case) -> Findings:
+    image = case.data["image"]
+    kinds = case.info.get("sample_kinds", ["exact"] * len(image))
+    for name, theirs in case.data.items():
+        if not name.startswith("hog_norm"):
+            continue
+        normalize, window = (int(part.strip("hognrmw")) for part in name.split("_")[1:])
+        config = HOGConfig(
+            bins=case.arguments["nbins"],
+            cell=case.arguments["pool"],
+            normalize=bool(normalize),
+            gaussian_window=window,
+        )
+        target = HOG(config, config.cell, image.shape[1])
+        ours = Call(target, target.histograms)(Tensor(image)).asnumpy()
+        for sample, kind in enumerate(kinds):
+            yield from hog_sample(case, f"{name}[{sample}]", kind, sample, ours[sample], theirs[sample])
+
+
+def hog_sample(case: Case, name: str, kind: str, sample: int, ours: np.ndarray, theirs: np.ndarray) -> Findings:
+    """Samples whose bins hang on rounding are compared where the case says that they can be."""
+    chans = case.data["image"].shape[1]
+    if kind == "flat_generic":  # zero or a unit vector in bin 0, as rounding has it
+        bins = np.abs(ours.reshape(chans, -1, *ours.shape[1:]))
+        yield name, float(bins[:, 1:].max()), case.forward
+    elif kind == "photo_raw":
+        clear = case.data["ambiguous_fraction"][sample] < 1e-3
+        clear = np.repeat(clear, ours.shape[0] // chans, axis=0)
+        yield name, error(np.where(clear, ours, 0), np.where(clear, theirs, 0)), 2e-3
+    else:
+        yield name, error(ours, theirs), case.forward
+
+
+def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) -> MIMConfig:
+    normalize = bool(arguments.get("norm_pix_loss", False))
+    if arguments.get("mim_loss", "HOG").lower() == "hog":
+        target: HOGConfig | PixelsConfig = HOGConfig(normalize=normalize)
+    else:
+        target = PixelsConfig(normalize="patch" if normalize else "none")
+    decoder = TransformerDecoderConfig(
+        width=arguments.get("decoder_embed_dim", 256), depth=arguments.get("decoder_depth", 4)
+    )
+    block = arguments.get("block_size", stride)
+    return MIMConfig(mask_ratio=mask_ratio, mask_block=block, target=target, decoder=decoder)
+
+
+def vit_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> ViTConfig:
+    side = arguments.get("img_size", 224)
+    size = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
+    taken = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
+    return ViTConfig(
+        image_size=size,
+        in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
+        mlp_ratio=float(arguments.get("mlp_ratio", 4.0)),
+        qkv_bias=arguments.get("qkv_bias", True),
+        norm_eps=norm_eps(arguments),
+        **taken,
+        **changes,
+    )
+
+
+def norm_eps(arguments: dict[str, Any]) -> float:
+    """The epsilon in a norm_layer argument such as LayerNorm(eps=1e-6), which is FastMIM's for ViT."""
+    text = str(arguments.get("norm_layer", ""))
+    return float(text.split("eps=")[1].rstrip(")")) if "eps=" in text else 1e-6
+
+
+def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> SwinConfig:
+    """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
+    keys = ("embed_dim", "window_size", "qkv_bias")
+    return SwinConfig(
+        image_size=image.shape[-2:] if image is not None else (arguments["img_size"],) * 2,
+        in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
+        depths=tuple(arguments["depths"]),
+        num_heads=tuple(arguments["num_heads"]),
+        **{key: arguments[key] for key in keys if key in arguments},
+        **changes,
+    )
+
+
+def fastmim_swin_model(case: Case, image: np.ndarray) -> MaskedImageModel:
+    encoder = swin_config(case.arguments, image)
+    config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
+    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
+    load_weights(method, trained(case.tensors("weights")), from_fastmim)
+    return method
+
+
+def trained(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Reference weights without the buffers that our networks make themselves."""
+    buffers = ("relative_position_index", "attn_mask", "relative_coords_table")
+    return {name: value for name, value in weights.items() if not name.endswith(buffers)}
+
+
+def fastmim_vit_model(case: Case, image: np.ndarray) -> MaskedImageModel:
+    encoder = vit_config(case.arguments, image, position="sincos")
+    config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
+    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
+    table = sincos_position(encoder.embed_dim, method.grid, encoder.class_token)
+    weights = case.tensors("weights")
+    if error(table, weights["pos_embed"]) > 1e-6:
+        raise ValueError("our sine-cosine table differs from the reference's")
+    load_weights(method, weights, from_fastmim)
+    return method
+
+
+def fastmim_vit(case: Case) -> Findings:
+    yield from fastmim(case, fastmim_vit_model(case, case.data["image"]))
+
+
+def fastmim_swin(case: Case) -> Findings:
+    yield from fastmim(case, fastmim_swin_model(case, case.data["image"]))
+
+
+def fastmim(case: Case, method: MaskedImageModel) -> Findings:
+    data = case.data
+    image, noise = Tensor(data["image"]), Tensor(data["noise"])
+    weights = ms.ParameterTuple(method.trainable_params())
+    (loss, _, prediction, target), grads = Gradients(GivenNoise(method), weights)(image, noise)
+    mask = Call(method, method.mask.from_noise)(noise)
+    hidden = np.kron(
+        mask.asnumpy(), np.ones((1, *[s // m for s, m in zip(image.shape[2:], mask.shape[1:], strict=True)]))
+    )
+    yield "mask", float((hidden[:, None] != data["mask"]).mean()), 0.0
+    latent = Call(method, method.encode)(image, mask)
+    yield "latent", error(latent, data["latent"]), case.forward
+    if "hog_target_tokens" in data:
+        yield "hog_target_tokens", error(target, data["hog_target_tokens"]), case.forward
+    if "l2_target" in data:
+        theirs = data["l2_target"].reshape(*data["l2_target"].shape[:2], -1).transpose(0, 2, 1)
+        yield "l2_target", error(target, theirs), case.forward
+    yield "pred", error(prediction, data["pred"]), case.forward
+    yield "loss", error(loss, data["loss"]), case.forward
+    yield from gradient_findings(case, [w.name for w in weights], grads, from_fastmim)
+
+
+def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
+    """SimMIM's configuration keys (config.py)."""
+    kind = arguments["MODEL.TYPE"]
+    own = {key.split(".")[-1]: value for key, value in arguments.items() if key.startswith(f"MODEL.{kind.upper()}.")}
+    side = arguments.get("DATA.IMG_SIZE", 224)
+    common = {
+        "image_size": (side, side),
+        "in_chans": own.get("IN_CHANS", 3),
+        "patch_size": own["PATCH_SIZE"],
+        "embed_dim": own["EMBED_DIM"],
+        "mlp_ratio": float(own.get("MLP_RATIO", 4.0)),
+        "qkv_bias": own.get("QKV_BIAS", True),
+    }
+    if kind == "vit":
+        bias = "shared" if own["USE_SHARED_RPB"] else "block" if own["USE_RPB"] else "none"
+        return ViTConfig(
+            **common,
+            depth=own["DEPTH"],
+            num_heads=own["NUM_HEADS"],
+            k_bias=False,
+            position="learned" if own["USE_APE"] else "none",
+            relative_position=bias,
+            layer_scale=own["INIT_VALUES"],
+        )
+    common |= {
+        "depths": tuple(own["DEPTHS"]),
+        "num_heads": tuple(own["NUM_HEADS"]),
+        "window_size": own["WINDOW_SIZE"],
+        "absolute_position": own.get("APE", False),
+        "patch_norm": own.get("PATCH_NORM", True),
+    }
+    if kind == "swin":
+        return SwinConfig(**common)
+    return SwinV2Config(**common, pretrained_window_sizes=tuple(own["PRETRAINED_WINDOW_SIZES"]))
+
+
+def simmim_model(case: Case, image: np.ndarray) -> MaskedImageModel:
+    encoder = simmim_encoder(case.arguments)
+    target = PixelsConfig(channels_first=True)
+    if case.arguments.get("MODEL.SIMMIM.NORM_TARGET.ENABLE"):
+        target = replace(target, normalize="local", window=case.arguments["MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE"])
+    config = replace(METHODS["simmim"], target=target)
+    method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
+    load_weights(method, trained(case.tensors("weights")), from_simmim)
+    return method
+
+
+class GivenMask(nn.Cell):
+    """A masked image model with a stored mask: (image, mask) -> loss, parts, prediction, target."""
+
+    def __init__(self, method: MaskedImageModel):
+        super().__init__(auto_prefix=False)
+        self.method = method
+
+    def construct(self, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return self.method.run(image, mask)
+
+
+def simmim(case: Case) -> Findings:
+    data = case.data
+    method = simmim_model(case, data["image"])
+    image, mask = Tensor(data["image"]), Tensor(data["mask"].astype(np.float32))
+    weights = ms.ParameterTuple(method.trainable_params())
+    (loss, _, prediction, _), grads = Gradients(GivenMask(method), weights)(image, mask)
+    latent = Call(method, method.encode)(image, mask).asnumpy()[:, method.encoder.num_prefix_tokens :]
+    yield "latent", error(as_map(latent, method.grid), data["latent"]), case.forward
+    plain = Pixels(PixelsConfig(channels_first=True), method.encoder.stride, image.shape[1])
+    restored = plain.to_image(prediction.asnumpy(), data["image"])
+    yield "reconstruction", error(restored[: len(data["reconstruction"])], data["reconstruction"]), case.forward
+    if "norm_target" in data:
+        normalized = Call(method, method.target.local)(image).asnumpy()
+        yield "norm_target", error(normalized[:1, :1], data["norm_target"]), case.forward
+    yield from coordinate_tables(case, method.encoder)
+    yield "loss", error(loss, data["loss"]), case.forward
+    yield from gradient_findings(case, [w.name for w in weights], grads, from_simmim)
+
+
+def coordinate_tables(case: Case, encoder: Any) -> Findings:
+    """Swin V2's log-spaced coordinates of each stage."""
+    for stage, layer in enumerate(getattr(encoder, "layers", [])):
+        name = f"coords_table_{stage}"
+        if name in case.data:
+            ours = layer.blocks[0].attn.coordinates.asnumpy().reshape(case.data[name].shape)
+            yield name, error(ours, case.data[name]), 1e-6
+
+
+def masks(case: Case) -> Findings:
+    """Masked tokens of each image, and that whole blocks are masked."""
+    for name, theirs in case.data.items():
+        side, block, patch, ratio = (float(part) for part in name.split("_")[1:])
+        cut, span = int(side // block), int(block // patch)
+        count = masked_count(cut**2, ratio, ceil=True)
+        mask = BlockMask((cut, cut), ratio, ceil=True)
+        ours = Call(mask, mask.construct)(len(theirs)).asnumpy().repeat(span, 1).repeat(span, 2)
+        yield f"{name} count", float(np.abs(theirs.sum((1, 2)) - count * span**2).max()), 0.0
+        yield f"{name} our count", float(np.abs(ours.sum((1, 2)) - theirs.sum((1, 2))).max()), 0.0
+        whole = theirs.reshape(len(theirs), cut, span, cut, span)
+        yield f"{name} blocks", float((whole != whole[:, :, :1, :, :1]).mean()), 0.0
+
+
+def pos_sincos(case: Case) -> Findings:
+    """Arrays pos_<dim>_<grid>_<cls or nocls>, float32 or float64."""
+    for name, theirs in case.data.items():
+        dim, side, kind = name.split("_")[1:4]
+        ours = sincos_position(int(dim), (int(side), int(side)), kind == "cls")[0]
+        yield name, error(ours, theirs.reshape(ours.shape)), 1e-6

@@ -1,0 +1,223 @@
+"""Transfer between networks, resized tables, converted checkpoints."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from scripts.parity.common import Call, Case, Findings, absolute, error, load_weights, rename_with
+from scripts.parity.pretraining import GivenMask, GivenNoise, fastmim_config, simmim_encoder, swin_config, vit_config
+from src.config import ClassifyConfig
+from src.engine.checkpoint import weights_of
+from src.methods import Classify, MaskedImageModel
+from src.models import build_classifier, build_encoder
+from src.models.layers import sincos_position
+from src.weights import foreign
+from src.weights.derive import Hints
+from src.weights.load import Origin, load_encoder
+from src.weights.names import BUFFERS, naming_for
+from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
+from src.zoo import BareEncoder
+
+
+def remap_tables(case: Case) -> Findings:
+    """Arrays <pair>_src and <pair>_dst (SimMIM) or <pair>_simmim and <pair>_interpolate (FastMIM's two modes)."""
+    rules = {"dst": "simmim", "simmim": "fastmim", "interpolate": "bicubic"}
+    limit = case.info["tolerance"]["abs"]
+    for name, theirs in case.data.items():
+        pair, _, kind = name.rpartition("_")
+        if kind == "src":
+            continue
+        old, new = (int("".join(c for c in side if c.isdigit())) for side in pair.split("_to_"))
+        rule = TABLE_RULES[rules[kind]]
+        ours = case.data[f"{pair}_src"]
+        yield name, absolute(resize_offsets(ours, (old, old), (new, new), rule) if old != new else ours, theirs), limit
+        places = case.info["pairs"][pair].get("source_positions")
+        if places and isinstance(rule, Progression):
+            yield f"{name} offsets", absolute(rule.offsets(old - 1, new - 1), np.array(places)), limit
+
+
+def pos_embed(case: Case) -> Findings:
+    """Arrays grid<a>_to_<b>_src and _dst, and sincos_<dim>_<side> with a row for the class token."""
+    for name, theirs in case.data.items():
+        if name.startswith("sincos"):
+            dim, side = map(int, name.split("_")[1:])
+            yield name, absolute(sincos_position(dim, (side, side), True)[0], theirs), case.info["tolerance"]["abs"]
+        elif name.endswith("_dst"):
+            old, new = (int(side) for side in name[4:-4].split("_to_"))
+            ours = case.data[name.replace("_dst", "_src")]
+            ours = resize_places(ours, (old, old), (new, new)) if old != new else ours
+            yield name, absolute(ours, theirs), case.info["tolerance"]["abs"]
+
+
+def remap(case: Case) -> Findings:
+    """A pre-trained checkpoint into a classifier: what is taken, what is resized, and what stays fresh."""
+    source = "simmim" if "simmim" in case.folder.name else "fastmim"
+    before, after = case.info["pretrain_arguments"], case.info["finetune_arguments"]
+    side = before["DATA.IMG_SIZE" if source == "simmim" else "img_size"]
+    heads = before.get("num_heads")
+    hints = Hints(image_size=(side, side), num_heads=heads if isinstance(heads, int) else None)
+    done = foreign.to_ours(foreign.open_foreign(case.folder / "input.safetensors"), source, hints)
+    if source == "simmim":
+        encoder, fc_norm, classes = simmim_encoder(after), after["MODEL.TYPE"] == "vit", after["MODEL.NUM_CLASSES"]
+    else:
+        fc_norm, classes = isinstance(after["num_heads"], int), after["num_classes"]
+        encoder = vit_config(after, position="learned") if fc_norm else swin_config(after)
+    method = Classify(build_classifier(encoder, ClassifyConfig(num_classes=classes, fc_norm=fc_norm)), 0.0)
+    weights = weights_of(method)
+    fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
+    report = load_encoder(
+        weights, done.weights, case.folder, Origin(done.origins, done.encoder, (), tuple(done.kept)), encoder
+    )
+    rename = rename_with(naming_for(source, weights))
+    result = {rename(name): value for name, value in case.tensors("result").items()}
+    for name, value in weights.items():
+        theirs = result.pop(name, None)
+        kind = "kept" if theirs is None else "table" if name in report.resized else "exact"
+        tolerance = case.info["tolerance"]["tables_abs"] if kind == "table" else 0.0
+        yield f"{kind} {name}", absolute(value.asnumpy(), fresh[name] if theirs is None else theirs), tolerance
+    yield f"without a place: {sorted(result)[:3]}", float(bool(result)), 0.0
+    missing = {rename(name) for name in case.info["missing_keys"] if not re.fullmatch(BUFFERS, name)}
+    yield "names that stay fresh", float(missing != set(report.missing)), 0.0
+
+
+def converted(case: Case, file: str, source: str = "", key: str = "", **hints: Any) -> Any:
+    """A file of a case in our names; what only the user can say comes from the case's arguments."""
+    heads = case.arguments.get("num_heads", case.arguments.get("MODEL.VIT.NUM_HEADS"))
+    said = Hints(num_heads=heads if isinstance(heads, int) else None, **hints)
+    return foreign.to_ours(foreign.open_foreign(case.folder / file, key), source, said)
+
+
+def and_back(case: Case, file: str, done: Any) -> Findings:
+    """To the names of the file and through both containers: the same names, number types, shapes and bits."""
+    before = foreign.open_foreign(case.folder / file)
+    tensors, key = foreign.to_theirs(done.weights, done.kept, done.note, "")
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in (".pth", ".safetensors"):
+            path = Path(folder) / f"back{suffix}"
+            foreign.write_foreign(path, tensors, key if suffix == ".pth" else "")
+            after = foreign.open_foreign(path)
+            same = list(before.tensors) == list(after.tensors) and before.prefix == after.prefix
+            for name, tensor in before.tensors.items():
+                other = after.tensors.get(name)
+                same = same and other is not None and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+                same = same and other.read().tobytes() == tensor.read().tobytes()
+            yield f"{file} and back as {suffix}", float(not same), 0.0
+
+
+def assembled(done: Any, **changes: Any) -> Any:
+    """The derived network with the converted weights, in evaluation mode."""
+    if isinstance(done.method, ClassifyConfig):
+        network: Any = build_classifier(done.encoder, done.method)
+    elif done.method is None:
+        network = Bare(build_encoder(done.encoder))
+    else:
+        method = replace(done.method, **changes)
+        network = MaskedImageModel(build_encoder(done.encoder), method, done.encoder.image_size)
+    load_weights(network, done.weights, lambda name: name)
+    network.set_train(False)
+    return network
+
+
+class Bare(BareEncoder):
+    """A bare encoder; also with only some of its patches, as MAE runs it."""
+
+    def visible(self, image: Tensor, index: Tensor) -> Tensor:
+        """(B, C, H, W) and patches (B, n) that are seen -> (B, 1 + n, dim)."""
+        encoder = self.encoder
+        tokens = encoder.embed(image) + encoder.pos_embed[:, 1:]
+        batch, count, dim = tokens.shape[0], index.shape[1], tokens.shape[2]
+        seen = ops.gather_elements(tokens, 1, ops.tile(index.expand_dims(-1), (1, 1, dim)))
+        first = ops.tile(encoder.cls_token + encoder.pos_embed[:, :1], (batch, 1, 1))
+        rows = ops.cat((first, seen), axis=1).reshape(batch * (1 + count), dim)
+        for number in range(encoder.depth):
+            rows = encoder.blocks[number](rows, batch, 1 + count)
+        return encoder.norm(rows).reshape(batch, 1 + count, dim)
+
+
+def container(case: Case) -> Findings:
+    """Every file of a checkpoint case: its entries, its way back, and what its network computes."""
+    files = [case.info["checkpoint"], *(text.split()[0] for text in case.info.get("other_files", []))]
+    source = case.folder.name.split("_")[1]
+    for file in files:
+        found = foreign.open_foreign(case.folder / file)
+        entries = [[name, list(tensor.shape), tensor.dtype] for name, tensor in found.tensors.items()]
+        yield f"{file} entries", float(entries != case.info["state_dict_entries"]), 0.0
+        if "weights" in case.info:
+            stored = case.tensors(Path(case.info["weights"]["file"]).stem)
+            for name, theirs in stored.items():
+                yield f"{file} {name}", absolute(found.tensors[name].array(), theirs), 0.0
+        yield from and_back(case, file, converted(case, file))
+    tables = {"": ""} | ({"_ema": "model_ema"} if "logits_ema" in case.data else {})
+    for suffix, key in tables.items():
+        done = converted(case, files[0], source if key == "" else "", key)
+        yield from container_outputs(case, done, suffix)
+
+
+def container_outputs(case: Case, done: Any, suffix: str) -> Findings:
+    data = case.data
+    image = Tensor(data["image"])
+    if isinstance(done.method, ClassifyConfig):
+        yield f"logits{suffix}", error(assembled(done)(image), data[f"logits{suffix}"]), case.forward
+        return
+    if "noise" in data:  # the tiny network's arguments, which differ from those in its file
+        config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], done.encoder.stride)
+        network = assembled(done, mask_ratio=config.mask_ratio, mask_block=config.mask_block, target=config.target)
+        loss, _, prediction, _ = GivenNoise(network)(image, Tensor(data["noise"]))
+        yield "pred", error(prediction, data["pred"]), case.forward
+    else:
+        loss = GivenMask(assembled(done))(image, Tensor(data["mask"].astype(np.float32)))[0]
+    yield "loss", error(loss, data["loss"]), case.forward
+
+
+def hugging_face(case: Case) -> Findings:
+    """Outputs of a converted model.safetensors with the config.json beside it."""
+    file = case.info.get("model_file", {}).get("file", "model.safetensors")
+    done = converted(case, file)
+    yield from and_back(case, file, done)
+    data = case.data
+    network, image = assembled(done), Tensor(data["image"])
+    if "encoder_all" in data:
+        yield "encoder_all", error(network(image), data["encoder_all"]), case.forward
+        count = data["encoder"].shape[1] - 1
+        index = Tensor(np.argsort(data["noise"], axis=1, kind="stable")[:, :count].astype(np.int32))
+        yield "encoder", error(Call(network, network.visible)(image, index), data["encoder"]), case.forward
+    elif "mask" in data:
+        rows, cols = (side // done.encoder.patch_size for side in done.encoder.image_size)
+        mask = Tensor(data["mask"].reshape(-1, rows, cols).astype(np.float32))
+        loss, _, prediction, _ = GivenMask(network)(image, mask)
+        restored = network.target.to_image(prediction.asnumpy(), data["image"])
+        yield "reconstruction", error(restored, data["reconstruction"]), case.forward
+        yield "loss", error(loss, data["loss"]), case.forward
+    else:
+        yield "logits", error(network(image), data["logits"]), case.forward
+        yield "last_hidden_state", error(network.encoder(image), data["last_hidden_state"]), case.forward
+
+
+def timm(case: Case) -> Findings:
+    """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
+    side = case.arguments["img_size"]
+    file = case.info["checkpoint"]["file"]
+    done = converted(case, file, image_size=(side, side))
+    for name, theirs in case.tensors("weights").items():
+        ours = foreign.open_foreign(case.folder / file).tensors[name]
+        yield name, absolute(ours.array(), theirs), 0.0
+    yield from and_back(case, file, done)
+    data = case.data
+    network, image = assembled(done), Tensor(data["image"])
+    yield "logits", error(network(image), data["logits"]), case.forward
+    sequence = network.encoder(image).asnumpy()
+    if "features_dist" in data:
+        yield "features_cls", error(sequence[:, 0], data["features_cls"]), case.forward
+        yield "features_dist", error(sequence[:, 1], data["features_dist"]), case.forward
+    elif data["features"].ndim == 2:
+        yield "features", error(Call(network, network.features)(image), data["features"]), case.forward
+    else:
+        theirs = data["features"].reshape(len(sequence), -1, sequence.shape[-1])
+        yield "features", error(sequence, theirs), case.forward
