@@ -188,22 +188,19 @@ class SplitHeadsCPU(SplitHeads):
 
 
 class SwapMiddle(nn.Cell):
-    """(A, M, N, C) -> (A, N, M, C)."""
+    """(A, M, N, C) -> (A, N, M, C); `known` is the axis of the two, 1 or 2, whose size no export leaves open."""
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, known: int) -> Tensor:
         return x.transpose(0, 2, 1, 3)
 
 
 class SwapMiddleCPU(SwapMiddle):
     """`SwapMiddle` without a transposition."""
 
-    def construct(self, x: Tensor) -> Tensor:
-        first, count, other, dim = x.shape
-        if count == 1 or other == 1:  # taking one piece apart fails in some gradients
-            return x.reshape(first, other, count, dim)
-        if count < other:  # the fewer pieces
-            return ops.stack(ops.unstack(x, 1), 2)
-        return ops.stack(ops.unstack(x, 2), 1)
+    def construct(self, x: Tensor, known: int) -> Tensor:
+        if x.shape[known] == 1:  # taking one piece apart fails in some gradients
+            return x.reshape(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+        return ops.stack(ops.unstack(x, known), 3 - known)
 
 
 class JoinHeads(nn.Cell):

@@ -174,12 +174,12 @@ class WindowAttention(nn.Cell):
             bias = ops.tile(bias.expand_dims(0), (windows, 1, 1, 1)) + self.mask
             bias = ops.tile(bias.expand_dims(1), (1, batch, 1, 1, 1)).reshape(scores.shape)
         mixed = self.proj(self.join_heads(self.mix(self.softmax(scores + bias), self.heads(v))))
-        return self.swap(mixed.reshape(windows, batch, self.area, -1)).reshape(windows * self.area * batch, -1)
+        return self.swap(mixed.reshape(windows, batch, self.area, -1), 2).reshape(windows * self.area * batch, -1)
 
     def image_by_image(self, x: Tensor, batch: int) -> Tensor:
         """Rows (N*B, C), the images of each token together, -> the tokens of each window of an image together."""
         windows = x.shape[0] // (self.area * batch)
-        return self.swap(x.reshape(windows, self.area, batch, -1)).reshape(windows * batch * self.area, -1)
+        return self.swap(x.reshape(windows, self.area, batch, -1), 1).reshape(windows * batch * self.area, -1)
 
     def heads(self, x: Tensor) -> Tensor:
         """(windows*B*area, C) -> (windows*B, heads, area, head_dim)."""
@@ -299,7 +299,7 @@ class SwinStage(nn.Cell):
         x = x.reshape(tokens, batch, dim)
         if self.downsample is None:
             return self.to_raster[self.depth - 1](x), taken
-        groups = self.swap(self.join(x).reshape(tokens // 4, 4, batch, dim))
+        groups = self.swap(self.join(x).reshape(tokens // 4, 4, batch, dim), 1)
         merged = self.downsample(groups.reshape(tokens // 4 * batch, 4 * dim))
         return merged.reshape(tokens // 4, batch, 2 * dim), taken
 
