@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from mindspore.nn.utils import no_init_parameters
 
+from scripts.parity.recipes import full_size_findings, reference_network
 from src.engine.optim import parameter_groups
 from src.engine.schedule import peak_rate
 from src.methods import build_method
 from src.plan import IMAGENET, make_plan
 from src.recipe import dump_recipe, load_recipe, parse_recipe
 from tests.helpers import ROOT
-from tests.test_parity import GOLDEN, parity
+from tests.test_parity import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -179,9 +180,9 @@ def test_the_recipe_builds_the_references_network(path: Path) -> None:
     """Names, shapes and order of all parameters, and what the names do not show: attention heads."""
     info, recipe = json.loads((GOLDEN / "full_size" / f"{row_of(path).like}.json").read_text()), load_recipe(path)
     with no_init_parameters():
-        rename = parity.reference_network(info).rename
+        rename = reference_network(info).rename
         method = build_method(recipe)
-    for name, error, tolerance in parity.full_size_findings(info, method, rename):
+    for name, error, tolerance in full_size_findings(info, method, rename):
         assert error <= tolerance, f"{path}: {name}"
     heads = info.get("num_heads") or info["arguments"].get("MODEL.SWIN.NUM_HEADS") or recipe.encoder.num_heads
     assert recipe.encoder.num_heads == (tuple(heads) if isinstance(heads, list) else heads)
