@@ -76,22 +76,17 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
         recipe: the resolved recipe.
         devices: that train it together, each with `train.batch_size` images at a time.
         images: training images; 0 counts those of the data folder, or takes ImageNet-1K's if the folder is not there
-            and has its name.
+            and has its name. Where neither says it, `images` and the steps of the plan are None.
         measure: run two real steps on random images.
 
     Raises:
-        PlanError: the number of images is not known, or too small for one step.
+        PlanError: the images are too few for one step.
         DataError, DeviceError: of the data folder, and of the device if it measures.
     """
     train, encoder = recipe.train, recipe.trained_encoder
     count, source = (images, "--images") if images else count_images(recipe)
-    per_epoch = images_of_epoch(count, recipe.data.repeats) // (train.batch_size * devices) // train.accumulate
-    if not per_epoch:
-        raise PlanError(
-            f"train.batch_size: {effective_batch(train, devices)} images per update (train.batch_size "
-            f"{train.batch_size} x train.accumulate {train.accumulate} x {devices} devices) are more than the {count} "
-            "images of an epoch; write less"
-        )
+    per_epoch = None if count is None else steps_per_epoch(recipe, devices, count)
+    steps = None if per_epoch is None else per_epoch * train.epochs
     parameters = count_parameters(recipe)
     flops = forward_flops(encoder, recipe.method)
     plan = {
@@ -114,27 +109,42 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
         "images_from": source,
         "steps_per_epoch": per_epoch,
         "epochs": train.epochs,
-        "steps": per_epoch * train.epochs,
+        "steps": steps,
         "memory": estimated_memory(recipe, parameters),
         "measured": None,
     }
     if measure:
         found = measure_steps(recipe)
-        plan["measured"] = {**found, "training_seconds": found["step_seconds"] * train.accumulate * plan["steps"]}
+        whole = None if steps is None else found["step_seconds"] * train.accumulate * steps
+        plan["measured"] = {**found, "training_seconds": whole}
     return plan
 
 
-def count_images(recipe: Recipe) -> tuple[int, str]:
-    """Training images of an epoch and where the number comes from."""
+def steps_per_epoch(recipe: Recipe, devices: int, images: int) -> int:
+    """Updates of an epoch.
+
+    Raises:
+        PlanError: there is none.
+    """
+    train = recipe.train
+    count = images_of_epoch(images, recipe.data.repeats) // (train.batch_size * devices) // train.accumulate
+    if not count:
+        raise PlanError(
+            f"train.batch_size: {effective_batch(train, devices)} images per update (train.batch_size "
+            f"{train.batch_size} x train.accumulate {train.accumulate} x {devices} devices) are more than the {images} "
+            "images of an epoch; write less"
+        )
+    return count
+
+
+def count_images(recipe: Recipe) -> tuple[int | None, str]:
+    """Training images of an epoch, None if nothing tells, and where the number comes from."""
     data = recipe.data
     folder = Path(data.root) / data.train
     if folder.is_dir():
         return len(labelled_share(image_folder(folder), data.labels_per_class)), str(folder)
     if "imagenet" not in Path(data.root).name.lower():
-        raise PlanError(
-            f"data.root: there is no folder {folder}, so the number of images is not known; set data.root, or write "
-            "--images N"
-        )
+        return None, f"there is no folder {folder}; set data.root, or write --images N"
     if data.labels_per_class and isinstance(recipe.method, ClassifyConfig):
         return data.labels_per_class * recipe.method.num_classes, "ImageNet-1K, data.labels_per_class"
     return IMAGENET, f"ImageNet-1K; there is no folder {folder}"
@@ -248,8 +258,8 @@ def as_table(plan: dict[str, Any]) -> str:
         ("FLOPs per image", f"{total[1] / 1e9:.2f} G multiply-adds forward ({shares})"),
         ("effective batch", f"{plan['effective_batch']} = {batch}"),
         ("learning rate", f"{plan['learning_rate']:g}" + (f" = {scaled}" if plan["lr_batch"] else ", not scaled")),
-        ("images", f"{plan['images']:,} ({plan['images_from']})"),
-        ("steps", f"{plan['steps']:,} = {plan['steps_per_epoch']:,} x {plan['epochs']} epochs"),
+        ("images", f"{counted(plan['images'])} ({plan['images_from']})"),
+        ("steps", f"{counted(plan['steps'])} = {counted(plan['steps_per_epoch'])} x {plan['epochs']} epochs"),
         ("memory", memory),
         ("time", "not measured; --measure runs two steps"),
     ]
@@ -262,7 +272,17 @@ def as_table(plan: dict[str, Any]) -> str:
                 f"{found['step_seconds']:.3f} s, {found['images_per_second']:.1f} images/s on one device; "
                 f"the first {found['first_step_seconds']:.1f} s with compiling",
             ),
-            ("time", f"{duration(found['training_seconds'])} for all steps, if devices and data keep up with it"),
+            ("time", time_of(found["training_seconds"])),
         ]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+
+
+def counted(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def time_of(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known without the number of images"
+    return f"{duration(seconds)} for all steps, if devices and data keep up with it"
