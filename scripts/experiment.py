@@ -88,7 +88,7 @@ def load_experiment(path: Path) -> Experiment:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     tree = keys(tree, f"{path}", "seeds", "runs", "tables")
-    runs = {}
+    runs: dict[str, Any] = {}
     for name, entry in mapping(tree["runs"], f"{path}: runs").items():
         where = f"{path}: runs.{name}"
         entry = keys(entry, where, "recipe", optional=("set", "from"))

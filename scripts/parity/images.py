@@ -18,16 +18,17 @@ from scripts.parity.common import Case, Findings, error
 from src.config import DataConfig, parse_auto_augment
 from src.data import augment
 from src.data.loader import Loader
+from src.data.sources import ImageFolder
 from src.methods.classify import soft_cross_entropy
 from src.methods.mixing import cut_box, mix, soft_targets
 
 
 def evaluation_transform(case: Case) -> Findings:
     """Resize, centre crop and normalise as `eval.py` does; the same filter on stated boxes (training crops)."""
-    data = case.data
+    data, files = case.data, ImageFolder(case.folder, [], [], [])
     for row in case.info["eval"]:
         size = (row["crop"], row["crop"])
-        steps = Loader(None, DataConfig(), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
+        steps = Loader(files, DataConfig(), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
         image = data[f"image_{row['image']}"]
         for step in steps[:2]:
             image = step(image)

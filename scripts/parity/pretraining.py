@@ -98,7 +98,7 @@ def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) ->
 
 def vit_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> ViTConfig:
     side = arguments.get("img_size", 224)
-    size = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
+    size: Any = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
     taken = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
     return ViTConfig(
         image_size=size,
@@ -120,8 +120,9 @@ def norm_eps(arguments: dict[str, Any]) -> float:
 def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> SwinConfig:
     """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
     keys = ("embed_dim", "window_size", "qkv_bias")
+    size: Any = image.shape[-2:] if image is not None else (arguments["img_size"],) * 2
     return SwinConfig(
-        image_size=image.shape[-2:] if image is not None else (arguments["img_size"],) * 2,
+        image_size=size,
         in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
         depths=tuple(arguments["depths"]),
         num_heads=tuple(arguments["num_heads"]),
@@ -200,7 +201,7 @@ def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
         "qkv_bias": own.get("QKV_BIAS", True),
     }
     if kind == "vit":
-        bias = "shared" if own["USE_SHARED_RPB"] else "block" if own["USE_RPB"] else "none"
+        bias: Any = "shared" if own["USE_SHARED_RPB"] else "block" if own["USE_RPB"] else "none"
         return ViTConfig(
             **common,
             depth=own["DEPTH"],

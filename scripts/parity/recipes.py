@@ -40,7 +40,7 @@ SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {
 
 def fastmim_schedule(path: Path) -> Findings:
     for name, case in json.loads(path.read_text())["cases"].items():
-        kind = "step" if case["decay_epoch"] else "cosine"
+        kind: Any = "step" if case["decay_epoch"] else "cosine"
         train = TrainConfig(
             epochs=case["epochs"],
             warmup_epochs=case["warmup_epochs"],
@@ -129,7 +129,7 @@ def reference_network(info: dict[str, Any]) -> Reference:
             mask = fastmim_config(arguments, 0.75, encoder.stride)
             method: Any = MaskedImageModel(build_encoder(encoder), mask, encoder.image_size)
             return Reference(method, from_fastmim, TOKENS)
-        pool = "cls" if kind == "vit" and not arguments.get("global_pool") else "mean"
+        pool: Any = "cls" if kind == "vit" and not arguments.get("global_pool") else "mean"
         fc_norm = kind == "vit" and pool == "mean"
         config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=fc_norm)
         rename = from_fastmim_pooled if kind == "swin" else from_plain

@@ -23,6 +23,7 @@ from src.weights.derive import Hints
 from src.weights.load import Origin, load_encoder
 from src.weights.names import BUFFERS, naming_for
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
+from src.weights.torch_file import Stored
 from src.zoo import BareEncoder
 
 
@@ -104,11 +105,14 @@ def and_back(case: Case, file: str, done: Any) -> Findings:
             foreign.write_foreign(path, tensors, key if suffix == ".pth" else "")
             after = foreign.open_foreign(path)
             same = list(before.tensors) == list(after.tensors) and before.prefix == after.prefix
-            for name, tensor in before.tensors.items():
-                other = after.tensors.get(name)
-                same = same and other is not None and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
-                same = same and other.read().tobytes() == tensor.read().tobytes()
+            same = same and all(equal(tensor, after.tensors[name]) for name, tensor in before.tensors.items())
             yield f"{file} and back as {suffix}", float(not same), 0.0
+
+
+def equal(one: Stored, other: Stored) -> bool:
+    """The same number type, shape and bits."""
+    same = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return same and one.read().tobytes() == other.read().tobytes()
 
 
 def assembled(done: Any, **changes: Any) -> Any:
