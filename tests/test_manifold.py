@@ -8,7 +8,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from src.config import ManifoldConfig, Recipe, SwinConfig, TrainConfig, ViTConfig, relation_maps
 from src.engine.checkpoint import counters_of, weights_of
@@ -65,17 +65,21 @@ def relation_losses(student: np.ndarray, teacher: np.ndarray, index: np.ndarray)
 
 
 def test_relations_are_the_written_formula() -> None:
-    """Pairs with a class token on one side, on both (then it takes part), and with maps of two sizes merged to one."""
-    maps = (((4, 4), (4, 4), (4, 4)), ((4, 4), (4, 4), (4, 4)), ((8, 8), (4, 4), (4, 4)))
+    """Pairs with a class token on one side, on both (then it takes part), with maps of two sizes merged to one, with a
+    distillation token besides (the student's surplus is cut off), and with a class token of the teacher alone."""
+    maps = tuple((size, (4, 4), (4, 4)) for size in ((4, 4), (4, 4), (8, 8), (4, 4), (4, 4)))
     config = replace(CONFIG, max_patch_num=16, w_sample=0.5, w_patch=2.0, w_rand=0.25, beta=3.0)
-    students = [numbers(1, BATCH, 17, 6), numbers(2, BATCH, 17, 5), numbers(3, BATCH, 65, 4)]
-    teachers = [numbers(4, BATCH, 16, 7), numbers(5, BATCH, 17, 8), numbers(6, BATCH, 17, 9)]
+    sizes = ((17, 6), (17, 5), (65, 4), (18, 3), (16, 5))
+    students = [numbers(number, BATCH, *size) for number, size in enumerate(sizes)]
+    teachers = [numbers(number, BATCH, count, number) for number, count in enumerate((16, 17, 17, 17, 17), 5)]
     rng = np.random.default_rng(0)
-    indices = [rng.permutation(BATCH * count)[:10] for count in (16, 17, 16)]
+    indices = [rng.permutation(BATCH * count)[:10] for count in (16, 17, 16, 17, 16)]
     pairs = [
         (students[0][:, 1:], teachers[0]),
         (students[1], teachers[1]),
         (merged(students[2][:, 1:], 4), teachers[2][:, 1:]),
+        (students[3][:, 1:], teachers[3]),
+        (students[4], teachers[4][:, 1:]),
     ]
     found = [relation_losses(s, t, index) for (s, t), index in zip(pairs, indices, strict=True)]
     expected = 3.0 * np.mean(found, axis=0) * [0.5, 2.0, 0.25]
@@ -115,6 +119,33 @@ def test_soft_distillation_is_the_written_formula(tau: float) -> None:
     assert float(soft_distance(Tensor(student), Tensor(teacher), tau)) == pytest.approx(expected, rel=1e-5)
     best = np.log(np.exp(theirs).mean(axis=0, keepdims=True))
     assert float(spread_of(Tensor(teacher), tau)) == pytest.approx(tau**2 * divergence(theirs, best), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 1, 30, 300])
+def test_soft_distillation_of_close_and_of_far_logits(scale: float) -> None:
+    """From two log-softmax a divergence of 2e-7 would be rounding; logits 300 apart have no exponential in float32."""
+    student, teacher = scale * numbers(0, 5, 7), scale * numbers(1, 5, 7)
+    tau = np.float64(3.0)
+
+    def logs(x: np.ndarray) -> np.ndarray:
+        return log_softmax((x - x.max(-1, keepdims=True)) / tau)
+
+    expected = tau**2 * divergence(logs(teacher), logs(student))
+    value, slope = SoftDistance()(Tensor(student), Tensor(teacher))
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+    pull = (np.exp(logs(student)) - np.exp(logs(teacher))) * tau / len(student)
+    np.testing.assert_allclose(slope.asnumpy(), pull, atol=max(2e-5 * np.abs(pull).max(), 3e-8))
+
+
+class SoftDistance(nn.Cell):
+    """`soft_distance` at temperature 3 and its gradient for the student's logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = ops.value_and_grad(soft_distance)
+
+    def construct(self, logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return self.both(logits, teacher, 3.0)
 
 
 # --- tokens drawn -----------------------------------------------------------------------------------------------

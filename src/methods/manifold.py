@@ -23,6 +23,7 @@ _GRAM, _ROWS_GRAM = ops.BatchMatMul(transpose_b=True), ops.MatMul(transpose_b=Tr
 _RSQRT, _MAXIMUM, _SUM = ops.Rsqrt(), ops.Maximum(), ops.ReduceSum(keep_dims=True)
 
 EPS = 1e-12  # smallest length that features are divided by
+FAR = 10.0  # gap between logits from which `soft_distance` takes logarithms first; exp(-2 * FAR) is nothing
 
 
 # --- relations --------------------------------------------------------------------------------------------------
@@ -90,12 +91,31 @@ def chosen(noise: Tensor, samples: int) -> Tensor:
 def soft_distance(logits: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """KL divergence of the teacher's softened prediction from the student's, mean over the batch, times tau**2.
 
+    With p the teacher's prediction and g the gaps between the logits, it is log E_p[exp(g - E_p[g])]. A difference of
+    two log-softmax, each good to 2e-6 on CPU, would be rounding for the most part once the student is close; that is
+    taken only for images with gaps whose exponential is too large.
+
     Args:
         logits, teacher: (B, classes).
         tau: temperature that both are divided by.
     """
-    ours, theirs = ops.log_softmax(logits / tau, -1), ops.log_softmax(teacher / tau, -1)
-    return (ops.exp(theirs) * (theirs - ours)).sum(axis=-1).mean() * tau**2
+    ours, theirs = logits / tau, teacher / tau
+    share, gap = ops.softmax(theirs, -1), (logits - teacher) / tau
+    gap = gap - (share * gap).sum(axis=-1, keepdims=True)
+    near = log1p((share * expm1(ops.clamp(gap, -2 * FAR, FAR))).sum(axis=-1))
+    logs = ops.log_softmax(theirs, -1)
+    far = (ops.exp(logs) * (logs - ops.log_softmax(ours, -1))).sum(axis=-1)
+    return ops.where(gap.max(axis=-1) < FAR, near, far).mean() * tau**2
+
+
+def expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1; MindSpore's own subtracts on CPU, which leaves nothing of a small x."""
+    return 2.0 * ops.sinh(x / 2) * ops.exp(x / 2)
+
+
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x) of x >= 0; MindSpore's own adds on CPU."""
+    return 2.0 * ops.atanh(x / (2.0 + x))
 
 
 def spread_of(teacher: Tensor, tau: float) -> Tensor:
@@ -169,22 +189,22 @@ class Relations(nn.Cell):
     def features(self, student: Tensor, teacher: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """The features of a pair that are related, (B, N, C) each with its own C, of length 1.
 
-        Tokens before the patches are left out, unless both networks have as many of them and nothing is merged: then
-        they take part, as in the reference.
+        Tokens before the patches are left out, unless nothing is merged and the student has no fewer of them than the
+        teacher: then the teacher's take part, and the student's surplus is cut off, as in the reference.
         """
         if self.keeps_prefix(student, teacher, number):
-            return unit(student), unit(teacher)
+            return unit(student[:, student.shape[1] - teacher.shape[1] :]), unit(teacher)
         own, given, _ = self.patches[number]
         student, teacher = student[:, student.shape[1] - own :], teacher[:, teacher.shape[1] - given :]
         return unit(merge(student, self.max_patch_num)), unit(merge(teacher, self.max_patch_num))
 
     def keeps_prefix(self, student: Tensor, teacher: Tensor, number: int) -> bool:
         own, given, merged = self.patches[number]
-        return own == given == merged and student.shape[1] == teacher.shape[1]
+        return own == given == merged and student.shape[1] >= teacher.shape[1]
 
     def length(self, student: Tensor, teacher: Tensor, number: int) -> int:
         """Tokens of an image that a pair relates."""
-        return student.shape[1] if self.keeps_prefix(student, teacher, number) else self.patches[number][2]
+        return teacher.shape[1] if self.keeps_prefix(student, teacher, number) else self.patches[number][2]
 
 
 class ManifoldDistiller(Classify):
