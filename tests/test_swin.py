@@ -29,6 +29,26 @@ def test_window_order_is_padding_then_rolling_then_cutting() -> None:
     np.testing.assert_array_equal(window_order((height, width), window, shift), np.concatenate(expected))
 
 
+def test_window_order_may_roll_before_it_pads() -> None:
+    """timm models/swin_transformer.py since 0.9."""
+    height, width, window, shift = 5, 7, 4, 2
+    rolled = np.roll(np.arange(height * width).reshape(height, width), (-shift, -shift), axis=(0, 1))
+    padded = np.pad(rolled, ((0, 3), (0, 1)), constant_values=-1)
+    expected = [padded[r : r + 4, c : c + 4].reshape(-1) for r in (0, 4) for c in (0, 4)]
+    np.testing.assert_array_equal(window_order((height, width), window, shift, True), np.concatenate(expected))
+    whole = ((8, 8), window, shift)  # nothing to pad: the same
+    np.testing.assert_array_equal(window_order(*whole, True), window_order(*whole))
+
+
+def test_norms_of_embedding_and_merging_may_have_an_epsilon_of_their_own() -> None:
+    sizes = {"image_size": (32, 32), "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+    network = build_encoder(SwinConfig(**sizes, norm_eps=1e-3, merge_norm_eps=1e-5))
+    found = {name: cell.eps for name, cell in network.cells_and_names() if hasattr(cell, "eps")}
+    apart = {name for name, eps in found.items() if eps == 1e-5}
+    assert apart == {"patch_embed.norm.normalize", "layers.0.downsample.norm.normalize"}
+    assert all(eps == 1e-3 for name, eps in found.items() if name not in apart)
+
+
 def test_shift_mask_blocks_what_the_roll_brought_together() -> None:
     size, window, shift = (8, 4), 4, 2
     mask = shift_mask(size, window, shift)

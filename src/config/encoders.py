@@ -156,11 +156,15 @@ class SwinConfig(Sizes):
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7  # tokens per side; capped by small maps, maps it does not divide are padded
     cap_window: bool = True  # false: small maps are padded to a whole window too (mmpretrain's pad_small_map)
+    roll_first: bool = (
+        False  # a map that windows do not divide is rolled, then padded (timm since 0.9), else padded first
+    )
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     patch_norm: bool = True  # norm after the patch embedding
     absolute_position: bool = False  # a learned table added to the patch embedding (ape)
     norm_eps: float = 1e-5
+    merge_norm_eps: float = 0.0  # of patch embedding and merging; 0: norm_eps (Hugging Face leaves it at 1e-5)
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
     init: Literal["xavier", "trunc_normal"] = "trunc_normal"  # initial weights: xavier (FastMIM), deviation 0.02 (Swin)
 
@@ -179,6 +183,7 @@ class SwinConfig(Sizes):
                 f"{heads} does not divide {self.embed_dim * 2**stage}, the width of stage {stage}",
             )
         self.check_image(f"{self.stride} (patch_size {self.patch_size}, halved after every stage but the last)")
+        check_not_negative(self, "merge_norm_eps")
         check_rate(self, "drop_path")
 
     @property

@@ -25,18 +25,26 @@ from .relative import SpreadBias
 BLOCKED = -100.0  # added to scores between tokens that the shift made neighbours
 
 
-def window_order(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
+def window_order(size: tuple[int, int], window: int, shift: int, roll_first: bool = False) -> np.ndarray:
     """Raster index of each token in window order, (windows * window**2,); -1 where a window is padded.
 
-    The map is padded at the bottom and right to whole windows, then rolled by -shift, then cut.
+    The map is padded at the bottom and right to whole windows, then rolled by -shift, then cut; or rolled before it is
+    padded (timm models/swin_transformer.py since 0.9).
     """
     height, width = size
     rows_, cols = -(-height // window) * window, -(-width // window) * window
-    row = (np.arange(rows_) + shift) % rows_
-    col = (np.arange(cols) + shift) % cols
+    row, col = rolled(height, rows_, shift, roll_first), rolled(width, cols, shift, roll_first)
     index = np.where((row[:, None] < height) & (col < width), row[:, None] * width + col, -1)
     cut = index.reshape(rows_ // window, window, cols // window, window).transpose(0, 2, 1, 3)
     return cut.reshape(-1)
+
+
+def rolled(side: int, padded: int, shift: int, roll_first: bool) -> np.ndarray:
+    """Position, before rolling, of each of `padded` lines; `side` and more are padding."""
+    line = np.arange(padded)
+    if roll_first:
+        return np.where(line < side, (line + shift) % side, side)
+    return (line + shift) % padded
 
 
 def shift_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
@@ -60,17 +68,18 @@ class Place:
         window: wanted window; a map that is not larger caps it and drops the shift (swin_transformer.py).
         shifted: every second block is shifted by half a window.
         cap: False pads a smaller map to a whole window and keeps the shift (mmpretrain's pad_small_map).
+        roll_first: as in `window_order`.
     """
 
-    def __init__(self, size: tuple[int, int], window: int, shifted: bool, cap: bool = True):
+    def __init__(self, size: tuple[int, int], window: int, shifted: bool, cap: bool = True, roll_first: bool = False):
         capped = cap and min(size) <= window
-        self.size, self.count = size, size[0] * size[1]
+        self.size, self.count, self.roll_first = size, size[0] * size[1], roll_first
         self.window = min(size) if capped else window
         self.shift = 0 if capped or not shifted else window // 2
         self.padded = any(side % self.window for side in size)
 
     def order(self) -> np.ndarray:
-        return window_order(self.size, self.window, self.shift)
+        return window_order(self.size, self.window, self.shift, self.roll_first)
 
     def mask(self) -> np.ndarray | None:
         return shift_mask(self.size, self.window, self.shift) if self.shift else None
@@ -275,12 +284,12 @@ class SwinStage(nn.Cell):
             merged = (size[0] // 2, size[1] // 2)
             following = self.places(config, stage + 1, merged)[0].layout()
             self.join = Reorder(merging_order(layouts[-1], size, following), size[0] * size[1])
-            self.downsample = self.merging(dim, config.norm_eps, config.init)
+            self.downsample = self.merging(dim, config.merge_norm_eps or config.norm_eps, config.init)
 
     @staticmethod
     def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[Place]:
         count, cap = config.depths[stage], config.cap_window
-        return [Place(size, config.window_size, number % 2 == 1, cap) for number in range(count)]
+        return [Place(size, config.window_size, number % 2 == 1, cap, config.roll_first) for number in range(count)]
 
     def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: Place) -> nn.Cell:
         return self.block(dim, config.num_heads[stage], place, config)
@@ -334,7 +343,10 @@ class Swin(Encoder):
             parameter(trunc_normal(), 1, size[0] * size[1], dim) if config.absolute_position else None
         )
         self.patch_embed = PatchEmbed(
-            config.in_chans, config.patch_size, dim, norm_eps=config.norm_eps if config.patch_norm else 0
+            config.in_chans,
+            config.patch_size,
+            dim,
+            norm_eps=(config.merge_norm_eps or config.norm_eps) if config.patch_norm else 0,
         )
         self.layers = nn.CellList(
             [self.stage(config, s, (size[0] >> s, size[1] >> s), sum(config.depths[:s])) for s in range(stages)]
