@@ -174,6 +174,12 @@ def archive_of(path: Path, content: bytes) -> Path:
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__code__K\x01sb.",  # state of a function
         b"\x80\x02cx.y\nZ\n}X\x04\x00\x00\x00pathK\x01sb.",  # state of a class
         b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x02ctorch.hub\nload\nX\x01\x00\x00\x00a\x85R.",  # functions of the libraries that files are for
+        b"\x80\x02ctorch\nload\nX\x01\x00\x00\x00a\x85R.",
+        b"\x80\x02ctorch.utils.cpp_extension\nload_inline\nX\x01\x00\x00\x00a\x85R.",
+        b"\x80\x02cnumpy\nload\nX\x01\x00\x00\x00a\x85R.",
+        b"\x80\x02cnumpy.testing\nrunstring\nX\x01\x00\x00\x00a}\x86R.",
+        b"\x80\x02ctypes\nFunctionType\n}}\x86R.",
         b"\x80\x02(X\x04\x00\x00\x00trueios\nsystem\n.",  # the old INST opcode
         b"\x80\x02\x82\x01.",  # the extension registry
         b"\x80\x02X\x01\x00\x00\x00aQ.",  # a persistent id that is no storage
@@ -185,6 +191,13 @@ def archive_of(path: Path, content: bytes) -> Path:
 def test_pickles_made_by_hand_are_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"refused|damaged"):
         read_torch(archive_of(tmp_path / "f.pth", content))
+
+
+def test_a_class_beside_its_source_text_is_passed_over(tmp_path: Path) -> None:
+    """What torch.save wrote of an object of a Module before PyTorch 1.6: ('module', class, file, text)."""
+    names = b"X\x01\x00\x00\x00aX\x01\x00\x00\x00b"
+    content = b"\x80\x02(X\x06\x00\x00\x00modulecmodels.x\nNet\n" + names + b"tQ)\x81."
+    assert isinstance(read_torch(archive_of(tmp_path / "f.pth", content)), Inert)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import functools
 import io
 import math
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -41,7 +42,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 #: modules that nothing in a checkpoint has a reason to name
 HOSTILE = {"os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "pty", "importlib", "ctypes", "code"}
-HOSTILE |= {"commands", "webbrowser", "pickle", "_pickle", "marshal", "multiprocessing"}
+HOSTILE |= {"commands", "webbrowser", "pickle", "_pickle", "marshal", "multiprocessing", "types", "operator", "asyncio"}
+HOSTILE |= {"idlelib", "pip", "timeit", "pydoc", "pdb", "bdb"}
 #: functions that ordinary files call to rebuild plain values
 BUILTINS = ("set", "frozenset", "bytearray", "bytes", "complex", "slice", "range", "object", "list", "dict", "tuple")
 HARMLESS = {"_codecs.encode", "copyreg._reconstructor", "collections.defaultdict", "collections.deque"}
@@ -49,6 +51,12 @@ HARMLESS |= {"functools.partial", "datetime.datetime", "datetime.date", "datetim
 HARMLESS |= {
     f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (*BUILTINS, "int", "float", "str")
 }
+#: functions of PyTorch and NumPy that ordinary files call; classes may be called whatever their names
+REBUILDERS = re.compile(
+    r"torch\.(device|_utils\._rebuild_\w+|_tensor\._rebuild_\w+|storage\._load_from_bytes|serialization\._get_layout)"
+    r"|numpy\.(dtype|ndarray|_?core\.(multiarray|numeric)\.(_reconstruct|scalar|_frombuffer))"
+    r"|numpy\.random\._pickle\.__\w+_ctor"
+)
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
@@ -142,7 +150,7 @@ class Inert(dict):
 def callable_in_files(path: str) -> bool:
     """Whether ordinary files call this: classes, and functions that rebuild arrays."""
     module, _, name = path.rpartition(".")
-    if module.split(".")[0] in ("torch", "numpy") or path in HARMLESS:
+    if path in HARMLESS or REBUILDERS.fullmatch(path):
         return True
     return name.lstrip("_")[:1].isupper() and module not in ("builtins", "__builtin__")
 
@@ -228,7 +236,9 @@ class Machine(pickle.Unpickler):
             raise WeightsError(f"wants {path} called while loading, which a checkpoint has no reason to")
         return type("Inert", (Inert,), {"path": path})
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":  # a class, beside its source text
+            return pid[1]
         if self.storage is None:
             raise WeightsError("refers to numbers where there are none")
         return self.storage(pid)
