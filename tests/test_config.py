@@ -372,7 +372,7 @@ FILE_ERRORS = [
     ),
     (
         "method: {decoder: {width: 100}}",
-        "FILE: method.decoder.width: 100 is not a multiple of 32 (one head per 32); write 96 or 128",
+        "FILE: method.decoder.width: 100 is not shared out evenly by heads of at least 32; write 96 or 128",
     ),
     ("method: {decoder: {depth: -1}}", "FILE: method.decoder.depth: -1 is negative; 0 leaves the blocks out"),
     (

@@ -60,14 +60,16 @@ class TransformerDecoderConfig:
     name: str = "transformer"
     width: int = 256
     depth: int = 1  # 0: norm and prediction act on the encoder's output, and width must equal the encoder's
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
 
     def __post_init__(self) -> None:
-        check_positive(self, "width")
+        check_positive(self, "width", "mlp_ratio")
         need(self.depth >= 0, "depth", f"{self.depth} is negative; 0 leaves the blocks out")
         need(
-            self.depth == 0 or self.width % 32 == 0,
+            self.depth == 0 or (self.width >= 32 and self.width % (self.width // 32) == 0),
             "width",
-            f"{self.width} is not a multiple of 32 (one head per 32); write {legal_near(self.width, 32)}",
+            f"{self.width} is not shared out evenly by heads of at least 32; write {legal_near(self.width, 32)}",
         )
 
 

@@ -56,7 +56,12 @@ class TransformerDecoder(nn.Cell):
         self.prefix, self.depth, self.out_dim = num_prefix_tokens, config.depth, out_dim
         width = config.width
         self.embed = Linear(in_dim, width) if config.depth else None
-        self.blocks = nn.CellList([Block(width, width // HEAD_WIDTH, norm_eps=norm_eps) for _ in range(config.depth)])
+        self.blocks = nn.CellList(
+            [
+                Block(width, width // HEAD_WIDTH, config.mlp_ratio, config.qkv_bias, norm_eps=norm_eps)
+                for _ in range(config.depth)
+            ]
+        )
         self.norm = LayerNorm(width, norm_eps)
         self.pred = Linear(width, out_dim)
 
