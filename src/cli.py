@@ -16,12 +16,17 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def one_line(text: str) -> str:
+    """Names in files may hold line ends and worse, which a terminal would act on."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:

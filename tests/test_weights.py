@@ -16,13 +16,23 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from src.config import ENCODERS, CaiTConfig, ClassifyConfig, MIMConfig, SwinConfig, SwinV2Config, ViTConfig
+from src.config import (
+    ENCODERS,
+    CaiTConfig,
+    ClassifyConfig,
+    MIMConfig,
+    SwinConfig,
+    SwinV2Config,
+    TransformerDecoderConfig,
+    ViTConfig,
+)
 from src.engine import checkpoint
+from src.methods import MaskedImageModel
 from src.models import build_classifier, build_encoder
 from src.models.swin_v2 import log_coordinates
 from src.recipe import parse_recipe
 from src.weights import WeightsError
-from src.weights.derive import Hints, derive_encoder
+from src.weights.derive import Hints, derive_encoder, derive_method
 from src.weights.foreign import offset_index, open_foreign, to_ours, to_theirs, write_foreign
 from src.weights.load import Origin, load_encoder
 from src.weights.names import SOURCES, naming_for, recognise
@@ -194,6 +204,10 @@ def test_fastmim_starts_the_final_norm_of_a_classifier_afresh() -> None:
         report = load_encoder(weights, arrays, FILE, Origin(sources))
         assert weights["encoder.norm.weight"].asnumpy().tolist() == [norm, norm]
         assert ("encoder.norm.weight" in report.missing) == (norm == 0)
+    # a ViT that pools its class token has no other norm, and keeps the name
+    weights = parameters(shapes | {"head.weight": (3, 2), "encoder.cls_token": (2,)})
+    load_encoder(weights, arrays | {"encoder.cls_token": np.ones(2, np.float32)}, FILE, Origin(("fastmim",)))
+    assert weights["encoder.norm.weight"].asnumpy().all()
     # from a classifier it is taken
     weights = parameters(shapes | {"head.weight": (3, 2)})
     load_encoder(weights, arrays | {"head.weight": np.zeros((3, 2), np.float32)}, FILE, Origin(("fastmim",)))
@@ -378,6 +392,83 @@ def test_the_image_size_of_stages_comes_from_masks_or_is_asked_for() -> None:
     assert derive_encoder(shapes, {}, Hints(image_size=(64, 96))).image_size == (64, 96)
 
 
+def test_a_mask_of_another_shape_than_a_square_is_no_guess() -> None:
+    shapes = {name: value.shape for name, value in classifier_weights(SMALL_SWIN).items()}
+    mask = {"layers.0.blocks.1.attn_mask": np.zeros((8, 16, 16))}  # 8 x 16 tokens
+    with pytest.raises(WeightsError, match="--image-size"):
+        derive_encoder(shapes, mask, Hints())
+
+
+def test_mlps_of_a_ratio_that_is_not_whole(tmp_path: Path) -> None:
+    """int(8 * 3.3) = 26, int(16 * 3.3) = 52: no ratio of one stage alone need give the other."""
+    config = replace(SMALL_SWIN, mlp_ratio=3.3, embed_dim=24)
+    shapes = {name: value.shape for name, value in classifier_weights(config).items()}
+    found = derive_encoder(shapes, {}, Hints(image_size=(32, 32)))
+    assert isinstance(found, SwinConfig)
+    for stage in (0, 1):
+        dim = 24 * 2**stage
+        assert int(dim * found.mlp_ratio) == shapes[f"encoder.layers.{stage}.blocks.0.mlp.fc1.weight"][0]
+
+
+def test_timm_rolls_before_it_pads_and_caps_windows_axis_by_axis(tmp_path: Path) -> None:
+    tensors, key = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "timm")
+    write_foreign(tmp_path / "f.pth", tensors, key)
+    assert to_ours(open_foreign(tmp_path / "f.pth"), "", Hints(image_size=(40, 40))).encoder.roll_first
+    with pytest.raises(WeightsError, match="a map of 4x12 tokens is smaller than the window 4 on one side alone"):
+        to_ours(open_foreign(tmp_path / "f.pth"), "", Hints(image_size=(32, 96)))
+    tensors, key = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "simmim")
+    write_foreign(tmp_path / "g.pth", tensors, key)
+    assert not to_ours(open_foreign(tmp_path / "g.pth"), "", Hints(image_size=(40, 40))).encoder.roll_first
+
+
+def test_hugging_face_leaves_two_epsilons_alone_and_may_have_another_activation(tmp_path: Path) -> None:
+    tensors, key = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "hf")
+    write_foreign(tmp_path / "model.safetensors", tensors, key)
+    config = {"image_size": 32, "layer_norm_eps": 1e-3, "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder = to_ours(open_foreign(tmp_path / "model.safetensors")).encoder
+    assert (encoder.norm_eps, encoder.merge_norm_eps) == (1e-3, 1e-5)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(WeightsError, match=r"config\.json: hidden_act is relu; networks here have gelu alone"):
+        open_foreign(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("image", [None, (48, 48)])
+def test_positions_that_fit_no_image_are_named(image: tuple[int, int] | None) -> None:
+    shapes = {name: value.shape for name, value in classifier_weights(SMALL_VIT).items()}
+    shapes["encoder.pos_embed"] = (1, 9, 16)  # class token, four patches, four registers
+    text = "which are not those of 3 x 3 patches; register tokens" if image else "not square; write --image-size"
+    with pytest.raises(WeightsError, match=text):
+        derive_encoder(shapes, {}, Hints(num_heads=2, image_size=image))
+
+
+@pytest.mark.parametrize("beside", [{}, {"rng": np.arange(4)}], ids=["alone", "beside another tensor"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_the_network_is_found_below_its_key_and_prefixes(
+    beside: dict[str, Any], prefix: str, tmp_path: Path, torch_names: types.ModuleType
+) -> None:
+    state = {prefix + name: value for name, value in plain_state(SMALL_VIT).items()}
+    save_zip(tmp_path / "f.pth", {"model": state, **beside}, torch_names)
+    found = open_foreign(tmp_path / "f.pth")
+    assert (found.key, found.prefix) == ("model", prefix)
+    assert set(found.tensors) == set(plain_state(SMALL_VIT))
+
+
+def test_names_of_a_file_cannot_break_the_line(convert: Any, tmp_path: Path, torch_names: types.ModuleType) -> None:
+    save_zip(tmp_path / "in.pth", plain_state(SMALL_VIT) | {"a\n\x1b[31mb": numbers(0, 2)}, torch_names)
+    code, _, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt", "--num-heads", "2")
+    assert code == 2 and len(err.splitlines()) == 1 and "a\\n\\x1b[31mb" in err
+
+
+def test_a_decoder_tells_its_ratio_and_biases() -> None:
+    encoder = replace(SMALL_VIT, position="sincos")
+    decoder = TransformerDecoderConfig(width=48, depth=2, mlp_ratio=2.5, qkv_bias=False)
+    method = MaskedImageModel(build_encoder(encoder), MIMConfig(decoder=decoder), encoder.image_size)
+    shapes = {name: value.shape for name, value in random_weights(method).items()}
+    found = derive_method(shapes, encoder, Hints())
+    assert isinstance(found, MIMConfig) and found.decoder == decoder
+
+
 def test_swin_v2_tells_its_windows_by_its_coordinates() -> None:
     config = SwinV2Config(image_size=(64, 64), embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=8)
     shapes = {name: value.shape for name, value in classifier_weights(config).items()}
@@ -500,7 +591,7 @@ def test_a_converted_checkpoint_is_one_of_ours(convert: Any, tmp_path: Path, tor
     recipe = parse_recipe(found.meta["recipe"], "o.ckpt")
     assert recipe.encoder == replace(SMALL_VIT, name="vit") and recipe.data.mean == (0.5, 0.5, 0.5)
     assert isinstance(recipe.method, ClassifyConfig) and recipe.method.pool == "cls"
-    assert found.meta["origins"] == ["timm", "simmim"]
+    assert found.meta["origins"] == ["timm", "simmim", "fastmim", "mae"]
     np.testing.assert_array_equal(found.weights["head.weight"], plain_state(SMALL_VIT)["head.weight"])
 
 
@@ -533,7 +624,7 @@ def test_a_pretraining_checkpoint_brings_its_method(
         (["in.pth", "o.ckpt"], "no shape tells the attention heads"),
         (["in.pth", "o.ckpt", "--num-heads", "5"], "5 does not divide embed_dim 16"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "--image-size", "32x"], "neither PIXELS nor HEIGHTxWIDTH"),
-        (["in.pth", "o.ckpt", "--num-heads", "2", "--source", "mae"], "are those of timm or simmim, not of mae"),
+        (["in.pth", "o.ckpt", "--num-heads", "2", "--source", "hf"], "timm or simmim or fastmim or mae, not of hf"),
         (["in.pth", "o.ckpt", "--key", "ema"], "has no table 'ema'"),
         (["in.pth", "o.pth", "--num-heads", "2"], "writes .ckpt files"),
         (["in.pth", "gone/o.ckpt", "--num-heads", "2"], "no such folder"),

@@ -26,6 +26,7 @@ from ..config import (
     ViTConfig,
     legal_blocks,
 )
+from ..models.swin import Place
 from . import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,6 +57,7 @@ class Hints:
     layer_scale: float | None = None
     window_size: int | None = None
     pretrained_window_sizes: tuple[int, ...] | None = None
+    roll_first: bool | None = None  # as the encoder's field
     mask_ratio: float | None = None
     mask_block: int | None = None
     target: str = ""  # hog or l2, as FastMIM says
@@ -84,6 +86,8 @@ def hints_of_json(config: Mapping[str, Any]) -> Hints:
             std=tuple(std) if known else None,
             eval_crop=images.get("crop_pct"),
         )
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise WeightsError(f"hidden_act is {config['hidden_act']}; networks here have gelu alone")
     size = config.get("image_size")
     heads = config.get("num_attention_heads")
     windows = config.get("pretrained_window_sizes")
@@ -175,10 +179,12 @@ def count(shapes: Shapes, template: str) -> int:
     return 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
 
 
-def ratio(shape: tuple[int, ...]) -> float:
-    """An MLP's width over that of its input, so that int(input * ratio) gives it."""
-    hidden, dim = shape
-    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
+def ratio(*shapes: tuple[int, ...]) -> float:
+    """Width of MLPs over that of their inputs, so that int(input * ratio) gives each of them."""
+    least = max(hidden / dim for hidden, dim in shapes)
+    if all(int(dim * least) == hidden for hidden, dim in shapes):
+        return least
+    return (least + min((hidden + 1) / dim for hidden, dim in shapes)) / 2
 
 
 def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
@@ -264,6 +270,11 @@ def blocks_grid(
         side = math.isqrt(place[1] - prefix)
         if side**2 + prefix == place[1]:
             return side, side
+        if hints.image_size:
+            raise WeightsError(
+                f"has {place[1] - prefix} positions, which are not those of {rows} x {cols} patches; register tokens, "
+                "and positions that leave the class token out, are not read"
+            )
         raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHTxWIDTH")
     if table is not None:
         side = (math.isqrt(table[0] - 3) + 1) // 2
@@ -296,12 +307,15 @@ def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
         "depths": tuple(count(shapes, f"encoder.layers.{stage}.blocks.#.") for stage in range(stages)),
         "num_heads": tuple(heads),
         "window_size": window,
-        "mlp_ratio": ratio(shapes["encoder.layers.0.blocks.0.mlp.fc1.weight"]),
+        "mlp_ratio": ratio(*(shapes[f"encoder.layers.{stage}.blocks.0.mlp.fc1.weight"] for stage in range(stages))),
         "qkv_bias": bool({f"{first[0]}.q_bias", f"{first[0]}.qkv.bias"} & set(shapes)),
         "patch_norm": "encoder.patch_embed.norm.weight" in shapes,
         "absolute_position": "encoder.absolute_pos_embed" in shapes,
         "norm_eps": hints.norm_eps or 1e-5,
+        "merge_norm_eps": 1e-5 if hints.norm_eps not in (None, 1e-5) else 0.0,  # only Hugging Face's files say one
     }
+    if hints.roll_first:
+        values["roll_first"] = check_shifts(SwinConfig(**values))
     if not second:
         return SwinConfig(**values)
     every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
@@ -331,16 +345,38 @@ def stages_image(
         return hints.image_size
     sides = [size * patch * 2**stage for stage, size in enumerate(windows) if 0 < size < window]
     if "encoder.absolute_pos_embed" in shapes:
-        sides.append(math.isqrt(shapes["encoder.absolute_pos_embed"][1]) * patch)
+        sides.append(root(shapes["encoder.absolute_pos_embed"][1]) * patch)
     for name, buffer in buffers.items():
         match = re.search(r"layers\.(\d+)\.blocks\.\d+\.attn_mask$", name)
         if match and buffer.ndim == 3:  # (windows, tokens, tokens)
-            sides.append(math.isqrt(buffer.shape[0] * buffer.shape[1]) * patch * 2 ** int(match.group(1)))
-    if not sides:
+            sides.append(root(buffer.shape[0] * buffer.shape[1]) * patch * 2 ** int(match.group(1)))
+    if not sides or not all(sides):
         raise WeightsError(
             f"no shape tells the image size of this network of window {window}; write --image-size PIXELS"
         )
     return sides[0], sides[0]
+
+
+def root(count: int) -> int:
+    """Side of a square of so many tokens, 0 if there is none."""
+    side = math.isqrt(count)
+    return side if side**2 == count else 0
+
+
+def check_shifts(encoder: SwinConfig) -> bool:
+    """Whether windows do not divide a map, so that it matters that timm's current code rolls before it pads.
+
+    Raises:
+        WeightsError: that code caps windows and drops shifts along each axis by itself, where here both go together.
+    """
+    maps = set(encoder.block_maps)
+    for rows, cols in maps:
+        if min(rows, cols) <= encoder.window_size < max(rows, cols):
+            raise WeightsError(
+                f"a map of {rows}x{cols} tokens is smaller than the window {encoder.window_size} on one side alone; "
+                "timm's current code shifts windows on the other, networks here do not"
+            )
+    return any(Place(size, encoder.window_size, shifted=True).padded for size in maps)
 
 
 # --- methods ----------------------------------------------------------------------------------------------------
@@ -358,7 +394,13 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
     if "decoder.norm.weight" not in shapes:
         target = PixelsConfig(normalize="local" if hints.normalize else "none", channels_first=True)
         return fitted(replace(METHODS["simmim"], name="simmim", target=target), encoder, hints)
-    decoder = TransformerDecoderConfig(width=shapes["decoder.norm.weight"][0], depth=count(shapes, "decoder.blocks.#."))
+    width, depth = shapes["decoder.norm.weight"][0], count(shapes, "decoder.blocks.#.")
+    decoder = TransformerDecoderConfig(
+        width=width,
+        depth=depth,
+        mlp_ratio=shapes["decoder.blocks.0.mlp.fc1.weight"][0] / width if depth else 4.0,
+        qkv_bias="decoder.blocks.0.attn.qkv.bias" in shapes or not depth,
+    )
     hog = out == HOGConfig().bins * encoder.in_chans * (encoder.stride // HOGConfig().cell) ** 2
     said = hints.target == ("hog" if hog else "l2")  # arguments of another network say nothing about this one
     normalize = hints.normalize is not False or not said

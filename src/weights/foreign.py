@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from .derive import (
     hints_of_json,
     hints_of_tree,
 )
-from .names import Naming, naming_for, recognise
+from .names import TIMM_STAGES, Naming, naming_for, recognise
 from .safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from .torch_file import STORAGE_OF, Inert, Stored, damage, read_torch, stored, write_torch
 
@@ -74,13 +74,15 @@ def open_foreign(path: Path, key: str = "") -> Foreign:
         tables |= {str(name): value for name, value in tree.items() if table_of(value)}
     if not tables:
         raise WeightsError(f"{path}: holds no table of named tensors")
-    names = [key] if key else [name for name in ("", *KEYS) if name in tables] or list(tables)
+    names = [key] if key else [name for name in (*KEYS, "") if name in tables] or list(tables)
     if names[0] not in tables:
         raise WeightsError(f"{path}: has no table {key!r} of named tensors; write --key {' or --key '.join(tables)}")
-    if not key and names[0] not in ("", *KEYS) and len(names) > 1:
+    if not key and names[0] not in (*KEYS, "") and len(names) > 1:
         raise WeightsError(f"{path}: has several tables of tensors; write --key {' or --key '.join(names)}")
     table = {str(name): value for name, value in tables[names[0]].items() if isinstance(value, Stored)}
-    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in table)), "")
+    prefix = ""
+    while more := next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in table)), ""):
+        prefix += more
     others = tuple(name for name in tables if name != names[0])
     found = hints_in(tree).over(hints_beside(path)) if isinstance(tree, dict) else Hints()
     return Foreign(path, {n.removeprefix(prefix): v for n, v in table.items()}, prefix, names[0], found, others)
@@ -110,6 +112,8 @@ def hints_beside(path: Path) -> Hints:
         if file.is_file():
             try:
                 hints = hints.over(read(json.loads(file.read_text(encoding="utf-8"))))
+            except WeightsError as error:
+                raise WeightsError(f"{file}: {error}") from None
             except (ValueError, TypeError, AttributeError, KeyError):
                 raise WeightsError(f"{file}: is not a configuration of Hugging Face or timm") from None
     return hints
@@ -176,7 +180,7 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
     weights, kept = placed(foreign.tensors, recognised.naming)
     moved = reindexed(weights, kept, foreign.tensors, recognised.naming)
     shapes = {name: value.shape for name, value in weights.items()}
-    encoder = derive_encoder(shapes, kept, hints)
+    encoder = derive_encoder(shapes, kept, replace(hints, roll_first=recognised.naming is TIMM_STAGES))
     method = derive_method(shapes, encoder, hints)
     if method is None or isinstance(method, MIMConfig):
         encoder = fixed_positions(encoder, weights.get("encoder.pos_embed"), sincos_position)

@@ -103,7 +103,8 @@ def load_encoder(
     """
     origin = origin or Origin()
     wanted = {name for name in parameters if name.startswith("encoder.")}
-    if origin.sources == ("fastmim",) and "head.weight" in parameters and "head.weight" not in arrays:
+    fine_tuned = "head.weight" in parameters and "head.weight" not in arrays
+    if fine_tuned and origin.sources == ("fastmim",) and "encoder.cls_token" not in wanted:
         wanted -= {"encoder.norm.weight", "encoder.norm.bias"}
     notes, trained = [], encoder
     total = len(encoder.block_maps) if encoder else 0

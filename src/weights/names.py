@@ -199,7 +199,7 @@ def recognise_plain(names: Collection[str]) -> Recognised:
         return Recognised(TIMM_BLOCKS, ("timm",))
     if has(r"blocks\.\d+\.attn\.(relative_position_bias_table|q_bias)"):
         return Recognised(PLAIN, ("simmim",))
-    return Recognised(PLAIN, ("fastmim", "mae", "timm") if has(r"fc_norm\.") else ("timm", "simmim"))
+    return Recognised(PLAIN, ("fastmim", "mae", "timm") if has(r"fc_norm\.") else ("timm", "simmim", "fastmim", "mae"))
 
 
 def naming_for(source: str, names: Collection[str]) -> Naming:
