@@ -28,7 +28,8 @@ def evaluation_transform(case: Case) -> Findings:
     data, files = case.data, ImageFolder(case.folder, [], [], [])
     for row in case.info["eval"]:
         size = (row["crop"], row["crop"])
-        steps = Loader(files, DataConfig(), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
+        crop = 1.0 if row["resize"] == row["crop"] else DataConfig().eval_crop  # FastMIM enlarges nothing above 224
+        steps = Loader(files, DataConfig(eval_crop=crop), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
         image = data[f"image_{row['image']}"]
         for step in steps[:2]:
             image = step(image)

@@ -90,7 +90,10 @@ def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) ->
     else:
         target = PixelsConfig(normalize="patch" if normalize else "none")
     decoder = TransformerDecoderConfig(
-        width=arguments.get("decoder_embed_dim", 256), depth=arguments.get("decoder_depth", 4)
+        width=arguments.get("decoder_embed_dim", 256),
+        depth=arguments.get("decoder_depth", 4),
+        mlp_ratio=float(arguments.get("mlp_ratio", 4.0)),
+        qkv_bias=arguments.get("qkv_bias", "depths" not in arguments),
     )
     block = arguments.get("block_size", stride)
     return MIMConfig(mask_ratio=mask_ratio, mask_block=block, target=target, decoder=decoder)
@@ -119,8 +122,10 @@ def norm_eps(arguments: dict[str, Any]) -> float:
 
 def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> SwinConfig:
     """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
-    keys = ("embed_dim", "window_size", "qkv_bias")
-    size: Any = image.shape[-2:] if image is not None else (arguments["img_size"],) * 2
+    pretraining = "decoder_depth" in arguments  # its qkv_bias, mlp_ratio and patch_size are the decoder's
+    keys = ("embed_dim", "window_size", *(() if pretraining else ("qkv_bias", "mlp_ratio", "patch_size")), "patch_norm")
+    side = arguments["img_size"]
+    size: Any = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
     return SwinConfig(
         image_size=size,
         in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
@@ -132,7 +137,7 @@ def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **ch
 
 
 def fastmim_swin_model(case: Case, image: np.ndarray) -> MaskedImageModel:
-    encoder = swin_config(case.arguments, image)
+    encoder = swin_config(case.arguments, image, absolute_position=case.arguments.get("ape", False))
     config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
     load_weights(method, trained(case.tensors("weights")), from_fastmim)
@@ -209,7 +214,7 @@ def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
             k_bias=False,
             position="learned" if own["USE_APE"] else "none",
             relative_position=bias,
-            layer_scale=own["INIT_VALUES"],
+            layer_scale=own["INIT_VALUES"] or 0.0,
         )
     common |= {
         "depths": tuple(own["DEPTHS"]),

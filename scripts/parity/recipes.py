@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,7 @@ def fastmim_schedule(path: Path) -> Findings:
 
 def simmim_schedule(path: Path) -> Findings:
     for name, case in json.loads(path.read_text())["cases"].items():
+        changed = {key.split(".")[-1]: value for key, value in case["overrides"].items()}
         train = TrainConfig(
             rule="timm",
             schedule=case["scheduler"],
@@ -69,8 +71,8 @@ def simmim_schedule(path: Path) -> Findings:
             warmup_lr=case["warmup_lr"],
             min_lr=case["min_lr"],
             milestones=tuple(case["multisteps"]),
-            gamma=case["gamma"],
-            decay_epochs=case["overrides"].get("TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 30),
+            gamma=changed.get("DECAY_RATE", 0.1) if case["scheduler"] == "step" else case["gamma"],
+            decay_epochs=changed.get("DECAY_EPOCHS", 30),
         )
         updates, worst = case["n_iter_per_epoch"], 0.0
         for number, theirs in enumerate(case["lr_used"]):
@@ -139,7 +141,9 @@ def reference_network(info: dict[str, Any]) -> Reference:
     if not fine_tune:
         method = MaskedImageModel(build_encoder(encoder), METHODS["simmim"], encoder.image_size)
         return Reference(method, from_simmim, decayed)
-    config = ClassifyConfig(num_classes=arguments.get("MODEL.NUM_CLASSES", 1000), fc_norm=kind == "vit")
+    fc_norm = kind == "vit" and arguments.get("MODEL.VIT.USE_MEAN_POOLING", True)
+    pool = "cls" if kind == "vit" and not fc_norm else "mean"
+    config = ClassifyConfig(num_classes=arguments.get("MODEL.NUM_CLASSES", 1000), pool=pool, fc_norm=fc_norm)
     return Reference(Classify(build_classifier(encoder, config), 0.1), from_plain, decayed)
 
 
@@ -148,9 +152,17 @@ def timm_network(name: str, classes: int, rename: Callable[[str], str]) -> Refer
     kind, size = name.split("_")[:2]
     preset = ENCODERS[f"{'vit' if kind == 'deit' else kind}_{size}"]
     side = next(int(word) for word in reversed(name.split("_")) if word.isdigit())
-    encoder = replace(preset, image_size=(side, side), **({"position": "learned"} if kind in ("vit", "deit") else {}))
+    changes: dict[str, Any] = {"image_size": (side, side)}
+    if kind in ("vit", "deit"):
+        changes |= {"position": "learned", "distilled": "_distilled_" in name}
+    for key, word in (("patch_size", "patch"), ("window_size", "window")):
+        found = re.search(rf"_{word}(\d+)", name)
+        if found and hasattr(preset, key):
+            changes[key] = int(found.group(1))
+    encoder = replace(preset, **changes)
     config = ClassifyConfig(num_classes=classes, pool="mean" if kind == "swin" else "cls", fc_norm=False)
-    return Reference(Classify(build_classifier(encoder, config), 0.1), rename, ())
+    # timm's add_weight_decay asks for no keywords: it decays Swin's bias tables
+    return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
 
 
 def fastmim_encoder(name: str, kind: str, arguments: dict[str, Any], fine_tune: bool) -> EncoderConfig:
@@ -159,7 +171,8 @@ def fastmim_encoder(name: str, kind: str, arguments: dict[str, Any], fine_tune: 
     preset = ENCODERS[f"{kind}_{size}"] if size else ENCODERS[kind]
     side = arguments.get("img_size", 224)
     changes: dict[str, Any] = {"image_size": (side, side)}
-    for key in ("embed_dim", "depth", "num_heads", "depths", "window_size"):
+    keys = ("patch_size", "qkv_bias", "mlp_ratio") if kind == "vit" or fine_tune else ()  # else of the decoder
+    for key in ("embed_dim", "depth", "num_heads", "depths", "window_size", *keys):
         if key in arguments and hasattr(preset, key):
             value = arguments[key]
             changes[key] = tuple(value) if isinstance(value, list) else value
@@ -191,7 +204,8 @@ def optimizer_groups(path: Path) -> Findings:
     train = TrainConfig(
         weight_decay=info["weight_decay"], layer_decay=info.get("layer_decay") or 1.0, decayed=reference.decayed
     )
-    yield from group_findings(info, parameter_groups(reference.method, train), reference.rename)
+    layer_of = reference.method.layer_of  # without a decay our groups do not tell layers apart
+    yield from group_findings(info, parameter_groups(reference.method, train), reference.rename, layer_of)
 
 
 def full_size(path: Path) -> Findings:
@@ -224,7 +238,9 @@ def full_size_findings(info: dict[str, Any], method: Any, rename: Callable[[str]
     yield "order", float(orders[0] != orders[1]), 0.0
 
 
-def group_findings(info: dict[str, Any], groups: list[Any], rename: Callable[[str], str]) -> Findings:
+def group_findings(
+    info: dict[str, Any], groups: list[Any], rename: Callable[[str], str], layer_of: Callable[[str], int]
+) -> Findings:
     ours = {p.name: (number, group) for number, group in enumerate(groups) for p in group.parameters}
     columns = info["params_columns"]
     pairing: dict[int, int] = {}
@@ -234,7 +250,7 @@ def group_findings(info: dict[str, Any], groups: list[Any], rename: Callable[[st
         yield f"weight_decay {theirs['name']}", abs(group.weight_decay - theirs["weight_decay"]), 0.0
         if "lr_scale" in theirs:
             yield f"lr_scale {theirs['name']}", abs(group.lr_scale / theirs["lr_scale"] - 1), 1e-9
-            yield f"layer_id {theirs['name']}", abs(group.layer - theirs["layer_id"]), 0.0
+            yield f"layer_id {theirs['name']}", abs(layer_of(rename(theirs["name"])) - theirs["layer_id"]), 0.0
         same = pairing.setdefault(theirs["group"], number) == number
         yield f"group {theirs['name']}", 0.0 if same else float("inf"), 0.0
     yield f"parameters in no reference group: {sorted(ours)[:3]}", float("inf") if ours else 0.0, 0.0

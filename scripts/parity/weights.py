@@ -66,11 +66,16 @@ def remap(case: Case) -> Findings:
     hints = Hints(image_size=(side, side), num_heads=heads if isinstance(heads, int) else None)
     done = foreign.to_ours(foreign.open_foreign(case.folder / "input.safetensors"), source, hints)
     if source == "simmim":
-        encoder, fc_norm, classes = simmim_encoder(after), after["MODEL.TYPE"] == "vit", after["MODEL.NUM_CLASSES"]
+        vit = after["MODEL.TYPE"] == "vit"
+        fc_norm = vit and bool(after["MODEL.VIT.USE_MEAN_POOLING"])
+        encoder, classes = simmim_encoder(after), after["MODEL.NUM_CLASSES"]
     else:
-        fc_norm, classes = isinstance(after["num_heads"], int), after["num_classes"]
-        encoder = vit_config(after, position="learned") if fc_norm else swin_config(after)
-    method = Classify(build_classifier(encoder, ClassifyConfig(num_classes=classes, fc_norm=fc_norm)), 0.0)
+        vit, classes = isinstance(after["num_heads"], int), after["num_classes"]
+        fc_norm = vit and bool(after.get("global_pool"))
+        ape = after.get("ape", False)
+        encoder = vit_config(after, position="learned") if vit else swin_config(after, absolute_position=ape)
+    pool: Any = "cls" if vit and not fc_norm else "mean"
+    method = Classify(build_classifier(encoder, ClassifyConfig(num_classes=classes, pool=pool, fc_norm=fc_norm)), 0.0)
     weights = weights_of(method)
     fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
     report = load_encoder(
@@ -208,7 +213,7 @@ def timm(case: Case) -> Findings:
     """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
     side = case.arguments["img_size"]
     file = case.info["checkpoint"]["file"]
-    done = converted(case, file, image_size=(side, side))
+    done = converted(case, file, image_size=(side, side) if isinstance(side, int) else tuple(side))
     for name, theirs in case.tensors("weights").items():
         ours = foreign.open_foreign(case.folder / file).tensors[name]
         yield name, absolute(ours.array(), theirs), 0.0
