@@ -27,7 +27,7 @@ CLASS_OFFSETS = 3  # entries of the class token at the end of a table over the w
 #: whose weights -> rule of their relative position tables; supervised Swin networks follow Swin-Transformer utils.py
 RULES = {"simmim": "simmim", "fastmim": "fastmim", "mae": "bicubic", "timm": "bicubic", "hf": "bicubic"}
 #: fields of an encoder that change what equal shapes mean
-MEANING = ("num_heads", "norm_eps", "pretrained_window_sizes")
+MEANING = ("num_heads", "norm_eps", "merge_norm_eps", "roll_first", "pretrained_window_sizes")
 
 
 @dataclass(frozen=True)
