@@ -261,6 +261,15 @@ def test_every_naming_is_recognised_and_read_back(source: str, encoder: Any, tmp
     assert isinstance(done.method, ClassifyConfig) and done.method.num_classes == 3
 
 
+@pytest.mark.parametrize(("said", "pool"), [("token", "cls"), ("avg", "mean"), ("", "cls")])
+def test_timms_config_tells_what_a_head_stands_on(said: str, pool: str, tmp_path: Path) -> None:
+    tensors, key = to_theirs(classifier_weights(SMALL_VIT), {}, None, "timm")
+    write_foreign(tmp_path / "model.safetensors", tensors, key)
+    (tmp_path / "config.json").write_text(json.dumps({"global_pool": said, "pretrained_cfg": {}}))
+    done = to_ours(open_foreign(tmp_path / "model.safetensors"), "", Hints(num_heads=2))
+    assert done.method == ClassifyConfig(num_classes=3, pool=pool, fc_norm=False)
+
+
 def test_timm_moves_merging_to_the_next_stage() -> None:
     tensors, _ = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "timm")
     assert "layers.1.downsample.norm.weight" in tensors and "layers.0.downsample.norm.weight" not in tensors

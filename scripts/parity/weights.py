@@ -213,7 +213,8 @@ def timm(case: Case) -> Findings:
     """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
     side = case.arguments["img_size"]
     file = case.info["checkpoint"]["file"]
-    done = converted(case, file, image_size=(side, side) if isinstance(side, int) else tuple(side))
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    done = converted(case, file, image_size=size, pool=case.arguments.get("global_pool", ""))
     for name, theirs in case.tensors("weights").items():
         ours = foreign.open_foreign(case.folder / file).tensors[name]
         yield name, absolute(ours.array(), theirs), 0.0

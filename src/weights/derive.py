@@ -65,6 +65,7 @@ class Hints:
     mean: tuple[float, ...] | None = None  # of the images
     std: tuple[float, ...] | None = None
     eval_crop: float | None = None  # of the images of evaluation
+    pool: str = ""  # of a classifier, in timm's words: avg, token
     factory: str = ""  # a training script's name of the network
     preset: str = ""  # --encoder
 
@@ -85,6 +86,7 @@ def hints_of_json(config: Mapping[str, Any]) -> Hints:
             mean=tuple(mean) if known else None,
             std=tuple(std) if known else None,
             eval_crop=images.get("crop_pct"),
+            pool=config.get("global_pool") or "",
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise WeightsError(f"hidden_act is {config['hidden_act']}; networks here have gelu alone")
@@ -386,7 +388,8 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
     """What stands on the encoder: a classifier, a decoder of ours, or nothing that is ours (None)."""
     if "head.weight" in shapes:
         fc_norm = "fc_norm.weight" in shapes
-        pool: Literal["mean", "cls"] = "mean" if fc_norm or not getattr(encoder, "class_token", False) else "cls"
+        means = fc_norm or hints.pool == "avg" or not getattr(encoder, "class_token", False)
+        pool: Literal["mean", "cls"] = "mean" if means else "cls"
         return ClassifyConfig(num_classes=shapes["head.weight"][0], pool=pool, fc_norm=fc_norm)
     if not {"mask_token", "decoder.pred.weight"} <= set(shapes):
         return None
