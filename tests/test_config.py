@@ -317,8 +317,12 @@ FILE_ERRORS = [
     ("method: {name: classify, mixup: -1}", "FILE: method.mixup: -1.0 is negative"),
     (
         "encoder: {name: swin_base, image_size: 200}",
-        "FILE: encoder.image_size: 200 is not a multiple of 32 (patch_size 4, halved after every stage but the last); "
-        "write 192 or 224",
+        "FILE: encoder.image_size: 200 is not a multiple of 32 (the side of an output token), which masks and targets "
+        "need; write 192 or 224",
+    ),
+    (
+        "encoder: {name: swin_base, image_size: 198}\nmethod: classify",
+        "FILE: encoder.image_size: 198 is not a multiple of patch_size 4; write 196 or 200",
     ),
     ("encoder: {name: swin_tiny, depths: [2, 2]}", "FILE: encoder.num_heads: has 4 stages, depths has 2"),
     (

@@ -13,7 +13,7 @@ from src.config import METHODS, SwinConfig, SwinV2Config
 from src.methods import MaskedImageModel
 from src.models import build_encoder
 from src.models.relative import SpreadBias
-from src.models.swin import BLOCKED, Reorder, shift_mask, window_order
+from src.models.swin import BLOCKED, Reorder, merging_order, shift_mask, window_order
 from src.models.swin_v2 import log_coordinates
 from tests.helpers import Call, numbers
 
@@ -38,6 +38,29 @@ def test_window_order_may_roll_before_it_pads() -> None:
     np.testing.assert_array_equal(window_order((height, width), window, shift, True), np.concatenate(expected))
     whole = ((8, 8), window, shift)  # nothing to pad: the same
     np.testing.assert_array_equal(window_order(*whole, True), window_order(*whole))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 7), (5, 6), (1, 1)])
+@pytest.mark.parametrize("window", [2, 3])
+def test_merging_joins_four_neighbours_and_pads_odd_sides(size: tuple[int, int], window: int) -> None:
+    """From rows and to rows in any order; beyond the map there are zeros, as in Hugging Face and current timm."""
+    height, width = size
+    x = numbers(0, height, width, 3)
+    padded = np.pad(x, ((0, height % 2), (0, width % 2), (0, 0)))
+    parts = [padded[down::2, right::2] for right in (0, 1) for down in (0, 1)]
+    expected = np.concatenate(parts, axis=-1).reshape(-1, 12)
+    rng = np.random.default_rng(window)
+    layout, following = rng.permutation(height * width), rng.permutation(len(expected))
+    order = merging_order(layout, size, following)
+    moved = Reorder(order, height * width)(Tensor(x.reshape(-1, 1, 3)[layout])).asnumpy()
+    np.testing.assert_array_equal(moved.reshape(-1, 12), expected[following])
+
+
+def test_an_image_of_any_whole_patches_is_classified() -> None:
+    config = SwinConfig(image_size=(20, 36), embed_dim=8, depths=(2, 2, 1), num_heads=(1, 2, 2), window_size=3)
+    assert config.stage_maps == [(5, 9), (3, 5), (2, 3)] and config.num_tokens == 6
+    encoder = build_encoder(config)
+    assert encoder(Tensor(numbers(0, 2, 3, 20, 36))).shape == (2, 6, 32) and encoder.grid((20, 36)) == (2, 3)
 
 
 def test_norms_of_embedding_and_merging_may_have_an_epsilon_of_their_own() -> None:

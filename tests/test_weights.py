@@ -491,6 +491,8 @@ def test_swin_v2_tells_its_windows_by_its_coordinates() -> None:
         assert (found.window_size, found.pretrained_window_sizes) == (8, pretrained)
     with pytest.raises(WeightsError, match="--window-size"):
         derive_encoder(shapes, {}, Hints(image_size=(64, 64)))
+    with pytest.raises(WeightsError, match="windows of maps of odd sides"):
+        derive_encoder(shapes, {}, Hints(image_size=(60, 64), window_size=8))
 
 
 # --- the command ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ class Sizes:
     """What the sizes of all encoders have in common."""
 
     image_size: tuple[int, int]
+    patch_size: int
 
     @property
     def stride(self) -> int:
@@ -20,31 +21,37 @@ class Sizes:
         raise NotImplementedError
 
     @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+        raise NotImplementedError
+
+    @property
     def num_tokens(self) -> int:
         """Output tokens of one image, without the class token."""
-        return self.image_size[0] * self.image_size[1] // self.stride**2
+        rows, cols = self.block_maps[-1]
+        return rows * cols
 
-    def check_image(self, unit: str) -> None:
-        """Whole output tokens; `unit` says what their side is made of."""
+    def check_image(self) -> None:
+        """Whole patches."""
+        unit = self.patch_size
         for side in self.image_size:
             need(
-                side > 0 and side % self.stride == 0,
+                side > 0 and side % unit == 0,
                 "image_size",
-                f"{side} is not a multiple of {unit}; write {legal_near(max(side, 1), self.stride)}",
+                f"{side} is not a multiple of patch_size {unit}; write {legal_near(max(side, 1), unit)}",
             )
 
 
 class OneScale(Sizes):
     """Sizes of encoders with one token per patch, and what they must fulfil."""
 
-    patch_size: int
     embed_dim: int
     depth: int
     num_heads: int
 
     def check_sizes(self) -> None:
         """Whole patches, and heads of equal width."""
-        self.check_image(f"patch_size {self.patch_size}")
+        self.check_image()
         need(
             self.embed_dim % self.num_heads == 0,
             "num_heads",
@@ -63,7 +70,6 @@ class OneScale(Sizes):
 
     @property
     def block_maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
         rows, cols = (side // self.patch_size for side in self.image_size)
         return ((rows, cols),) * self.depth
 
@@ -182,7 +188,7 @@ class SwinConfig(Sizes):
                 "num_heads",
                 f"{heads} does not divide {self.embed_dim * 2**stage}, the width of stage {stage}",
             )
-        self.check_image(f"{self.stride} (patch_size {self.patch_size}, halved after every stage but the last)")
+        self.check_image()
         check_not_negative(self, "merge_norm_eps")
         check_rate(self, "drop_path")
 
@@ -197,10 +203,14 @@ class SwinConfig(Sizes):
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     @property
-    def block_maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of tokens after each block of all stages, before merging."""
+    def stage_maps(self) -> list[tuple[int, int]]:
+        """Rows and columns of tokens in each stage; merging pads a side that is odd."""
         rows, cols = (side // self.patch_size for side in self.image_size)
-        return tuple((rows >> stage, cols >> stage) for stage, depth in enumerate(self.depths) for _ in range(depth))
+        return [(-(-rows // 2**stage), -(-cols // 2**stage)) for stage in range(len(self.depths))]
+
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        return tuple(size for size, depth in zip(self.stage_maps, self.depths, strict=True) for _ in range(depth))
 
 
 @dataclass(frozen=True, kw_only=True)

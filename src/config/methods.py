@@ -214,6 +214,13 @@ MethodConfig = MIMConfig | ClassifyConfig
 def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:
     """Mask blocks, tokens and target cells must tile each other."""
     block, stride, target = method.mask_block, encoder.stride, method.target
+    for side in encoder.image_size:
+        need(
+            side % stride == 0,
+            "encoder.image_size",
+            f"{side} is not a multiple of {stride} (the side of an output token), which masks and targets need; "
+            f"write {legal_near(side, stride)}",
+        )
     if isinstance(target, HOGConfig):
         need(
             stride % target.cell == 0,

@@ -20,6 +20,7 @@ encoder's alone at 224 pixels, whatever the recipe trains at; that of a classifi
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from ..config import (
@@ -83,7 +84,7 @@ def stages(config: EncoderConfig) -> list[Stage]:
         return [Stage(config.depth, length, length, length, config.embed_dim, config.num_heads, config.mlp_ratio)]
     found = []
     for number, depth in enumerate(config.depths):
-        rows, cols = (side // config.patch_size >> number for side in config.image_size)
+        rows, cols = config.stage_maps[number]
         window = Place((rows, cols), config.window_size, shifted=False, cap=config.cap_window).window
         padded = -(-rows // window) * -(-cols // window) * window**2
         sizes = config.embed_dim << number, config.num_heads[number], config.mlp_ratio
@@ -94,7 +95,7 @@ def stages(config: EncoderConfig) -> list[Stage]:
 def decoder_stage(encoder: EncoderConfig, decoder: TransformerDecoderConfig) -> Stage:
     """The blocks of a decoder; a class token takes part."""
     length = output_length(encoder)
-    return Stage(decoder.depth, length, length, length, decoder.width, decoder.width // 32, 4.0)
+    return Stage(decoder.depth, length, length, length, decoder.width, decoder.width // 32, decoder.mlp_ratio)
 
 
 def output_length(encoder: EncoderConfig) -> int:
@@ -127,8 +128,8 @@ def encoder_flops(config: EncoderConfig, final_norm: bool = True) -> int:
         return total
     total += NORM * parts[0].rows * parts[0].dim * config.patch_norm
     second = isinstance(config, SwinV2Config)
-    for stage in parts[:-1]:  # merging: 4 C to 2 C, with a norm before it, in the second version after it
-        total += stage.rows // 4 * (8 * stage.dim**2 + NORM * stage.dim * (2 if second else 4))
+    for stage, following in itertools.pairwise(parts):  # merging: 4 C to 2 C, a norm before it, in version 2 after it
+        total += following.rows * (8 * stage.dim**2 + NORM * stage.dim * (2 if second else 4))
     if isinstance(config, SwinV2Config) and config.main_norm_every:
         total += sum(s.depth // config.main_norm_every * NORM * s.rows * s.dim for s in parts)
     return total

@@ -53,7 +53,7 @@ class Encoder(nn.Cell):
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of output tokens for an image of (height, width) pixels."""
-        return image_size[0] // self.stride, image_size[1] // self.stride
+        return -(-image_size[0] // self.stride), -(-image_size[1] // self.stride)
 
     def layer_of(self, name: str) -> int:
         """Learning-rate layer of a parameter (name below the encoder): 0 the embedding, num_layers - 1 the top."""

@@ -244,19 +244,21 @@ class PatchMerging(nn.Cell):
 
 
 def merging_order(layout: np.ndarray, size: tuple[int, int], following: np.ndarray) -> np.ndarray:
-    """Rows of the merged tokens' four parts: (N/4 * 4,) positions in the current layout.
+    """Rows of the merged tokens' four parts: (4 * merged tokens,) positions in the current layout.
+
+    A side that is odd is padded: -1 stands for a part beyond the map (Hugging Face's and timm's current merging).
 
     Args:
         layout: raster index of each current row.
         size: of the current map.
         following: raster index, on the merged map, of each row of the next stage.
     """
-    position = np.argsort(layout)
-    half = size[1] // 2
-    row, col = following // half, following % half
+    position = np.full((size[0] + 1, size[1] + 1), -1)
+    position[:-1, :-1] = np.argsort(layout).reshape(size)
+    row, col = np.divmod(following, -(-size[1] // 2))
     # the order of the references: top left, bottom left, top right, bottom right
-    parts = [(2 * row + down) * size[1] + 2 * col + right for right in (0, 1) for down in (0, 1)]
-    return position[np.stack(parts, axis=1).reshape(-1)]
+    parts = [position[2 * row + down, 2 * col + right] for right in (0, 1) for down in (0, 1)]
+    return np.stack(parts, axis=1).reshape(-1)
 
 
 class SwinStage(nn.Cell):
@@ -265,8 +267,9 @@ class SwinStage(nn.Cell):
     block = SwinBlock
     merging = PatchMerging
 
-    def __init__(self, config: SwinConfig, stage: int, size: tuple[int, int], first_block: int):
+    def __init__(self, config: SwinConfig, stage: int):
         super().__init__()
+        size, first_block = config.stage_maps[stage], sum(config.depths[:stage])
         dim, depth = config.embed_dim * 2**stage, config.depths[stage]
         self.dim, self.depth, self.first_block = dim, depth, first_block
         places = self.places(config, stage, size)
@@ -278,11 +281,12 @@ class SwinStage(nn.Cell):
         self.moves = nn.CellList([nn.Identity() if move is None else move for move in moves])
         self.to_raster = nn.CellList([Reorder(np.argsort(layout), len(layout)) for layout in layouts])
         self.join: Any = None
+        self.merged = 0  # tokens after merging
         self.swap = rows.swap_middle()
         self.downsample = None
         if stage < len(config.depths) - 1:
-            merged = (size[0] // 2, size[1] // 2)
-            following = self.places(config, stage + 1, merged)[0].layout()
+            following = self.places(config, stage + 1, config.stage_maps[stage + 1])[0].layout()
+            self.merged = len(following)
             self.join = Reorder(merging_order(layouts[-1], size, following), size[0] * size[1])
             self.downsample = self.merging(dim, config.merge_norm_eps or config.norm_eps, config.init)
 
@@ -308,9 +312,9 @@ class SwinStage(nn.Cell):
         x = x.reshape(tokens, batch, dim)
         if self.downsample is None:
             return self.to_raster[self.depth - 1](x), taken
-        groups = self.swap(self.join(x).reshape(tokens // 4, 4, batch, dim), 1)
-        merged = self.downsample(groups.reshape(tokens // 4 * batch, 4 * dim))
-        return merged.reshape(tokens // 4, batch, 2 * dim), taken
+        groups = self.swap(self.join(x).reshape(self.merged, 4, batch, dim), 1)
+        joined = self.downsample(groups.reshape(self.merged * batch, 4 * dim))
+        return joined.reshape(self.merged, batch, 2 * dim), taken
 
     def keep(self, factors: Tensor | None, number: int, tokens: int) -> tuple[Tensor, Tensor] | None:
         """Stochastic depth factors of a block's rows, (N*B, 1) each."""
@@ -348,9 +352,7 @@ class Swin(Encoder):
             dim,
             norm_eps=(config.merge_norm_eps or config.norm_eps) if config.patch_norm else 0,
         )
-        self.layers = nn.CellList(
-            [self.stage(config, s, (size[0] >> s, size[1] >> s), sum(config.depths[:s])) for s in range(stages)]
-        )
+        self.layers = nn.CellList([self.stage(config, number) for number in range(stages)])
         layout = SwinStage.places(config, 0, size)[0].layout()
         self.arrange = Reorder(layout, len(layout))
         self.norm = LayerNorm(config.out_dim, config.norm_eps) if final_norm else None

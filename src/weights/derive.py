@@ -320,6 +320,8 @@ def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
         values["roll_first"] = check_shifts(SwinConfig(**values))
     if not second:
         return SwinConfig(**values)
+    if any(side % 2 for size in SwinConfig(**values).stage_maps[:-1] for side in size):
+        raise WeightsError("implementations of Swin V2 differ in the windows of maps of odd sides; not converted")
     every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
     before = hints.pretrained_window_sizes or tuple(pretrained for _, pretrained in coordinates)
     return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=before + (0,) * (4 - len(before)))
