@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, nn
+from mindspore import Parameter, Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +37,18 @@ class Call(nn.Cell):
 
     def construct(self, *inputs: Any) -> Any:
         return self.function(*inputs, *self.fixed)
+
+
+class Contract(nn.Cell):
+    """All ways through an encoder in one graph; `indices` of the blocks whose sequences are asked for."""
+
+    def __init__(self, encoder: Any, indices: tuple[int, ...]):
+        super().__init__(auto_prefix=False)
+        self.encoder, self.indices = encoder, indices
+
+    def construct(self, image: Tensor) -> Any:
+        tokens = self.encoder.embed(image)
+        return tokens, self.encoder.encode(tokens), self.encoder(image), self.encoder.blocks_of(tokens, self.indices)
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:

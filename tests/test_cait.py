@@ -26,7 +26,7 @@ from src.methods import MaskedImageModel
 from src.models import build_classifier, build_encoder
 from src.models.cost import class_attention_flops, encoder_flops, forward_flops, kept_values
 from src.plan import make_plan
-from tests.helpers import Call, numbers
+from tests.helpers import Call, Contract, numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -34,18 +34,6 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 def small(**changes: Any) -> CaiTConfig:
     sizes = {"image_size": (32, 48), "embed_dim": 32, "depth": 3, "num_heads": 2, "layer_scale": 0.5}
     return CaiTConfig(**(sizes | changes))
-
-
-class Contract(nn.Cell):
-    """All ways through an encoder in one graph."""
-
-    def __init__(self, encoder: Any):
-        super().__init__(auto_prefix=False)
-        self.encoder = encoder
-
-    def construct(self, image: Tensor) -> Any:
-        tokens = self.encoder.embed(image)
-        return tokens, self.encoder.encode(tokens), self.encoder(image), self.encoder.blocks_of(tokens, (0, 2))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +47,7 @@ def test_the_encoder_contract(config: CaiTConfig) -> None:
     image = Tensor(numbers(0, 2, config.in_chans, *config.image_size))
     tokens, encoded, whole, (first, last) = (
         [each.asnumpy() for each in part] if isinstance(part, tuple) else part.asnumpy()
-        for part in Contract(encoder)(image)
+        for part in Contract(encoder, (0, 2))(image)
     )
     down, across = encoder.grid(config.image_size)
     assert (down, across) == (config.image_size[0] // 16, config.image_size[1] // 16)

@@ -17,7 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 from src.config import ENCODERS, ClassifyConfig, SwinConfig, SwinV2Config, ViTConfig
 from src.models import Classifier, build_classifier, build_encoder, rows
 from src.models.layers import DropPath, Gelu, sincos_position
-from tests.helpers import Call, numbers, snapshot
+from tests.helpers import Call, Contract, numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -25,18 +25,6 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 def small(**changes: Any) -> ViTConfig:
     sizes = {"image_size": (32, 48), "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return ViTConfig(**(sizes | changes))
-
-
-class Contract(nn.Cell):
-    """All ways through an encoder in one graph."""
-
-    def __init__(self, encoder: Any):
-        super().__init__(auto_prefix=False)
-        self.encoder = encoder
-
-    def construct(self, image: Tensor) -> Any:
-        tokens = self.encoder.embed(image)
-        return tokens, self.encoder.encode(tokens), self.encoder(image), self.encoder.blocks_of(tokens, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +43,7 @@ def test_the_encoder_contract(config: ViTConfig) -> None:
     for ours, theirs in ((p, q) for p in bare.get_parameters() for q in encoder.get_parameters() if p.name == q.name):
         ours.set_data(theirs.value())
     image = Tensor(numbers(0, 2, config.in_chans, *config.image_size))
-    tokens, encoded, whole, (first, last) = Contract(encoder)(image)
+    tokens, encoded, whole, (first, last) = Contract(encoder, (0, 1))(image)
     down, across = encoder.grid(config.image_size)
     length = down * across + encoder.num_prefix_tokens
     assert (down, across) == (config.image_size[0] // 16, config.image_size[1] // 16)
