@@ -9,18 +9,27 @@ from collections.abc import Callable
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command; 0 when done, 2 with one line for what the user can mend, 130 when interrupted."""
+    """Run a command.
+
+    Returns:
+        0 when done, 2 with one line for what the user can mend, 130 when interrupted, 141 when nobody reads its output
+        any more (`| head`).
+    """
     os.environ.setdefault("GLOG_v", "4")  # MindSpore's errors arrive as exceptions; GLOG_v=2 shows its warnings
     from .run import UserError
 
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader either
+        return 141
     return 0
 
 
