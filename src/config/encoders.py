@@ -162,9 +162,7 @@ class SwinConfig(Sizes):
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7  # tokens per side; capped by small maps, maps it does not divide are padded
     cap_window: bool = True  # false: small maps are padded to a whole window too (mmpretrain's pad_small_map)
-    roll_first: bool = (
-        False  # a map that windows do not divide is rolled, then padded (timm since 0.9), else padded first
-    )
+    roll_first: bool = False  # maps are rolled, then padded (timm since 0.9); false: padded first (everybody else)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     patch_norm: bool = True  # norm after the patch embedding
