@@ -41,3 +41,13 @@ def check_rate(config: Any, key: str, closed: bool = False) -> None:
 
 def show_size(size: Any) -> str:
     return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def check_multiples(key: str, sides: tuple[int, ...], unit: int, meaning: str) -> None:
+    """Sides of whole units; `meaning` says what the unit is."""
+    for side in sides:
+        need(
+            side > 0 and side % unit == 0,
+            key,
+            f"{side} is not a multiple of {meaning}; write {legal_near(max(side, 1), unit)}",
+        )

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from .checks import check_not_negative, check_positive, check_rate, legal_near, need
+from .checks import check_multiples, check_not_negative, check_positive, check_rate, legal_near, need
 
 
 class Sizes:
@@ -33,13 +33,7 @@ class Sizes:
 
     def check_image(self) -> None:
         """Whole patches."""
-        unit = self.patch_size
-        for side in self.image_size:
-            need(
-                side > 0 and side % unit == 0,
-                "image_size",
-                f"{side} is not a multiple of patch_size {unit}; write {legal_near(max(side, 1), unit)}",
-            )
+        check_multiples("image_size", self.image_size, self.patch_size, f"patch_size {self.patch_size}")
 
 
 class OneScale(Sizes):

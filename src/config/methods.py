@@ -6,7 +6,16 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from .checks import FieldError, check_not_negative, check_positive, check_rate, legal_near, need, show_size
+from .checks import (
+    FieldError,
+    check_multiples,
+    check_not_negative,
+    check_positive,
+    check_rate,
+    legal_near,
+    need,
+    show_size,
+)
 from .encoders import EncoderConfig, SwinConfig, ViTConfig
 
 # --- targets and decoders of masked image modelling -------------------------------------------------------------
@@ -214,13 +223,8 @@ MethodConfig = MIMConfig | ClassifyConfig
 def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:
     """Mask blocks, tokens and target cells must tile each other."""
     block, stride, target = method.mask_block, encoder.stride, method.target
-    for side in encoder.image_size:
-        need(
-            side % stride == 0,
-            "encoder.image_size",
-            f"{side} is not a multiple of {stride} (the side of an output token), which masks and targets need; "
-            f"write {legal_near(side, stride)}",
-        )
+    meaning = f"{stride} (the side of an output token), which masks and targets need"
+    check_multiples("encoder.image_size", encoder.image_size, stride, meaning)
     if isinstance(target, HOGConfig):
         need(
             stride % target.cell == 0,
