@@ -41,15 +41,15 @@ def test_window_order_may_roll_before_it_pads() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 7), (5, 6), (1, 1)])
-@pytest.mark.parametrize("window", [2, 3])
-def test_merging_joins_four_neighbours_and_pads_odd_sides(size: tuple[int, int], window: int) -> None:
+@pytest.mark.parametrize("seed", [2, 3])
+def test_merging_joins_four_neighbours_and_pads_odd_sides(size: tuple[int, int], seed: int) -> None:
     """From rows and to rows in any order; beyond the map there are zeros, as in Hugging Face and current timm."""
     height, width = size
     x = numbers(0, height, width, 3)
     padded = np.pad(x, ((0, height % 2), (0, width % 2), (0, 0)))
     parts = [padded[down::2, right::2] for right in (0, 1) for down in (0, 1)]
     expected = np.concatenate(parts, axis=-1).reshape(-1, 12)
-    rng = np.random.default_rng(window)
+    rng = np.random.default_rng(seed)
     layout, following = rng.permutation(height * width), rng.permutation(len(expected))
     order = merging_order(layout, size, following)
     moved = Reorder(order, height * width)(Tensor(x.reshape(-1, 1, 3)[layout])).asnumpy()

@@ -408,14 +408,14 @@ def test_a_mask_of_another_shape_than_a_square_is_no_guess() -> None:
         derive_encoder(shapes, mask, Hints())
 
 
-def test_mlps_of_a_ratio_that_is_not_whole(tmp_path: Path) -> None:
-    """int(8 * 3.3) = 26, int(16 * 3.3) = 52: no ratio of one stage alone need give the other."""
-    config = replace(SMALL_SWIN, mlp_ratio=3.3, embed_dim=24)
+def test_mlps_of_a_ratio_that_is_not_whole() -> None:
+    """int(8 * 3.2) = 25 and int(16 * 3.2) = 51, but 25 / 8, of the first stage alone, makes that 50."""
+    config = replace(SMALL_SWIN, mlp_ratio=3.2)
     shapes = {name: value.shape for name, value in classifier_weights(config).items()}
     found = derive_encoder(shapes, {}, Hints(image_size=(32, 32)))
     assert isinstance(found, SwinConfig)
     for stage in (0, 1):
-        dim = 24 * 2**stage
+        dim = 8 * 2**stage
         assert int(dim * found.mlp_ratio) == shapes[f"encoder.layers.{stage}.blocks.0.mlp.fc1.weight"][0]
 
 

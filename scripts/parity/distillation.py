@@ -17,6 +17,7 @@ from src.config import CaiTConfig, ClassifyConfig, EncoderConfig, ManifoldConfig
 from src.methods import ManifoldDistiller
 from src.methods.manifold import Relations, merge
 from src.models import build_classifier
+from src.weights.derive import pair
 from src.weights.names import recognise
 
 
@@ -93,8 +94,6 @@ def manifold_losses(case: Case) -> Findings:
 def timm_encoder(arguments: dict[str, Any]) -> EncoderConfig:
     """A network of timm 0.5.4 by its class and arguments."""
     kind = arguments.get("cls", "VisionTransformer").lower()
-    side = arguments["img_size"]
-    size = (side, side) if isinstance(side, int) else (side[0], side[1])
     if "swin" in kind:
         return swin_config(arguments, patch_size=arguments.get("patch_size", 4))
     if "cait" in kind:
@@ -103,7 +102,11 @@ def timm_encoder(arguments: dict[str, Any]) -> EncoderConfig:
         scale = arguments.get("init_scale", arguments.get("init_values", 1e-5))
         ratios = [float(arguments.get(key, 4.0)) for key in ("mlp_ratio", "mlp_ratio_clstk")]
         return CaiTConfig(
-            image_size=size, layer_scale=scale, mlp_ratio=ratios[0], mlp_ratio_token_only=ratios[1], **taken
+            image_size=pair(arguments["img_size"]),
+            layer_scale=scale,
+            mlp_ratio=ratios[0],
+            mlp_ratio_token_only=ratios[1],
+            **taken,
         )
     return vit_config(arguments, position="learned", distilled=arguments.get("distilled", False))
 

@@ -26,6 +26,7 @@ from scripts.parity.common import (
 from scripts.parity.pretraining import (
     GivenMask,
     GivenNoise,
+    classifier_config,
     coordinate_tables,
     fastmim_swin_model,
     fastmim_vit_model,
@@ -46,12 +47,11 @@ from src.models import build_classifier, build_encoder
 
 def simmim_ft(case: Case) -> Findings:
     encoder = simmim_encoder(case.arguments)
-    fc_norm = bool(case.arguments.get("MODEL.VIT.USE_MEAN_POOLING")) and case.arguments["MODEL.TYPE"] == "vit"
-    pool = "cls" if case.arguments["MODEL.TYPE"] == "vit" and not fc_norm else "mean"
-    classes = case.arguments["MODEL.NUM_CLASSES"]
+    vit, means = case.arguments["MODEL.TYPE"] == "vit", bool(case.arguments.get("MODEL.VIT.USE_MEAN_POOLING"))
+    config = classifier_config(case.arguments["MODEL.NUM_CLASSES"], vit, means)
     if case.arguments["MODEL.TYPE"] == "swinv2":
         yield from coordinate_tables(case, build_encoder(encoder))
-    yield from classifier(case, encoder, classes, pool, fc_norm, from_plain)
+    yield from classifier(case, encoder, config, from_plain)
 
 
 def train10_simmim(case: Case) -> Findings:
@@ -72,7 +72,8 @@ def train10_simmim(case: Case) -> Findings:
 
 def fastmim_ft_swin(case: Case) -> Findings:
     encoder = swin_config(case.arguments, case.data["image"], absolute_position=case.arguments.get("ape", False))
-    yield from classifier(case, encoder, case.arguments["num_classes"], "mean", False, from_fastmim_pooled)
+    config = classifier_config(case.arguments["num_classes"], vit=False, means=True)
+    yield from classifier(case, encoder, config, from_fastmim_pooled)
 
 
 def train10_fastmim_swin(case: Case) -> Findings:
@@ -82,16 +83,13 @@ def train10_fastmim_swin(case: Case) -> Findings:
 
 def fastmim_ft_vit(case: Case) -> Findings:
     arguments = case.arguments
-    pool = "mean" if arguments["global_pool"] else "cls"
     encoder = vit_config(arguments, case.data["image"], position="learned")
-    yield from classifier(case, encoder, arguments["num_classes"], pool, pool == "mean", from_plain)
+    config = classifier_config(arguments["num_classes"], vit=True, means=bool(arguments["global_pool"]))
+    yield from classifier(case, encoder, config, from_plain)
 
 
-def classifier(
-    case: Case, encoder: EncoderConfig, classes: int, pool: Any, fc_norm: bool, rename: Callable[[str], str]
-) -> Findings:
+def classifier(case: Case, encoder: EncoderConfig, config: ClassifyConfig, rename: Callable[[str], str]) -> Findings:
     data = case.data
-    config = ClassifyConfig(num_classes=classes, pool=pool, fc_norm=fc_norm)
     method = Classify(build_classifier(encoder, config), config.label_smoothing)
     load_weights(method, trained(case.tensors("weights")), rename)
     image, label = Tensor(data["image"]), Tensor(data["label"].astype(np.int32))

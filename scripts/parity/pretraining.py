@@ -23,6 +23,7 @@ from scripts.parity.common import (
 )
 from src.config import (
     METHODS,
+    ClassifyConfig,
     EncoderConfig,
     HOGConfig,
     MIMConfig,
@@ -37,6 +38,7 @@ from src.methods.masking import BlockMask, masked_count
 from src.methods.targets import HOG, Pixels
 from src.models import build_encoder
 from src.models.layers import sincos_position
+from src.weights.derive import pair
 
 
 class GivenNoise(nn.Cell):
@@ -100,8 +102,7 @@ def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) ->
 
 
 def vit_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> ViTConfig:
-    side = arguments.get("img_size", 224)
-    size: Any = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
+    size = pair(image.shape[-2:] if image is not None else arguments.get("img_size", 224))
     taken = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
     return ViTConfig(
         image_size=size,
@@ -124,8 +125,7 @@ def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **ch
     """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
     pretraining = "decoder_depth" in arguments  # its qkv_bias, mlp_ratio and patch_size are the decoder's
     keys = ("embed_dim", "window_size", *(() if pretraining else ("qkv_bias", "mlp_ratio", "patch_size")), "patch_norm")
-    side = arguments["img_size"]
-    size: Any = image.shape[-2:] if image is not None else (side, side) if isinstance(side, int) else tuple(side)
+    size = pair(image.shape[-2:] if image is not None else arguments["img_size"])
     return SwinConfig(
         image_size=size,
         in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
@@ -190,6 +190,11 @@ def fastmim(case: Case, method: MaskedImageModel) -> Findings:
     yield "pred", error(prediction, data["pred"]), case.forward
     yield "loss", error(loss, data["loss"]), case.forward
     yield from gradient_findings(case, [w.name for w in weights], grads, from_fastmim)
+
+
+def classifier_config(classes: int, vit: bool, means: bool) -> ClassifyConfig:
+    """Of SimMIM and FastMIM: a ViT takes the class token, or the mean and a norm behind it; a Swin the mean."""
+    return ClassifyConfig(num_classes=classes, pool="cls" if vit and not means else "mean", fc_norm=vit and means)
 
 
 def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:

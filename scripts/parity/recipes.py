@@ -22,7 +22,7 @@ from scripts.parity.common import (
     from_simmim,
     rename_with,
 )
-from scripts.parity.pretraining import fastmim_config, simmim_encoder
+from scripts.parity.pretraining import classifier_config, fastmim_config, simmim_encoder
 from src.config import ENCODERS, METHODS, ClassifyConfig, EncoderConfig, TrainConfig
 from src.engine.optim import parameter_groups
 from src.engine.schedule import learning_rate, position
@@ -131,9 +131,7 @@ def reference_network(info: dict[str, Any]) -> Reference:
             mask = fastmim_config(arguments, 0.75, encoder.stride)
             method: Any = MaskedImageModel(build_encoder(encoder), mask, encoder.image_size)
             return Reference(method, from_fastmim, TOKENS)
-        pool: Any = "cls" if kind == "vit" and not arguments.get("global_pool") else "mean"
-        fc_norm = kind == "vit" and pool == "mean"
-        config = ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=fc_norm)
+        config = classifier_config(arguments["num_classes"], kind == "vit", bool(arguments.get("global_pool")))
         rename = from_fastmim_pooled if kind == "swin" else from_plain
         return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
     encoder = simmim_encoder(arguments) if arguments else simmim_preset(name, kind, fine_tune)
@@ -141,9 +139,8 @@ def reference_network(info: dict[str, Any]) -> Reference:
     if not fine_tune:
         method = MaskedImageModel(build_encoder(encoder), METHODS["simmim"], encoder.image_size)
         return Reference(method, from_simmim, decayed)
-    fc_norm = kind == "vit" and arguments.get("MODEL.VIT.USE_MEAN_POOLING", True)
-    pool = "cls" if kind == "vit" and not fc_norm else "mean"
-    config = ClassifyConfig(num_classes=arguments.get("MODEL.NUM_CLASSES", 1000), pool=pool, fc_norm=fc_norm)
+    means = arguments.get("MODEL.VIT.USE_MEAN_POOLING", True)
+    config = classifier_config(arguments.get("MODEL.NUM_CLASSES", 1000), kind == "vit", means)
     return Reference(Classify(build_classifier(encoder, config), 0.1), from_plain, decayed)
 
 

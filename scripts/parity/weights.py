@@ -12,14 +12,22 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from scripts.parity.common import Call, Case, Findings, absolute, error, load_weights, rename_with
-from scripts.parity.pretraining import GivenMask, GivenNoise, fastmim_config, simmim_encoder, swin_config, vit_config
+from scripts.parity.pretraining import (
+    GivenMask,
+    GivenNoise,
+    classifier_config,
+    fastmim_config,
+    simmim_encoder,
+    swin_config,
+    vit_config,
+)
 from src.config import ClassifyConfig
 from src.engine.checkpoint import weights_of
 from src.methods import Classify, MaskedImageModel
 from src.models import build_classifier, build_encoder
 from src.models.layers import sincos_position
 from src.weights import foreign
-from src.weights.derive import Hints
+from src.weights.derive import Hints, pair
 from src.weights.load import Origin, load_encoder
 from src.weights.names import BUFFERS, naming_for
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
@@ -67,15 +75,14 @@ def remap(case: Case) -> Findings:
     done = foreign.to_ours(foreign.open_foreign(case.folder / "input.safetensors"), source, hints)
     if source == "simmim":
         vit = after["MODEL.TYPE"] == "vit"
-        fc_norm = vit and bool(after["MODEL.VIT.USE_MEAN_POOLING"])
+        means = after.get("MODEL.VIT.USE_MEAN_POOLING")
         encoder, classes = simmim_encoder(after), after["MODEL.NUM_CLASSES"]
     else:
         vit, classes = isinstance(after["num_heads"], int), after["num_classes"]
-        fc_norm = vit and bool(after.get("global_pool"))
+        means = after.get("global_pool")
         ape = after.get("ape", False)
         encoder = vit_config(after, position="learned") if vit else swin_config(after, absolute_position=ape)
-    pool: Any = "cls" if vit and not fc_norm else "mean"
-    method = Classify(build_classifier(encoder, ClassifyConfig(num_classes=classes, pool=pool, fc_norm=fc_norm)), 0.0)
+    method = Classify(build_classifier(encoder, classifier_config(classes, vit, bool(means))), 0.0)
     weights = weights_of(method)
     fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
     report = load_encoder(
@@ -211,10 +218,10 @@ def hugging_face(case: Case) -> Findings:
 
 def timm(case: Case) -> Findings:
     """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
-    side = case.arguments["img_size"]
     file = case.info["checkpoint"]["file"]
-    size = (side, side) if isinstance(side, int) else tuple(side)
-    done = converted(case, file, image_size=size, pool=case.arguments.get("global_pool", ""))
+    done = converted(
+        case, file, image_size=pair(case.arguments["img_size"]), pool=case.arguments.get("global_pool", "")
+    )
     for name, theirs in case.tensors("weights").items():
         ours = foreign.open_foreign(case.folder / file).tensors[name]
         yield name, absolute(ours.array(), theirs), 0.0

@@ -195,6 +195,11 @@ class SwinConfig(Sizes):
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     @property
+    def between_eps(self) -> float:
+        """Epsilon of the norms of patch embedding and merging."""
+        return self.merge_norm_eps or self.norm_eps
+
+    @property
     def stage_maps(self) -> list[tuple[int, int]]:
         """Rows and columns of tokens in each stage; merging pads a side that is odd."""
         rows, cols = (side // self.patch_size for side in self.image_size)

@@ -69,7 +69,7 @@ class TransformerDecoderConfig:
     name: str = "transformer"
     width: int = 256
     depth: int = 1  # 0: norm and prediction act on the encoder's output, and width must equal the encoder's
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 4.0  # hidden width of the blocks' MLPs over their width
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:

@@ -288,7 +288,7 @@ class SwinStage(nn.Cell):
             following = self.places(config, stage + 1, config.stage_maps[stage + 1])[0].layout()
             self.merged = len(following)
             self.join = Reorder(merging_order(layouts[-1], size, following), size[0] * size[1])
-            self.downsample = self.merging(dim, config.merge_norm_eps or config.norm_eps, config.init)
+            self.downsample = self.merging(dim, config.between_eps, config.init)
 
     @staticmethod
     def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[Place]:
@@ -337,22 +337,18 @@ class Swin(Encoder):
 
     def __init__(self, config: SwinConfig, final_norm: bool = True):
         super().__init__()
-        dim, stages = config.embed_dim, len(config.depths)
+        dim, size = config.embed_dim, config.stage_maps[0]
         self.out_dim, self.stride, self.patch_size = config.out_dim, config.stride, config.patch_size
         self.in_chans, self.num_prefix_tokens, self.norm_eps = config.in_chans, 0, config.norm_eps
         self.embed_dim, self.depths = dim, config.depths
         self.num_layers = sum(config.depths) + 2
-        size = (config.image_size[0] // config.patch_size, config.image_size[1] // config.patch_size)
         self.absolute_pos_embed = (
             parameter(trunc_normal(), 1, size[0] * size[1], dim) if config.absolute_position else None
         )
         self.patch_embed = PatchEmbed(
-            config.in_chans,
-            config.patch_size,
-            dim,
-            norm_eps=(config.merge_norm_eps or config.norm_eps) if config.patch_norm else 0,
+            config.in_chans, config.patch_size, dim, norm_eps=config.between_eps if config.patch_norm else 0
         )
-        self.layers = nn.CellList([self.stage(config, number) for number in range(stages)])
+        self.layers = nn.CellList([self.stage(config, number) for number in range(len(config.depths))])
         layout = SwinStage.places(config, 0, size)[0].layout()
         self.arrange = Reorder(layout, len(layout))
         self.norm = LayerNorm(config.out_dim, config.norm_eps) if final_norm else None

@@ -316,11 +316,12 @@ def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
         "norm_eps": hints.norm_eps or 1e-5,
         "merge_norm_eps": 1e-5 if hints.norm_eps not in (None, 1e-5) else 0.0,  # only Hugging Face's files say one
     }
+    first_version = SwinConfig(**values)
     if hints.roll_first:
-        values["roll_first"] = check_shifts(SwinConfig(**values))
+        values["roll_first"] = rolling_matters(first_version)
     if not second:
         return SwinConfig(**values)
-    if any(side % 2 for size in SwinConfig(**values).stage_maps[:-1] for side in size):
+    if any(side % 2 for size in first_version.stage_maps[:-1] for side in size):
         raise WeightsError("implementations of Swin V2 differ in the windows of maps of odd sides; not converted")
     every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
     before = hints.pretrained_window_sizes or tuple(pretrained for _, pretrained in coordinates)
@@ -367,7 +368,7 @@ def root(count: int) -> int:
     return side if side**2 == count else 0
 
 
-def check_shifts(encoder: SwinConfig) -> bool:
+def rolling_matters(encoder: SwinConfig) -> bool:
     """Whether windows do not divide a map, so that it matters that timm's current code rolls before it pads.
 
     Raises:
@@ -399,13 +400,11 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
     if "decoder.norm.weight" not in shapes:
         target = PixelsConfig(normalize="local" if hints.normalize else "none", channels_first=True)
         return fitted(replace(METHODS["simmim"], name="simmim", target=target), encoder, hints)
-    width, depth = shapes["decoder.norm.weight"][0], count(shapes, "decoder.blocks.#.")
-    decoder = TransformerDecoderConfig(
-        width=width,
-        depth=depth,
-        mlp_ratio=shapes["decoder.blocks.0.mlp.fc1.weight"][0] / width if depth else 4.0,
-        qkv_bias="decoder.blocks.0.attn.qkv.bias" in shapes or not depth,
-    )
+    decoder = TransformerDecoderConfig(width=shapes["decoder.norm.weight"][0], depth=count(shapes, "decoder.blocks.#."))
+    if decoder.depth:
+        mlp_ratio = ratio(shapes["decoder.blocks.0.mlp.fc1.weight"])
+        qkv_bias = "decoder.blocks.0.attn.qkv.bias" in shapes
+        decoder = replace(decoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
     hog = out == HOGConfig().bins * encoder.in_chans * (encoder.stride // HOGConfig().cell) ** 2
     said = hints.target == ("hog" if hog else "l2")  # arguments of another network say nothing about this one
     normalize = hints.normalize is not False or not said
