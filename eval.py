@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from src.cli import run_command
+from src.tasks.command import run_command
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     def command() -> None:
-        from src.deploy import evaluate_checkpoint
+        from src.tasks.evaluate import evaluate_checkpoint
 
         result = evaluate_checkpoint(args.ckpt, args.data, args.overrides, args.config)
         top = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.cli import run_command
+from src.tasks.command import run_command
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     def command() -> None:
-        from src.deploy import export_checkpoint
+        from src.tasks.export import export_checkpoint
 
         done = export_checkpoint(args.ckpt, args.format, args.output, args.batch, args.overrides)
         print(

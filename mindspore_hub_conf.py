@@ -25,7 +25,7 @@ def create_network(name: str, **options: Any) -> Any:
     Raises:
         ValueError: the name (then a NotImplementedError too) or an option is not known; the text lists what is.
     """
-    return _package("zoo").create_model(name, **options)
+    return _package("tasks.networks").create_model(name, **options)
 
 
 def _package(module: str) -> Any:

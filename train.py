@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.cli import add_plan_options, run_command, run_plan
+from src.tasks.command import add_plan_options, run_command, run_plan
 
 
 def main() -> int:
@@ -20,8 +20,8 @@ def main() -> int:
         args.overrides.append(f"init_from={args.init_from}")
 
     def command() -> None:
-        from src.recipe import load_recipe
-        from src.run import train
+        from src.config.files import load_recipe
+        from src.tasks.train import train
 
         if not run_plan(args):
             train(load_recipe(args.config, args.overrides), args.resume)

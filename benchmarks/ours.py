@@ -26,11 +26,11 @@ import numpy as np
 from mindspore import Tensor
 
 from src.config import Recipe
+from src.config.files import load_recipe
 from src.engine import device
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
-from src.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 #: case -> recipe and overrides that make it the peer's network

@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.recipe import ConfigError
+from src.config.files import ConfigError
 
 REQUIRED = [
     "backbone-name",

@@ -34,12 +34,12 @@ import yaml
 from mindspore.nn.utils import no_init_parameters
 
 from hub.check_card import BACKENDS, DATASETS, Card, CardError, asset_file, check_card, file_hash, models_of
-from src.cli import run_command
 from src.config import ClassifyConfig, Recipe
-from src.deploy import preprocessing
+from src.config.files import dump_recipe, to_tree
 from src.engine import checkpoint
-from src.recipe import dump_recipe, to_tree
-from src.zoo import classifier_recipe, deployed, fill, model_names, model_recipe, without_drop_path
+from src.tasks.command import run_command
+from src.tasks.export import preprocessing
+from src.tasks.networks import classifier_recipe, deployed, fill, model_names, model_recipe, without_drop_path
 
 #: the zoo this project is laid out for; it has no address of its own yet, --repo-link names one
 ZOO = "https://gitee.com/mindspore/models"

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mindspore as ms
 
-from scripts.parity.common import Case, Findings
-from scripts.parity.distillation import distilled_student, manifold, manifold_losses
-from scripts.parity.finetuning import (
+from tests.parity.common import Case, Findings
+from tests.parity.distillation import distilled_student, manifold, manifold_losses
+from tests.parity.finetuning import (
     fastmim_ft_swin,
     fastmim_ft_vit,
     simmim_ft,
@@ -32,10 +32,10 @@ from scripts.parity.finetuning import (
     train10_fastmim_vit,
     train10_simmim,
 )
-from scripts.parity.images import evaluation_transform, mixup, randaugment_ops, randaugment_rules, random_erasing
-from scripts.parity.pretraining import fastmim_swin, fastmim_vit, hog, masks, pos_sincos, simmim
-from scripts.parity.recipes import fastmim_schedule, full_size, manifold_schedule, optimizer_groups, simmim_schedule
-from scripts.parity.weights import container, hugging_face, pos_embed, remap, remap_tables, timm
+from tests.parity.images import evaluation_transform, mixup, randaugment_ops, randaugment_rules, random_erasing
+from tests.parity.pretraining import fastmim_swin, fastmim_vit, hog, masks, pos_sincos, simmim
+from tests.parity.recipes import fastmim_schedule, full_size, manifold_schedule, optimizer_groups, simmim_schedule
+from tests.parity.weights import container, hugging_face, pos_embed, remap, remap_tables, timm
 
 #: prefix of the case name -> comparison; the longest prefix wins
 CASES: dict[str, Callable[[Case], Findings]] = {

@@ -20,8 +20,8 @@ from typing import Any
 os.environ.setdefault("GLOG_v", "4")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.cli import run_command
 from src.config import ENCODERS
+from src.tasks.command import run_command
 from src.weights import WeightsError
 from src.weights.names import SOURCES
 
@@ -68,12 +68,12 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
     from mindspore.nn.utils import no_init_parameters
 
     from src.config import DataConfig, FieldError, Recipe
+    from src.config.files import dump_recipe, override
     from src.engine import checkpoint
     from src.methods import build_method
     from src.models import build_encoder
-    from src.recipe import dump_recipe, override
+    from src.tasks.networks import BareEncoder
     from src.weights.derive import placeholder
-    from src.zoo import BareEncoder
 
     chans = done.encoder.in_chans
     usual = chans == len(DataConfig().mean)
@@ -121,7 +121,7 @@ def told_recipe(recipe: Any) -> list[str]:
     """The parts of the recipe that were derived, to be looked at."""
     import yaml
 
-    from src.recipe import to_tree
+    from src.config.files import to_tree
 
     parts = {part: to_tree(getattr(recipe, part)) for part in ("encoder", "method")}
     return yaml.safe_dump(parts, sort_keys=False, default_flow_style=None, width=110).splitlines()

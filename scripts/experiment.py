@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from src.cli import run_command
-from src.recipe import ConfigError, dump_recipe, load_recipe
+from src.config.files import ConfigError, dump_recipe, load_recipe
+from src.tasks.command import run_command
 
 
 @dataclass(frozen=True)

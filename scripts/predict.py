@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.cli import run_command
+from src.tasks.command import run_command
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
 
     def command() -> None:
         from src.data.sources import DataError
-        from src.deploy import predict
+        from src.tasks.predict import predict
 
         bad, count = [], 0
         for prediction in predict(args.ckpt, images, args.top, overrides):

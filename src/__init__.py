@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 def load_model(source: str | os.PathLike[str], **options: Any) -> Any:
-    """A classifier from a checkpoint or by name, images -> logits: see `src.zoo.load_model`."""
-    from .zoo import load_model as load  # MindSpore is imported when it is needed
+    """A classifier from a checkpoint or by name, images -> logits: see `src.tasks.networks.load_model`."""
+    from .tasks.networks import load_model as load  # MindSpore is imported when it is needed
 
     return load(source, **options)

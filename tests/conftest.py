@@ -100,8 +100,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, image_folder_factory: Ma
 @pytest.fixture(scope="session")
 def tiny_run(graph_mode: None, tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Callable[[str], Path]:
     """The last checkpoint of a short fine-tuning run of a kind of `TINY`, trained once."""
-    from src.recipe import load_recipe
-    from src.run import train
+    from src.config.files import load_recipe
+    from src.tasks.train import train
 
     @functools.cache
     def run(kind: str) -> Path:

@@ -28,17 +28,6 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str) -
         assert word in lines[0], lines[0]
 
 
-class Call(nn.Cell):
-    """A bound method of a Cell, with fixed trailing arguments, as a graph of its own."""
-
-    def __init__(self, cell: nn.Cell, function: Callable[..., Any], *fixed: Any):
-        super().__init__(auto_prefix=False)
-        self.cell, self.function, self.fixed = cell, function, fixed
-
-    def construct(self, *inputs: Any) -> Any:
-        return self.function(*inputs, *self.fixed)
-
-
 class Contract(nn.Cell):
     """All ways through an encoder in one graph; `indices` of the blocks whose sequences are asked for."""
 

@@ -20,13 +20,16 @@ from mindspore.nn.utils import no_init_parameters
 
 from src import load_model
 from src.config import ENCODERS, METHODS, CaiTConfig, ClassifyConfig, MIMConfig, Recipe
-from src.deploy import evaluate_checkpoint, export_checkpoint, predict
 from src.engine import checkpoint
+from src.engine.graph import AsGraph
 from src.methods import MaskedImageModel
 from src.models import build_classifier, build_encoder
 from src.models.cost import class_attention_flops, encoder_flops, forward_flops, kept_values
-from src.plan import make_plan
-from tests.helpers import Call, Contract, numbers
+from src.tasks.evaluate import evaluate_checkpoint
+from src.tasks.export import export_checkpoint
+from src.tasks.plan import make_plan
+from src.tasks.predict import predict
+from tests.helpers import Contract, numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -61,7 +64,7 @@ def test_the_encoder_contract(config: CaiTConfig) -> None:
     np.testing.assert_allclose(encoded[:, 1:], normed, atol=1e-4)
     # the class token changes nothing but itself
     encoder.cls_token.set_data(Tensor(numbers(1, 1, 1, encoder.out_dim)))
-    moved = Call(encoder, encoder.encode)(Tensor(tokens)).asnumpy()
+    moved = AsGraph(encoder, encoder.encode)(Tensor(tokens)).asnumpy()
     np.testing.assert_array_equal(moved[:, 1:], encoded[:, 1:])
     assert np.abs(moved[:, 0] - encoded[:, 0]).min(axis=1).max() > 0
 

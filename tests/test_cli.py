@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from src.cli import one_line, run_command
 from src.data.sources import DataError
+from src.tasks.command import one_line, run_command
 from tests.helpers import ROOT
 
 
@@ -41,7 +41,9 @@ def test_printable_text_stays() -> None:
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
     """As in `python scripts/predict.py ... | head -1`."""
-    program = "from src.cli import run_command; import sys; sys.exit(run_command(lambda: print('line\\n' * 10**6)))"
+    program = (
+        "from src.tasks.command import run_command; import sys; sys.exit(run_command(lambda: print('line\\n' * 10**6)))"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -22,7 +22,7 @@ from src.config import (
     ViTConfig,
     parse_auto_augment,
 )
-from src.recipe import ConfigError, dump_recipe, load_recipe, override, parse_recipe
+from src.config.files import ConfigError, dump_recipe, load_recipe, override, parse_recipe
 from tests.helpers import Run, assert_one_line_error
 
 Write = Callable[[str, str], Path]

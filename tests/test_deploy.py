@@ -15,20 +15,14 @@ from mindspore import Tensor, nn
 from PIL import Image
 
 from src import load_model
-from src.cli import run_command
-from src.deploy import (
-    EXPORT_TOLERANCE,
-    compare,
-    evaluate_checkpoint,
-    export_checkpoint,
-    open_checkpoint,
-    predict,
-    preprocessing,
-)
+from src.config.files import dump_recipe, load_recipe
 from src.engine import checkpoint
 from src.methods import build_method
-from src.recipe import dump_recipe, load_recipe
-from src.zoo import deployed, fill
+from src.tasks.command import run_command
+from src.tasks.evaluate import evaluate_checkpoint, open_checkpoint
+from src.tasks.export import EXPORT_TOLERANCE, compare, export_checkpoint, preprocessing
+from src.tasks.networks import deployed, fill
+from src.tasks.predict import predict
 from tests.helpers import MakeFolder, Run, assert_one_line_error
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

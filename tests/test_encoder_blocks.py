@@ -10,13 +10,14 @@ import pytest
 from mindspore import Tensor
 
 from src.config import ENCODERS, CaiTConfig, EncoderConfig, MIMConfig, Recipe, SwinConfig, ViTConfig, first_blocks
+from src.config.files import load_recipe
 from src.engine import checkpoint
+from src.engine.graph import AsGraph
 from src.models import build_encoder
-from src.recipe import load_recipe
-from src.run import origin_of, train
+from src.tasks.train import origin_of, train
 from src.weights import WeightsError
 from src.weights.load import Origin, load_encoder
-from tests.helpers import Call, MakeFolder, Run, assert_one_line_error, numbers
+from tests.helpers import MakeFolder, Run, assert_one_line_error, numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -66,7 +67,7 @@ def test_a_whole_encoder_takes_the_first_blocks_and_says_what_is_fresh(config: E
     assert len(report.matched) + len(report.missing) == len(parameters)
     image = Tensor(numbers(9, 2, 3, 32, 32))
     expected = part(image).asnumpy()
-    found = Call(whole, whole.blocks_of, (blocks - 1,))(whole.embed(image))[0].asnumpy()
+    found = AsGraph(whole, whole.blocks_of, (blocks - 1,))(whole.embed(image))[0].asnumpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from src.config.files import load_recipe
 from src.engine import checkpoint
-from src.recipe import load_recipe
 from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
 
 RECIPE = """
@@ -30,8 +30,8 @@ CRASH = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from src.engine.loop import Fit
-from src.recipe import load_recipe
-from src.run import train
+from src.config.files import load_recipe
+from src.tasks.train import train
 
 log = Fit._log
 def log_and_die(self, epoch, *rest):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.experiment import Cell, as_markdown, load_experiment, needed_runs, show
-from src.recipe import ConfigError, load_recipe
+from src.config.files import ConfigError, load_recipe
 from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
 
 EXPERIMENTS = sorted((ROOT / "config/experiments").glob("*.yaml"))

@@ -18,10 +18,10 @@ from hub import publish
 from hub.check_card import REQUIRED, RULES, CardError, check_card, file_hash, models_of, read_card
 from src import load_model
 from src.config import ClassifyConfig
-from src.deploy import evaluate_checkpoint
+from src.config.files import dump_recipe, load_recipe
 from src.engine import checkpoint
-from src.recipe import dump_recipe, load_recipe
-from src.zoo import MODELS, create_model, model_names
+from src.tasks.evaluate import evaluate_checkpoint
+from src.tasks.networks import MODELS, create_model, model_names
 from tests.helpers import ROOT, Run, assert_one_line_error
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

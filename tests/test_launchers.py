@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from src.config.files import load_recipe
 from src.data.loader import Loader
 from src.data.sources import image_folder
 from src.engine import checkpoint
-from src.recipe import load_recipe
 from tests.helpers import ROOT, MakeFolder, Run
 
 ASCEND, GPU = "run_distribute_train_ascend.sh", "run_distribute_train_gpu.sh"

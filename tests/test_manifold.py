@@ -12,12 +12,13 @@ from mindspore import Tensor, nn, ops
 
 from src.config import ManifoldConfig, Recipe, SwinConfig, TrainConfig, ViTConfig, relation_maps
 from src.engine.checkpoint import counters_of, weights_of
+from src.engine.graph import AsGraph
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
 from src.methods.manifold import Relations, chosen, merge, soft_distance, spread_of
 from src.models import build_classifier
-from tests.helpers import Call, numbers, snapshot
+from tests.helpers import numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -282,7 +283,7 @@ def test_the_second_head_learns_from_the_teacher_and_the_first_from_the_labels()
     )
     method = build(encoder, pool="cls", fc_norm=False, head_std=0.5, alpha=0.5)
     image, label = batch()
-    first, second = (logits.asnumpy() for logits in Call(method, both_heads(method))(image))
+    first, second = (logits.asnumpy() for logits in AsGraph(method, both_heads(method))(image))
     assert not np.allclose(first, second)
     outputs = parts_of(method)
     target = np.eye(CLASSES)[label.asnumpy()] * 0.9 + 0.1 / CLASSES
@@ -316,7 +317,7 @@ def test_stages_of_two_networks_are_matched_by_their_maps() -> None:
     sequences = []
     for network, blocks in ((method.classifier, (0, 1)), (method.teacher, (1, 2))):
         encoder = network.encoder
-        taken = Call(encoder, encoder.blocks_of, blocks)(encoder.embed(image))
+        taken = AsGraph(encoder, encoder.blocks_of, blocks)(encoder.embed(image))
         first, last = (block.asnumpy() for block in taken)
         sequences.append((merged(first, 4), last))
     whole = np.arange(BATCH * 16)

@@ -21,11 +21,12 @@ from src.config import (
     TransformerDecoderConfig,
     ViTConfig,
 )
-from src.engine.evaluate import Measure, evaluate
+from src.engine.evaluate import evaluate
+from src.engine.graph import AsGraph
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
-from tests.helpers import Call, numbers, snapshot
+from tests.helpers import numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -132,7 +133,7 @@ def test_loss_and_constant_predictor_equal_numpy(name: str) -> None:
     method = build(name)
     (image,) = batch_of(name)
     mask = method.fixed_mask(BATCH)
-    run = Call(method, method.run)
+    run = AsGraph(method, method.run)
     loss, baseline, prediction, target = (part.asnumpy().astype(np.float64) for part in run(image, mask))
     weights = expected_weights(name, mask.asnumpy(), method)
     assert prediction.shape == target.shape == weights.shape
@@ -152,7 +153,7 @@ def test_masked_pixels_do_not_reach_the_encoder() -> None:
     (image,) = batch_of("hog")
     mask = method.fixed_mask(BATCH)
     pixels = mask.asnumpy().repeat(8, axis=1).repeat(8, axis=2)[:, None]
-    hide = Call(method, method.hide)
+    hide = AsGraph(method, method.hide)
     hidden = hide(image, mask).asnumpy().copy()
     colour = method.mask_token.asnumpy()
     assert np.abs(colour).min() > 0
@@ -196,7 +197,7 @@ def test_padding_does_not_count(name: str) -> None:
     method = build(name)
     if name == "classify":
         method.classifier.head.weight.set_data(Tensor(numbers(2, CLASSES, 32)))
-    measure = Measure(method)
+    measure = AsGraph(method, method.measure)
     image = numbers(0, BATCH, 3, SIDE, SIDE)
     label = np.array([0, 1, -1, -1], np.int32)
     sums = [float(value) for value in measure(Tensor(image), Tensor(label))]
@@ -213,7 +214,7 @@ def test_padding_does_not_count(name: str) -> None:
         assert sums[1] == pytest.approx(-log_p[[0, 1], [0, 1]].sum(), rel=1e-4)
     else:
         mask = method.fixed_mask(BATCH)
-        loss, *_ = Call(method, method.run)(Tensor(image[:2]), Tensor(mask.asnumpy()[:2]))
+        loss, *_ = AsGraph(method, method.run)(Tensor(image[:2]), Tensor(mask.asnumpy()[:2]))
         assert sums[1] == pytest.approx(2 * float(loss), rel=1e-4)
 
 
@@ -228,18 +229,19 @@ class CountingMethod(ms.nn.Cell):
 
 
 def test_evaluate_averages_over_all_images_not_over_batches() -> None:
-    measure = Measure(CountingMethod())
-    measure.method.set_train(True)
+    method = CountingMethod()
+    measure = AsGraph(method, method.measure)
+    method.set_train(True)
     batches = [([1.0, 2.0], [0, 1]), ([6.0, 100.0], [1, -1])]
     tensors = [(Tensor(np.array(x, np.float32)), Tensor(np.array(y, np.int32))) for x, y in batches]
     assert evaluate(measure, tensors) == {"loss": 3.0, "top1": pytest.approx(2 / 3), "count": 3}
-    assert measure.method.training  # as it was before
+    assert method.training  # as it was before
 
 
 def test_top_five_of_fewer_classes_is_everything() -> None:
     method = build("classify")
     image, label = batch_of("classify")
-    count, _, top1, top5 = (float(value) for value in Measure(method)(image, label))
+    count, _, top1, top5 = (float(value) for value in AsGraph(method, method.measure)(image, label))
     assert (count, top5) == (BATCH, BATCH) and top1 <= top5
 
 

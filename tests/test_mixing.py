@@ -13,13 +13,13 @@ from mindspore import Tensor, nn
 from scipy.stats import beta, kstest
 
 from src.config import ClassifyConfig, Recipe, TrainConfig, ViTConfig
+from src.config.files import load_recipe
 from src.engine import checkpoint
-from src.engine.evaluate import Measure
+from src.engine.graph import AsGraph
 from src.engine.loop import Fit
 from src.methods import Classify, build_method
 from src.methods.mixing import BetaQuantile, Mixing, cut_box, mix
-from src.recipe import load_recipe
-from src.run import train
+from src.tasks.train import train
 from tests.conftest import TINY
 from tests.helpers import numbers
 
@@ -198,7 +198,9 @@ def test_training_mixes_and_evaluation_does_not() -> None:
     assert found[1] == pytest.approx(unmixed[1], rel=1e-5)  # the mean target and so the baseline stay
     assert [float(v) for v in mixes.set_train(False)(image, label)] == pytest.approx(unmixed, rel=1e-6)
     count = int(mixes.mixing.uniform.draws.asnumpy())
-    sums = [[float(v) for v in Measure(method)(image, label)] for method in (plain, mixes.set_train(True))]
+    sums = [
+        [float(v) for v in AsGraph(method, method.measure)(image, label)] for method in (plain, mixes.set_train(True))
+    ]
     assert sums[0] == sums[1] and int(mixes.mixing.uniform.draws.asnumpy()) == count
 
 

@@ -15,9 +15,10 @@ from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from src.config import ENCODERS, ClassifyConfig, SwinConfig, SwinV2Config, ViTConfig
+from src.engine.graph import AsGraph
 from src.models import Classifier, build_classifier, build_encoder, rows
 from src.models.layers import DropPath, Gelu, sincos_position
-from tests.helpers import Call, Contract, numbers, snapshot
+from tests.helpers import Contract, numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -78,7 +79,7 @@ def test_the_presets_shrunk_to_two_blocks_keep_their_promises(config: Any) -> No
     assert (encoder.out_dim, encoder.stride) == (config.out_dim, config.stride)
     down, across = encoder.grid(config.image_size)
     assert down * across == config.num_tokens
-    shape = Call(encoder, encoder.construct)(Tensor(numbers(0, 1, 3, *config.image_size))).shape
+    shape = AsGraph(encoder, encoder.construct)(Tensor(numbers(0, 1, 3, *config.image_size))).shape
     assert shape == (1, config.num_tokens + encoder.num_prefix_tokens, config.out_dim)
     names = {p.name for p in classifier.get_parameters()}
     assert {f"encoder.{name}" for name in encoder.no_weight_decay()} <= names
@@ -175,7 +176,7 @@ class GivenSequence(nn.Cell):
 @pytest.mark.parametrize("fc_norm", [True, False])
 def test_pool_mean_never_sees_the_class_token(fc_norm: bool) -> None:
     head = Classifier(GivenSequence(), ClassifyConfig(num_classes=3, pool="mean", fc_norm=fc_norm))
-    features = Call(head, head.features)
+    features = AsGraph(head, head.features)
     sequence = numbers(0, 2, 5, 16)
     other = sequence.copy()
     other[:, 0] += 100
@@ -190,7 +191,7 @@ def test_pool_mean_never_sees_the_class_token(fc_norm: bool) -> None:
 def test_pool_cls_is_the_class_token() -> None:
     head = Classifier(GivenSequence(), ClassifyConfig(num_classes=3, pool="cls", fc_norm=False))
     sequence = numbers(0, 2, 5, 16)
-    np.testing.assert_array_equal(Call(head, head.features)(Tensor(sequence)).asnumpy(), sequence[:, 0])
+    np.testing.assert_array_equal(AsGraph(head, head.features)(Tensor(sequence)).asnumpy(), sequence[:, 0])
 
 
 @pytest.mark.parametrize("config", [ClassifyConfig(), ClassifyConfig(pool="cls", fc_norm=False)], ids=["mean", "cls"])
@@ -284,7 +285,7 @@ def test_heads_and_axes_move_without_transpositions_as_with_them(
 
 def moved(cell: nn.Cell, x: Tensor, more: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """What a cell gives, and the gradient of a sum of it with different factors."""
-    moving = Call(cell, cell.construct, *more)
+    moving = AsGraph(cell, cell.construct, *more)
     out = moving(x)
     (gradient,) = ops.GradOperation(get_all=True, sens_param=True)(moving)(x, Tensor(numbers(1, *out.shape)))
     return out.asnumpy(), gradient.asnumpy()
@@ -393,7 +394,7 @@ def test_the_norm_on_the_main_branch_acts_after_every_nth_block() -> None:
         ms.set_seed(0)
         encoder = build_encoder(replace(config, main_norm_every=every), final_norm=False)
         tokens = encoder.embed(image)
-        outputs.append([part.asnumpy() for part in Call(encoder, encoder.blocks_of, (0, 1))(tokens)])
+        outputs.append([part.asnumpy() for part in AsGraph(encoder, encoder.blocks_of, (0, 1))(tokens)])
     (first, second), (same, normed) = outputs
     np.testing.assert_array_equal(same, first)
     expected = (second - second.mean(-1, keepdims=True)) / np.sqrt(second.var(-1, keepdims=True) + config.norm_eps)

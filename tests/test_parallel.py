@@ -135,7 +135,7 @@ def test_an_error_of_one_rank_ends_all_with_one_line(on_ranks: OnRanks) -> None:
                 raise DataError("data: there is no folder x\u00e9")
             return parallel.rank()
 
-        return lambda rank: parallel.together(step, (DataError,))
+        return lambda rank: parallel.together(step)
 
     assert on_ranks(3, work(())) == [0, 1, 2]
     for failing, text in (

@@ -18,10 +18,10 @@ from src.config import (
     TransformerDecoderConfig,
     plain_classifier,
 )
+from src.config.files import load_recipe
 from src.data.sources import DataError
 from src.models.cost import encoder_flops, forward_flops, kept_values
-from src.plan import PlanError, as_table, make_plan
-from src.recipe import load_recipe
+from src.tasks.plan import PlanError, as_table, make_plan
 from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
 
 #: mmpretrain's tables: recipe, what differs, operations. Pre-training networks are counted at 224 pixels (18.83 and

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from mindspore.nn.utils import no_init_parameters
 
-from scripts.parity.recipes import full_size_findings, reference_network
+from src.config.files import dump_recipe, load_recipe, parse_recipe
 from src.engine.optim import parameter_groups
 from src.engine.schedule import peak_rate
 from src.methods import build_method
-from src.plan import IMAGENET, make_plan
-from src.recipe import dump_recipe, load_recipe, parse_recipe
+from src.tasks.plan import IMAGENET, make_plan
 from tests.helpers import ROOT
+from tests.parity.recipes import full_size_findings, reference_network
 from tests.test_parity import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from src.config import FieldError, Recipe, StageConfig, SwinConfig, TrainConfig, ViTConfig, at_stage
+from src.config.files import ConfigError, dump_recipe, load_recipe, parse_recipe
 from src.engine import checkpoint
-from src.recipe import ConfigError, dump_recipe, load_recipe, parse_recipe
-from src.run import train
+from src.tasks.train import train
 from tests.helpers import MakeFolder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -10,12 +10,13 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.config import METHODS, SwinConfig, SwinV2Config
+from src.engine.graph import AsGraph
 from src.methods import MaskedImageModel
 from src.models import build_encoder
 from src.models.relative import SpreadBias
 from src.models.swin import BLOCKED, Reorder, merging_order, shift_mask, window_order
 from src.models.swin_v2 import log_coordinates
-from tests.helpers import Call, numbers
+from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -192,7 +193,7 @@ def test_one_stage_equals_windows_cut_by_hand(size: tuple[int, int], window: int
         parameter.set_data(Tensor(parameter.asnumpy() + 0.3 * numbers(len(parameter.name), *parameter.shape)))
     weights = {p.name: p.asnumpy().astype(np.float64) for p in encoder.get_parameters()}
     tokens = numbers(3, 2, size[0] * size[1], 8)
-    ours = Call(encoder, encoder.encode)(Tensor(tokens)).asnumpy()
+    ours = AsGraph(encoder, encoder.encode)(Tensor(tokens)).asnumpy()
     capped = cap and min(size) <= window
     effective = min(size) if capped else window
     for sample in range(2):
@@ -216,9 +217,9 @@ def test_taps_and_non_square_maps(kind: type[SwinConfig]) -> None:
     encoder = build_encoder(config, final_norm=False)
     encoder.set_train(False)
     image = Tensor(numbers(0, 2, 4, 32, 48))
-    tokens = Call(encoder, encoder.embed)(image)
+    tokens = AsGraph(encoder, encoder.embed)(image)
     assert tokens.shape == (2, 96, 8)
-    first, last = Call(encoder, encoder.blocks_of, (0, 3))(tokens)
+    first, last = AsGraph(encoder, encoder.blocks_of, (0, 3))(tokens)
     assert first.shape == (2, 96, 8) and last.shape == (2, 24, 16) and encoder.grid((32, 48)) == (4, 6)
     np.testing.assert_allclose(encoder(image).asnumpy(), last.asnumpy(), atol=1e-6)
 

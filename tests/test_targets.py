@@ -9,9 +9,10 @@ import pytest
 from mindspore import Tensor
 
 from src.config import HOGConfig, PixelsConfig
+from src.engine.graph import AsGraph
 from src.methods.targets import HOG, Pixels
 from src.visual.gallery import glyphs
-from tests.helpers import Call, numbers
+from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -55,7 +56,7 @@ def test_hog_equals_the_definition(chans: int, size: tuple[int, int], config: HO
     image = numbers(chans, 2, chans, *size)
     target = HOG(config, 16, chans)
     expected = plain_hog(image, config.bins, config.cell, config.normalize, config.gaussian_window)
-    ours = Call(target, target.histograms)(Tensor(image)).asnumpy()
+    ours = AsGraph(target, target.histograms)(Tensor(image)).asnumpy()
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
     # tokens are the histograms in another layout, and `unfold` is the way back
@@ -69,7 +70,7 @@ def test_hog_token_layout() -> None:
     """A token holds its own cells: channel, bin, cell row, cell column."""
     target = HOG(HOGConfig(bins=3, cell=4), 8, 2)
     image = numbers(9, 1, 2, 16, 24)
-    hist = Call(target, target.histograms)(Tensor(image)).asnumpy()[0].reshape(2, 3, 4, 6)
+    hist = AsGraph(target, target.histograms)(Tensor(image)).asnumpy()[0].reshape(2, 3, 4, 6)
     tokens = target(Tensor(image)).asnumpy()[0]
     for row, col in np.ndindex(2, 3):
         own = hist[:, :, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2]
@@ -92,7 +93,7 @@ TARGETS = [HOG(HOGConfig(bins=3, cell=4), 8, 2), Pixels(PixelsConfig(), 8, 2)]
 def test_a_block_of_whole_tokens_weighs_whole_tokens(target: HOG | Pixels, block: int) -> None:
     grid = (4, 6)  # tokens of a 32 x 48 image
     mask = np.random.default_rng(0).integers(0, 2, (2, 32 // block, 48 // block)).astype(np.float32)
-    weights = Call(target, target.weights, grid)(Tensor(mask)).asnumpy()
+    weights = AsGraph(target, target.weights, grid)(Tensor(mask)).asnumpy()
     repeat = block // 8
     expected = mask.repeat(repeat, axis=1).repeat(repeat, axis=2).reshape(2, 24)
     np.testing.assert_array_equal(weights, expected)
@@ -103,7 +104,7 @@ def test_a_block_smaller_than_a_token_weighs_the_values_under_it(target: HOG | P
     """The target of an image that is 1 under the mask shows which values belong to which block."""
     grid = (4, 6)
     mask = np.random.default_rng(0).integers(0, 2, (2, 8, 12)).astype(np.float32)  # blocks of 4 pixels
-    weights = Call(target, target.weights, grid)(Tensor(mask)).asnumpy()
+    weights = AsGraph(target, target.weights, grid)(Tensor(mask)).asnumpy()
     assert weights.shape == (2, 24, target.dim)
     if isinstance(target, HOG):  # one cell per block
         cells = target.unfold(weights, grid)
@@ -150,7 +151,7 @@ def test_glyphs_run_along_the_edge(direction: str, expected: str) -> None:
     image = (along / along.max())[None, None]
     bins = 9
     target = HOG(HOGConfig(bins=bins, cell=16), 16, 1)
-    hist = Call(target, target.histograms)(Tensor(image)).asnumpy()[0]
+    hist = AsGraph(target, target.histograms)(Tensor(image)).asnumpy()[0]
     # vertical and horizontal gradients stand on a bin's border: look at the strongest bin only
     hist = np.where(hist == hist.max(), hist, 0)
     picture = glyphs(hist, bins, 64, np.zeros((1, 1), bool))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from src import load_model
-from src.deploy import evaluate_checkpoint
+from src.config.files import ConfigError, load_recipe
 from src.engine import checkpoint
 from src.engine.loop import Fit
-from src.recipe import ConfigError, load_recipe
-from src.run import train, training_parts
-from src.teacher import answers_folder, keep_answers, kept_answers
+from src.tasks.evaluate import evaluate_checkpoint
+from src.tasks.teacher import answers_folder, keep_answers, kept_answers
+from src.tasks.train import train, training_parts
 from tests.helpers import MakeFolder, Run, assert_one_line_error
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -26,11 +26,11 @@ from src.config import (
     TransformerDecoderConfig,
     ViTConfig,
 )
+from src.config.files import parse_recipe
 from src.engine import checkpoint
 from src.methods import MaskedImageModel
 from src.models import build_classifier, build_encoder
 from src.models.swin_v2 import log_coordinates
-from src.recipe import parse_recipe
 from src.weights import WeightsError
 from src.weights.derive import Hints, derive_encoder, derive_method
 from src.weights.foreign import offset_index, open_foreign, to_ours, to_theirs, write_foreign

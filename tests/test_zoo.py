@@ -13,9 +13,9 @@ from mindspore.nn.utils import no_init_parameters
 
 import mindspore_hub_conf
 from src import load_model
+from src.config.files import ConfigError
 from src.engine import checkpoint
-from src.recipe import ConfigError
-from src.zoo import UnknownModelError, create_model, model_names
+from src.tasks.networks import UnknownModelError, create_model, model_names
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

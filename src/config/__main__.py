@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from ..recipe import main
+    from .files import main
 
     raise SystemExit(main())

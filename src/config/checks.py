@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import UserError
 
-class FieldError(ValueError):
+
+class FieldError(UserError):
     """A value that its own dataclass refuses: `key` is relative to that class, the text says what to write."""
 
     def __init__(self, key: str, message: str):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
+
 #: what MindSpore's decoder reads (WebP and GIF fail)
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data folder that cannot be used; one line for the user."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from .. import __version__
+from ..errors import UserError
 
 STATE = "state/"
 KEPT = "kept/"  # in the state: what a converted file had and no network of ours has, for the way back
@@ -25,7 +26,7 @@ CHECKSUM = b"crc_num"  # before the last 10 bytes of a file saved with crc_check
 DRAWS = ".draws"  # draw counters of random cells: training state, not weights
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; one line for the user."""
 
 

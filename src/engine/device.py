@@ -8,10 +8,11 @@ from pathlib import Path
 import mindspore as ms
 import psutil  # a requirement of MindSpore too
 
+from ..errors import UserError
 from . import parallel
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """A device that is not there; one line for the user."""
 
 

@@ -9,34 +9,12 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from . import parallel
+from .graph import AsGraph
 
 
-class Measure(nn.Cell):
-    """`measure` of a Method as a graph."""
-
-    def __init__(self, method: Any):
-        super().__init__(auto_prefix=False)
-        self.method = method
-
-    def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
-        return self.method.measure(image, label)
-
-
-class PatchMean(nn.Cell):
-    """Mean of the patch tokens of an encoder: (B, C, H, W) -> (B, out_dim)."""
-
-    def __init__(self, encoder: Any):
-        super().__init__(auto_prefix=False)
-        self.encoder = encoder
-        self.prefix = encoder.num_prefix_tokens
-
-    def construct(self, image: Tensor) -> Tensor:
-        return self.encoder(image)[:, self.prefix :].mean(axis=1)
-
-
-def evaluate(measure: Measure, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def evaluate(measure: AsGraph, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Every image of all ranks once: the Method's metrics as means, and `count`."""
-    method = measure.method
+    method: Any = measure.cell
     was_training = method.training
     measure.set_train(False)
     totals = np.zeros(len(method.metrics) + 1)

@@ -13,8 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import UserError
 
-class RunError(ValueError):
+
+class RunError(UserError):
     """A run that cannot start or go on; one line for the user."""
 
 

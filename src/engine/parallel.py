@@ -17,6 +17,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.communication import get_group_size, get_rank, init
 
+from ..errors import UserError
+
 Result = TypeVar("Result")
 
 CHUNK = 2**24  # values of one sum, 64 MB
@@ -24,7 +26,7 @@ TEXT = 1000  # bytes of an error that ranks tell each other
 _MUL = ops.Mul()
 
 
-class RankError(ValueError):
+class RankError(UserError):
     """What ended a run on several ranks; the same line on all of them."""
 
 
@@ -93,8 +95,8 @@ def broadcast(parameters: list[Parameter]) -> None:
             parameter.set_data(Tensor(total(own).astype(value.dtype)))
 
 
-def together(work: Callable[[], Result], errors: tuple[type[Exception], ...]) -> Result:
-    """`work` on every rank; where one of `errors` stops it on any, all ranks stop with that line.
+def together(work: Callable[[], Result]) -> Result:
+    """Do `work` on every rank; where a `UserError` stops it on any, all ranks stop with that line.
 
     Raises:
         RankError: the error of the first rank that failed.
@@ -104,7 +106,7 @@ def together(work: Callable[[], Result], errors: tuple[type[Exception], ...]) ->
     text, result = "", None
     try:
         result = work()
-    except errors as error:
+    except UserError as error:
         text = str(error) or type(error).__name__
     letters = np.zeros(TEXT)
     content = text.encode()[:TEXT]

@@ -43,6 +43,10 @@ class Encoder(nn.Cell):
     def construct(self, image: Tensor) -> Tensor:
         return self.encode(self.embed(image))
 
+    def pooled(self, image: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> the mean of the patch tokens (B, out_dim)."""
+        return self.construct(image)[:, self.num_prefix_tokens :].mean(axis=1)
+
     def blocks_of(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, ...]:
         """The sequences after the blocks of those numbers, each once and in ascending order, before the final norm.
 

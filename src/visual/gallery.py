@@ -12,24 +12,13 @@ matplotlib.use("Agg")  # no display needed
 
 import matplotlib.pyplot as plt
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
+from ..engine.graph import AsGraph
 from ..methods.targets import HOG
 
 VISIBLE, HIDDEN = (0.62, 0.66, 0.70), (1.0, 0.72, 0.25)  # glyphs of visible and of predicted cells
 MASK_GREY = 0.5
-
-
-class Reconstruct(nn.Cell):
-    """Prediction and target of images with the fixed masks, as a graph."""
-
-    def __init__(self, method: Any):
-        super().__init__(auto_prefix=False)
-        self.method = method
-
-    def construct(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        _, _, prediction, target = self.method.run(image, mask)
-        return prediction, target
 
 
 def draw_gallery(method: Any, image: Tensor, mean: tuple[float, ...], std: tuple[float, ...], path: Path) -> None:
@@ -42,10 +31,10 @@ def draw_gallery(method: Any, image: Tensor, mean: tuple[float, ...], std: tuple
         path: the PNG; its folder is made.
     """
     was_training = method.training
-    cell = Reconstruct(method)
+    cell = AsGraph(method, method.run)
     cell.set_train(False)
     mask = method.fixed_mask(image.shape[0])
-    prediction, target = (part.asnumpy() for part in cell(image, mask))
+    prediction, target = (part.asnumpy() for part in cell(image, mask)[2:])
     cell.set_train(was_training)
     pixels = image.asnumpy()
     height, width = pixels.shape[2:]

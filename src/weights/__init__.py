@@ -1,5 +1,9 @@
 """Names, loading and conversion of weights."""
 
+from __future__ import annotations
 
-class WeightsError(ValueError):
+from ..errors import UserError
+
+
+class WeightsError(UserError):
     """Weights that cannot be read or do not fit; one line for the user."""

@@ -9,9 +9,15 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from scripts.parity.common import (
+from src.config import ClassifyConfig, EncoderConfig, TrainConfig
+from src.engine.graph import AsGraph
+from src.engine.optim import build_optimizer
+from src.engine.schedule import learning_rate, position
+from src.engine.step import TrainStep
+from src.methods import Classify
+from src.models import build_classifier, build_encoder
+from tests.parity.common import (
     TOKENS,
-    Call,
     Case,
     Findings,
     Gradients,
@@ -23,7 +29,7 @@ from scripts.parity.common import (
     gradient_findings,
     load_weights,
 )
-from scripts.parity.pretraining import (
+from tests.parity.pretraining import (
     GivenMask,
     GivenNoise,
     classifier_config,
@@ -36,13 +42,7 @@ from scripts.parity.pretraining import (
     trained,
     vit_config,
 )
-from scripts.parity.recipes import SIMMIM_DECAYED
-from src.config import ClassifyConfig, EncoderConfig, TrainConfig
-from src.engine.optim import build_optimizer
-from src.engine.schedule import learning_rate, position
-from src.engine.step import TrainStep
-from src.methods import Classify
-from src.models import build_classifier, build_encoder
+from tests.parity.recipes import SIMMIM_DECAYED
 
 
 def simmim_ft(case: Case) -> Findings:
@@ -95,8 +95,8 @@ def classifier(case: Case, encoder: EncoderConfig, config: ClassifyConfig, renam
     image, label = Tensor(data["image"]), Tensor(data["label"].astype(np.int32))
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _), grads = Gradients(method, weights)(image, label)
-    yield "features", error(Call(method, method.classifier.features)(image), data["features"]), case.forward
-    yield "logits", error(Call(method, method.classifier)(image), data["logits"]), case.forward
+    yield "features", error(AsGraph(method, method.classifier.features)(image), data["features"]), case.forward
+    yield "logits", error(AsGraph(method, method.classifier)(image), data["logits"]), case.forward
     yield "loss", error(loss, data["loss"]), case.forward
     yield from gradient_findings(case, [w.name for w in weights], grads, rename)
 

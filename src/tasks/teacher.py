@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
-from .config import ManifoldConfig, Recipe, show_size
-from .data.loader import Loader
-from .engine import checkpoint
-from .models import build_classifier
-from .recipe import ConfigError
-from .zoo import classifier_recipe, fill, without_drop_path
+from ..config import ManifoldConfig, Recipe, show_size
+from ..config.files import ConfigError
+from ..data.loader import Loader
+from ..engine import checkpoint
+from ..engine.graph import AsGraph
+from ..models import build_classifier
+from .networks import classifier_recipe, fill, without_drop_path
 
 #: fields of an encoder that its outputs do not depend on
 TRAINING_ONLY = ("name", "drop_path", "init")
@@ -92,17 +93,6 @@ def digest_of(path: str | Path) -> str:
 # --- kept answers -----------------------------------------------------------------------------------------------
 
 
-class Asking(nn.Cell):
-    """`ask` of a distillation as a graph."""
-
-    def __init__(self, method: Any):
-        super().__init__(auto_prefix=False)
-        self.method = method
-
-    def construct(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.method.ask(image)
-
-
 def answers_folder(recipe: Recipe, method: Any, batches: Loader) -> Path:
     """Where the answers of this teacher to these images are, or will be: another teacher, block, list of files or
     transform has another folder."""
@@ -147,7 +137,7 @@ def keep_answers(recipe: Recipe, method: Any, batches: Loader) -> str:
 
 def write_answers(folder: Path, method: Any, batches: Loader) -> int:
     """Fill a folder with the columns; returns their bytes."""
-    asking = Asking(method)
+    asking = AsGraph(method, method.ask)
     asking.set_train(False)
     left, size = len(batches.source), 0
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-from scripts.parity.common import (
+from src.config import ENCODERS, METHODS, ClassifyConfig, EncoderConfig, TrainConfig
+from src.engine.optim import parameter_groups
+from src.engine.schedule import learning_rate, position
+from src.methods import Classify, MaskedImageModel
+from src.models import build_classifier, build_encoder
+from src.weights.names import recognise
+from tests.parity.common import (
     TOKENS,
     Findings,
     from_fastmim,
@@ -22,13 +28,7 @@ from scripts.parity.common import (
     from_simmim,
     rename_with,
 )
-from scripts.parity.pretraining import classifier_config, fastmim_config, simmim_encoder
-from src.config import ENCODERS, METHODS, ClassifyConfig, EncoderConfig, TrainConfig
-from src.engine.optim import parameter_groups
-from src.engine.schedule import learning_rate, position
-from src.methods import Classify, MaskedImageModel
-from src.models import build_classifier, build_encoder
-from src.weights.names import recognise
+from tests.parity.pretraining import classifier_config, fastmim_config, simmim_encoder
 
 #: what SimMIM decays all the same, by encoder and fine-tuning (no_weight_decay of its four networks)
 SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {

@@ -66,17 +66,6 @@ class Case:
         return self.data["image"].shape[0]
 
 
-class Call(nn.Cell):
-    """A bound method of a Cell as a graph of its own."""
-
-    def __init__(self, cell: nn.Cell, function: Callable[..., Any]):
-        super().__init__(auto_prefix=False)
-        self.cell, self.function = cell, function
-
-    def construct(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs)
-
-
 class Gradients(nn.Cell):
     """Loss, other outputs and parameter gradients of a Cell that returns the loss first."""
 

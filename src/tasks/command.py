@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from ..errors import UserError
+
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command.
@@ -16,7 +18,6 @@ def run_command(command: Callable[[], None]) -> int:
         any more (`| head`).
     """
     os.environ.setdefault("GLOG_v", "4")  # MindSpore's errors arrive as exceptions; GLOG_v=2 shows its warnings
-    from .run import UserError
 
     try:
         command()
@@ -53,7 +54,7 @@ def run_plan(args: argparse.Namespace) -> bool:
     Raises:
         ConfigError: an option that goes with the other of plan and training.
     """
-    from .recipe import ConfigError, load_recipe
+    from ..config.files import ConfigError, load_recipe
 
     if not args.plan:
         for option in ("devices", "images", "measure", "json"):

@@ -14,13 +14,13 @@ from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 from PIL import Image
 
-from scripts.parity.common import Case, Findings, error
 from src.config import DataConfig, parse_auto_augment
 from src.data import augment
 from src.data.loader import Loader
 from src.data.sources import ImageFolder
 from src.methods.classify import soft_cross_entropy
 from src.methods.mixing import cut_box, mix, soft_targets
+from tests.parity.common import Case, Findings, error
 
 
 def evaluation_transform(case: Case) -> Findings:

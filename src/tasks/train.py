@@ -11,79 +11,22 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from .config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
-from .data.loader import Loader
-from .data.sources import DataError, ImageFolder, image_folder, labelled_share
-from .engine import checkpoint, device, parallel
-from .engine.evaluate import Measure, PatchMean, evaluate, features, knn_accuracy
-from .engine.log import RunError, RunFolder
-from .engine.loop import Fit, Hooks, State
-from .engine.schedule import effective_batch, peak_rate
-from .methods import build_method
-from .recipe import ConfigError, dump_recipe, parse_recipe, to_tree
+from ..config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
+from ..config.files import dump_recipe, parse_recipe, to_tree
+from ..data.loader import Loader
+from ..data.sources import ImageFolder
+from ..engine import checkpoint, device, parallel
+from ..engine.evaluate import evaluate, features, knn_accuracy
+from ..engine.graph import AsGraph
+from ..engine.log import RunFolder
+from ..engine.loop import Fit, Hooks, State
+from ..engine.schedule import effective_batch, peak_rate
+from ..methods import build_method
+from ..visual.curves import draw_curves
+from ..visual.gallery import draw_gallery
+from ..weights.load import Origin, carry_over, load_encoder
+from .images import load_sources, loader
 from .teacher import digest_of, keep_answers, kept_answers, load_teacher
-from .visual.curves import draw_curves
-from .visual.gallery import draw_gallery
-from .weights import WeightsError
-from .weights.load import Origin, carry_over, load_encoder
-
-#: errors that are the user's to mend: one line, exit code 2
-UserError = (
-    ConfigError,
-    DataError,
-    WeightsError,
-    RunError,
-    checkpoint.CheckpointError,
-    device.DeviceError,
-    parallel.RankError,
-)
-
-
-def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
-    """Training images and validation images of a recipe."""
-    root = Path(recipe.data.root)
-    training = image_folder(root / recipe.data.train)
-    training = labelled_share(training, recipe.data.labels_per_class)
-    validation = image_folder(root / recipe.data.val) if recipe.data.val else None
-    if isinstance(recipe.method, ClassifyConfig):
-        check_classes(recipe, training)
-        if validation is not None and validation.classes != training.classes:
-            odd = sorted(set(validation.classes) ^ set(training.classes))
-            raise DataError(
-                f"data.val: {validation.folder} and {training.folder} differ in classes ({', '.join(odd[:5])})"
-            )
-    return training, validation
-
-
-def check_classes(recipe: Recipe, source: ImageFolder) -> None:
-    """The folder has the classes the head is built for."""
-    assert isinstance(recipe.method, ClassifyConfig)
-    if not source.classes:
-        raise DataError(f"data: {source.folder} has no class folders, which method classify needs")
-    if len(source.classes) != recipe.method.num_classes:
-        raise DataError(
-            f"method.num_classes: {recipe.method.num_classes}, but {source.folder} has {len(source.classes)} classes; "
-            f"write {len(source.classes)}"
-        )
-
-
-def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], training: bool) -> Loader:
-    """Batches of a split with the recipe's transform."""
-    return Loader(
-        source,
-        recipe.data,
-        recipe.encoder.image_size,
-        recipe.encoder.in_chans,
-        recipe.train.batch_size,
-        columns,
-        recipe.seed,
-        training,
-        parallel.rank(),
-        parallel.size(),
-    )
-
-
-# --- train ------------------------------------------------------------------------------------------------------
 
 
 def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
@@ -95,20 +38,20 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
             there is none).
     """
     used = device.set_up(recipe.device, recipe.seed)
-    found = parallel.together(lambda: find_checkpoint(recipe, resume), UserError)
+    found = parallel.together(lambda: find_checkpoint(recipe, resume))
     ends = recipe.stage_ends()
     # a checkpoint at a border has the shapes of the stage it ended
     start = min(bisect.bisect_left(ends, found.meta["epoch"]), len(ends) - 1) if found else 0
     view = at_stage(recipe, start)
-    parts = parallel.together(lambda: training_parts(view), UserError)
+    parts = parallel.together(lambda: training_parts(view))
     first = parallel.rank() == 0
-    folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first), UserError)
+    folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first))
     try:
         training = Training(view, *parts, folder, used)
-        fit = parallel.together(lambda: training.prepare(recipe, found, bool(resume), ends[start]), UserError)
+        fit = parallel.together(lambda: training.prepare(recipe, found, bool(resume), ends[start]))
         training.run(fit)
         for number in range(start + 1, len(ends)):
-            training, fit = parallel.together(partial(training.next_stage, recipe, number, fit), UserError)
+            training, fit = parallel.together(partial(training.next_stage, recipe, number, fit))
             training.run(fit)
         training.finish()
         return training.metrics
@@ -154,9 +97,9 @@ class Training:
         self.recipe, self.method, self.folder, self.used = recipe, method, folder, used
         self.validation = validation
         self.train_loader = self._with_answers(train_loader)
-        self.measure = Measure(method)
+        self.measure = AsGraph(method, method.measure)
         self.encoder = method.classifier.encoder if isinstance(recipe.method, ClassifyConfig) else method.encoder
-        self.probe = PatchMean(self.encoder)
+        self.probe = AsGraph(self.encoder, self.encoder.pooled)
         self.metrics: dict[str, float] = {}
 
     def prepare(self, whole: Recipe, found: checkpoint.Checkpoint | None, resumed: bool, until: int) -> Fit:
@@ -228,7 +171,7 @@ class Training:
         if not isinstance(recipe.method, ManifoldConfig) or not recipe.method.cache:
             return batches
         first = parallel.rank() == 0
-        said = parallel.together(lambda: keep_answers(recipe, method, batches) if first else "", UserError)
+        said = parallel.together(lambda: keep_answers(recipe, method, batches) if first else "")
         if said:
             self.folder.info(said)
         return replace(batches, extras=kept_answers(recipe, method, batches))
@@ -377,6 +320,3 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
         return flat
 
     return walk(to_tree(recipe), "")
-
-
-__all__ = ["UserError", "train"]

@@ -13,19 +13,19 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from .config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
-from .data.loader import images_of_epoch
-from .data.sources import image_folder, labelled_share
-from .engine import checkpoint, device
-from .engine.log import duration
-from .engine.optim import build_optimizer
-from .engine.schedule import effective_batch, peak_rate
-from .engine.step import TrainStep
-from .methods import build_method
-from .methods.masking import masked_count
-from .models import build_classifier
-from .models.cost import forward_flops, kept_values
-from .recipe import ConfigError
+from ..config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
+from ..config.files import ConfigError
+from ..data.loader import images_of_epoch
+from ..data.sources import image_folder, labelled_share
+from ..engine import checkpoint, device
+from ..engine.log import duration
+from ..engine.optim import build_optimizer
+from ..engine.schedule import effective_batch, peak_rate
+from ..engine.step import TrainStep
+from ..methods import build_method
+from ..methods.masking import masked_count
+from ..models import build_classifier
+from ..models.cost import forward_flops, kept_values
 
 IMAGENET = 1_281_167  # training images of ImageNet-1K
 STATE = 16  # bytes per trained parameter: weight, gradient and two moments in float32

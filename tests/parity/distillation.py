@@ -11,14 +11,15 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from safetensors.numpy import load_file
 
-from scripts.parity.common import Call, Case, Findings, Gradients, error, gradient_findings, load_weights, rename_with
-from scripts.parity.pretraining import swin_config, trained, vit_config
 from src.config import CaiTConfig, ClassifyConfig, EncoderConfig, ManifoldConfig, SwinConfig, relation_maps
+from src.engine.graph import AsGraph
 from src.methods import ManifoldDistiller
 from src.methods.manifold import Relations, merge
 from src.models import build_classifier
 from src.weights.derive import pair
 from src.weights.names import recognise
+from tests.parity.common import Case, Findings, Gradients, error, gradient_findings, load_weights, rename_with
+from tests.parity.pretraining import swin_config, trained, vit_config
 
 
 def manifold_config(arguments: dict[str, Any], **changes: Any) -> ManifoldConfig:
@@ -188,7 +189,7 @@ def distilled_student(case: Case) -> Findings:
     data = case.data
     encoder, network, _ = timm_classifier(case.arguments, case.tensors("weights"))
     image, last = Tensor(data["image"]), len(encoder.block_maps) - 1
-    first, second = Call(network, network.heads)(network.encoder(image))
+    first, second = AsGraph(network, network.heads)(network.encoder(image))
     yield "train_cls", error(first, data["train_cls"]), case.forward
     yield "train_dist", error(second, data["train_dist"]), case.forward
     logits, block = Sequences(network, (last,))(image)

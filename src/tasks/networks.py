@@ -13,12 +13,12 @@ from typing import Any
 
 from mindspore import Tensor, nn
 
-from .config import ClassifyConfig, EncoderConfig, Recipe, plain_classifier
-from .engine import checkpoint
-from .models import build_classifier, build_encoder
-from .recipe import ConfigError, change, did_you_mean, load_recipe, parse_recipe
+from ..config import ClassifyConfig, EncoderConfig, Recipe, plain_classifier
+from ..config.files import ConfigError, change, did_you_mean, load_recipe, parse_recipe
+from ..engine import checkpoint
+from ..models import build_classifier, build_encoder
 
-MODELS = Path(__file__).resolve().parents[1] / "config" / "_models"
+MODELS = Path(__file__).resolve().parents[2] / "config" / "_models"
 
 
 class UnknownModelError(ConfigError, NotImplementedError):

@@ -11,8 +11,21 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, ops
 
-from scripts.parity.common import Call, Case, Findings, absolute, error, load_weights, rename_with
-from scripts.parity.pretraining import (
+from src.config import ClassifyConfig
+from src.engine.checkpoint import weights_of
+from src.engine.graph import AsGraph
+from src.methods import Classify, MaskedImageModel
+from src.models import build_classifier, build_encoder
+from src.models.layers import sincos_position
+from src.tasks.networks import BareEncoder
+from src.weights import foreign
+from src.weights.derive import Hints, pair
+from src.weights.load import Origin, load_encoder
+from src.weights.names import BUFFERS, naming_for
+from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
+from src.weights.torch_file import Stored
+from tests.parity.common import Case, Findings, absolute, error, load_weights, rename_with
+from tests.parity.pretraining import (
     GivenMask,
     GivenNoise,
     classifier_config,
@@ -21,18 +34,6 @@ from scripts.parity.pretraining import (
     swin_config,
     vit_config,
 )
-from src.config import ClassifyConfig
-from src.engine.checkpoint import weights_of
-from src.methods import Classify, MaskedImageModel
-from src.models import build_classifier, build_encoder
-from src.models.layers import sincos_position
-from src.weights import foreign
-from src.weights.derive import Hints, pair
-from src.weights.load import Origin, load_encoder
-from src.weights.names import BUFFERS, naming_for
-from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
-from src.weights.torch_file import Stored
-from src.zoo import BareEncoder
 
 
 def remap_tables(case: Case) -> Findings:
@@ -203,7 +204,7 @@ def hugging_face(case: Case) -> Findings:
         yield "encoder_all", error(network(image), data["encoder_all"]), case.forward
         count = data["encoder"].shape[1] - 1
         index = Tensor(np.argsort(data["noise"], axis=1, kind="stable")[:, :count].astype(np.int32))
-        yield "encoder", error(Call(network, network.visible)(image, index), data["encoder"]), case.forward
+        yield "encoder", error(AsGraph(network, network.visible)(image, index), data["encoder"]), case.forward
     elif "mask" in data:
         rows, cols = (side // done.encoder.patch_size for side in done.encoder.image_size)
         mask = Tensor(data["mask"].reshape(-1, rows, cols).astype(np.float32))
@@ -234,7 +235,7 @@ def timm(case: Case) -> Findings:
         yield "features_cls", error(sequence[:, 0], data["features_cls"]), case.forward
         yield "features_dist", error(sequence[:, 1], data["features_dist"]), case.forward
     elif data["features"].ndim == 2:
-        yield "features", error(Call(network, network.features)(image), data["features"]), case.forward
+        yield "features", error(AsGraph(network, network.features)(image), data["features"]), case.forward
     else:
         theirs = data["features"].reshape(len(sequence), -1, sequence.shape[-1])
         yield "features", error(sequence, theirs), case.forward

@@ -1,7 +1,7 @@
 """Recipes in and out: YAML files with `base:` inheritance, `key=value` overrides, typed building, printing.
 
 Files and overrides take one path: plain nested dictionaries are merged (child over base, overrides last), then built
-into the dataclasses of `src.config` with every key and type checked. Each error is one line: file, dotted key, cause,
+into the dataclasses of this package with every key and type checked. Each error is one line: file, dotted key, cause,
 what is legal.
 """
 
@@ -19,12 +19,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .config import PRESETS, FieldError, Recipe
+from ..errors import UserError
+from .checks import FieldError
+from .recipe import PRESETS, Recipe
 
 OVERRIDE = "command line"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A recipe that cannot be used; the text is one line made for the person who wrote it."""
 
 

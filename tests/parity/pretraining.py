@@ -9,18 +9,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from scripts.parity.common import (
-    Call,
-    Case,
-    Findings,
-    Gradients,
-    as_map,
-    error,
-    from_fastmim,
-    from_simmim,
-    gradient_findings,
-    load_weights,
-)
 from src.config import (
     METHODS,
     ClassifyConfig,
@@ -33,12 +21,24 @@ from src.config import (
     TransformerDecoderConfig,
     ViTConfig,
 )
+from src.engine.graph import AsGraph
 from src.methods import MaskedImageModel
 from src.methods.masking import BlockMask, masked_count
 from src.methods.targets import HOG, Pixels
 from src.models import build_encoder
 from src.models.layers import sincos_position
 from src.weights.derive import pair
+from tests.parity.common import (
+    Case,
+    Findings,
+    Gradients,
+    as_map,
+    error,
+    from_fastmim,
+    from_simmim,
+    gradient_findings,
+    load_weights,
+)
 
 
 class GivenNoise(nn.Cell):
@@ -66,7 +66,7 @@ def hog(case: Case) -> Findings:
             gaussian_window=window,
         )
         target = HOG(config, config.cell, image.shape[1])
-        ours = Call(target, target.histograms)(Tensor(image)).asnumpy()
+        ours = AsGraph(target, target.histograms)(Tensor(image)).asnumpy()
         for sample, kind in enumerate(kinds):
             yield from hog_sample(case, f"{name}[{sample}]", kind, sample, ours[sample], theirs[sample])
 
@@ -175,12 +175,12 @@ def fastmim(case: Case, method: MaskedImageModel) -> Findings:
     image, noise = Tensor(data["image"]), Tensor(data["noise"])
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _, prediction, target), grads = Gradients(GivenNoise(method), weights)(image, noise)
-    mask = Call(method, method.mask.from_noise)(noise)
+    mask = AsGraph(method, method.mask.from_noise)(noise)
     hidden = np.kron(
         mask.asnumpy(), np.ones((1, *[s // m for s, m in zip(image.shape[2:], mask.shape[1:], strict=True)]))
     )
     yield "mask", float((hidden[:, None] != data["mask"]).mean()), 0.0
-    latent = Call(method, method.encode)(image, mask)
+    latent = AsGraph(method, method.encode)(image, mask)
     yield "latent", error(latent, data["latent"]), case.forward
     if "hog_target_tokens" in data:
         yield "hog_target_tokens", error(target, data["hog_target_tokens"]), case.forward
@@ -261,13 +261,13 @@ def simmim(case: Case) -> Findings:
     image, mask = Tensor(data["image"]), Tensor(data["mask"].astype(np.float32))
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _, prediction, _), grads = Gradients(GivenMask(method), weights)(image, mask)
-    latent = Call(method, method.encode)(image, mask).asnumpy()[:, method.encoder.num_prefix_tokens :]
+    latent = AsGraph(method, method.encode)(image, mask).asnumpy()[:, method.encoder.num_prefix_tokens :]
     yield "latent", error(as_map(latent, method.grid), data["latent"]), case.forward
     plain = Pixels(PixelsConfig(channels_first=True), method.encoder.stride, image.shape[1])
     restored = plain.to_image(prediction.asnumpy(), data["image"])
     yield "reconstruction", error(restored[: len(data["reconstruction"])], data["reconstruction"]), case.forward
     if "norm_target" in data:
-        normalized = Call(method, method.target.local)(image).asnumpy()
+        normalized = AsGraph(method, method.target.local)(image).asnumpy()
         yield "norm_target", error(normalized[:1, :1], data["norm_target"]), case.forward
     yield from coordinate_tables(case, method.encoder)
     yield "loss", error(loss, data["loss"]), case.forward
@@ -290,7 +290,7 @@ def masks(case: Case) -> Findings:
         cut, span = int(side // block), int(block // patch)
         count = masked_count(cut**2, ratio, ceil=True)
         mask = BlockMask((cut, cut), ratio, ceil=True)
-        ours = Call(mask, mask.construct)(len(theirs)).asnumpy().repeat(span, 1).repeat(span, 2)
+        ours = AsGraph(mask, mask.construct)(len(theirs)).asnumpy().repeat(span, 1).repeat(span, 2)
         yield f"{name} count", float(np.abs(theirs.sum((1, 2)) - count * span**2).max()), 0.0
         yield f"{name} our count", float(np.abs(ours.sum((1, 2)) - theirs.sum((1, 2))).max()), 0.0
         whole = theirs.reshape(len(theirs), cut, span, cut, span)

@@ -1,0 +1,78 @@
+"""Evaluate a checkpoint: what `eval.py` does, and how every task opens a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import ClassifyConfig, Recipe, plain_classifier
+from ..config.files import ConfigError, load_recipe, override, parse_recipe
+from ..data.sources import DataError, ImageFolder, image_folder
+from ..engine import checkpoint, device
+from ..engine.evaluate import evaluate
+from ..engine.graph import AsGraph
+from ..methods import build_method
+from .images import loader
+from .networks import classifier_recipe
+
+
+def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
+    """A checkpoint and the recipe inside it, with overrides."""
+    found = checkpoint.load(Path(path))
+    recipe = parse_recipe(found.meta["recipe"], path)
+    return (override(recipe, overrides, path) if overrides else recipe), found
+
+
+def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[Recipe, checkpoint.Checkpoint]:
+    """Likewise for a checkpoint with a classifier; the recipe file `config` takes the place of its own recipe."""
+    found = checkpoint.load(Path(path))
+    own = classifier_recipe(found)
+    recipe = load_recipe(config, overrides) if config else override(own, overrides, path)
+    if not isinstance(recipe.method, ClassifyConfig):
+        raise ConfigError(f"{config or path}: method: {recipe.method.name} has no classifier; use method: classify")
+    recipe = replace(recipe, method=plain_classifier(recipe.method))
+    assert isinstance(own.method, ClassifyConfig) and isinstance(recipe.method, ClassifyConfig)
+    if recipe.method.num_classes != own.method.num_classes:
+        raise checkpoint.CheckpointError(
+            f"{path}: its head has {own.method.num_classes} classes, but method.num_classes is "
+            f"{recipe.method.num_classes}; write {own.method.num_classes}"
+        )
+    return recipe, found
+
+
+def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> dict[str, Any]:
+    """Accuracy of a checkpoint on its own validation folder or on another image folder `data`.
+
+    Returns:
+        ckpt, data (the folder), count, top1 and top5 as shares, top1_correct and top5_correct as numbers of images,
+        and loss (cross-entropy without smoothing).
+    """
+    recipe, found = open_classifier(path, overrides, config)
+    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
+    check_classes(source, found)
+    device.set_up(recipe.device, recipe.seed)
+    method = build_method(recipe)
+    checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
+    batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
+    result = evaluate(AsGraph(method, method.measure), batches)
+    count = int(result["count"])
+    shares = {key: result[key] for key in ("top1", "top5")}
+    correct = {f"{key}_correct": round(share * count) for key, share in shares.items()}
+    return {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
+
+
+def check_classes(source: ImageFolder, found: checkpoint.Checkpoint) -> None:
+    """The folder has the classes the checkpoint was trained on, by name; a converted one knows only how many."""
+    wanted = found.meta["classes"] or [str(number) for number in range(len(found.weights["head.weight"]))]
+    known = bool(found.meta["classes"])
+    if source.classes == wanted or (not known and len(source.classes) == len(wanted)):
+        return
+    if not source.classes:
+        raise DataError(f"data: {source.folder} has no class folders; accuracy needs one for each of {len(wanted)}")
+    odd = sorted(set(source.classes) ^ set(wanted)) if known else []
+    raise DataError(
+        f"data: {source.folder} has {len(source.classes)} classes, the checkpoint {len(wanted)}"
+        + (f"; not in both: {', '.join(odd[:5])}" if odd else "")
+        + (", ..." if len(odd) > 5 else "")
+    )

@@ -1,0 +1,136 @@
+"""Export a checkpoint: what `export.py` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from ..config import ClassifyConfig, Recipe
+from ..config.files import ConfigError
+from ..data.sources import DataError, image_folder
+from ..engine import device
+from ..engine.log import RunError
+from .evaluate import open_checkpoint
+from .images import evaluation_batches
+from .networks import deployed, fill
+
+#: largest difference of an exported network's outputs, relative to the largest output
+EXPORT_TOLERANCE = 1e-5
+#: batch sizes an export of any batch is compared at
+COMPARED_BATCHES = (1, 4)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A written network: its file, how it was compared and the largest relative difference found."""
+
+    path: Path
+    difference: float
+    batches: tuple[int, ...]
+    images: str  # what it was compared on
+
+
+def export_checkpoint(path: str, file_format: str, output: str, batch: int, overrides: list[str]) -> Export:
+    """Write a MindIR beside a JSON of its preprocessing, read it back and compare outputs.
+
+    A fine-tuned checkpoint gives its classifier (logits), one of pre-training its encoder (tokens).
+
+    Args:
+        path: the checkpoint.
+        file_format: mindir, or air (Ascend only, cannot be read back).
+        output: the file to write, empty for one beside the checkpoint.
+        batch: images per call, 0 for any number.
+        overrides: changes to the recipe.
+
+    Raises:
+        RunError: the format cannot be written here, or the file gives other outputs.
+    """
+    recipe, found = open_checkpoint(path, overrides)
+    if batch < 0:
+        raise ConfigError(f"--batch: {batch} is negative; 0 exports for any batch")
+    used = device.set_up(recipe.device, recipe.seed)
+    if file_format == "air" and used != "Ascend":
+        raise RunError(f"--format air: MindSpore writes AIR on Ascend only, this is {used}; write --format mindir")
+    target = Path(output) if output else Path(path).with_suffix(f".{file_format}")
+    if target.suffix != f".{file_format}":
+        raise RunError(f"--output: {target} does not end in .{file_format}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    network = fill(deployed(recipe), found)
+    sizes = (batch,) if batch else COMPARED_BATCHES
+    images, described = example_images(recipe, max(sizes))
+    temporary = target.with_name(f".{target.stem}.partial.{file_format}")
+    try:
+        # the network compared with is built anew, because an export fixes the inputs of the one it is given
+        example = example_input(recipe, batch or (1 if file_format == "air" else 0))
+        ms.export(network, example, file_name=str(temporary.with_suffix("")), file_format=file_format.upper())
+        difference = float("nan")
+        if file_format == "mindir":
+            difference = compare(temporary, fill(deployed(recipe), found), images, sizes)
+            if not difference <= EXPORT_TOLERANCE:
+                raise RunError(
+                    f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written"
+                )
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    content = json.dumps(preprocessing(recipe, found.meta["classes"], batch), indent=2) + "\n"
+    target.with_suffix(".json").write_text(content, encoding="utf-8")
+    return Export(target, difference, sizes, described)
+
+
+def example_input(recipe: Recipe, batch: int) -> Tensor:
+    """What an export traces: so many images, 0 for any number (AIR takes fixed shapes only)."""
+    shape = (recipe.encoder.in_chans, *recipe.encoder.image_size)
+    return Tensor(np.zeros((batch, *shape), np.float32)) if batch else Tensor(shape=[None, *shape], dtype=ms.float32)
+
+
+def compare(path: Path, network: nn.Cell, images: np.ndarray, sizes: tuple[int, ...]) -> float:
+    """The largest difference of a MindIR file's outputs from a network's, relative to the largest output."""
+    reread = nn.GraphCell(ms.load(str(path)))
+    worst = 0.0
+    for size in sizes:
+        batch = Tensor(images[:size])
+        theirs, ours = reread(batch).asnumpy(), network(batch).asnumpy()
+        difference = np.abs(theirs - ours).max() / max(np.abs(ours).max(), 1e-12)
+        worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+    return worst
+
+
+def example_images(recipe: Recipe, count: int) -> tuple[np.ndarray, str]:
+    """Validation images of the recipe, repeated up to `count`, or noise if its data is not here; and which."""
+    try:
+        source = image_folder(Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
+    except DataError:
+        shape = (count, recipe.encoder.in_chans, *recipe.encoder.image_size)
+        return np.random.default_rng(0).standard_normal(shape).astype(
+            np.float32
+        ), "noise, the recipe's data is not here"
+    spread = np.linspace(0, len(source) - 1, count).astype(int)
+    batch = next(evaluation_batches(recipe, [source.files[index] for index in spread], count))
+    return batch[0].asnumpy(), f"images of {source.folder}"
+
+
+def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, Any]:
+    """How to turn a file into the network's input, and what its output means."""
+    height, width = recipe.encoder.image_size
+    crop = recipe.data.eval_crop
+    resize = [int(height / crop)] if height == width else [int(height / crop), int(width / crop)]
+    classifies = isinstance(recipe.method, ClassifyConfig)
+    return {
+        "input": [batch or "batch", recipe.encoder.in_chans, height, width],
+        "resize_short_side" if height == width else "resize": resize[0] if height == width else resize,
+        "interpolation": "bicubic as in Pillow",
+        "centre_crop": [height, width],
+        "scale": 1 / 255,
+        "mean": list(recipe.data.mean),
+        "std": list(recipe.data.std),
+        "output": "logits" if classifies else "tokens",
+        "classes": classes if classifies else [],
+    }

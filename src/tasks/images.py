@@ -1,0 +1,66 @@
+"""The images of a recipe: its folders, held against its classes, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindspore import Tensor
+
+from ..config import ClassifyConfig, Recipe
+from ..data.loader import Loader
+from ..data.sources import DataError, ImageFolder, image_folder, labelled_share
+from ..engine import parallel
+
+
+def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
+    """Training images and validation images of a recipe."""
+    root = Path(recipe.data.root)
+    training = image_folder(root / recipe.data.train)
+    training = labelled_share(training, recipe.data.labels_per_class)
+    validation = image_folder(root / recipe.data.val) if recipe.data.val else None
+    if isinstance(recipe.method, ClassifyConfig):
+        check_classes(recipe, training)
+        if validation is not None and validation.classes != training.classes:
+            odd = sorted(set(validation.classes) ^ set(training.classes))
+            raise DataError(
+                f"data.val: {validation.folder} and {training.folder} differ in classes ({', '.join(odd[:5])})"
+            )
+    return training, validation
+
+
+def check_classes(recipe: Recipe, source: ImageFolder) -> None:
+    """The folder has the classes the head is built for."""
+    assert isinstance(recipe.method, ClassifyConfig)
+    if not source.classes:
+        raise DataError(f"data: {source.folder} has no class folders, which method classify needs")
+    if len(source.classes) != recipe.method.num_classes:
+        raise DataError(
+            f"method.num_classes: {recipe.method.num_classes}, but {source.folder} has {len(source.classes)} classes; "
+            f"write {len(source.classes)}"
+        )
+
+
+def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], training: bool) -> Loader:
+    """Batches of a split with the recipe's transform."""
+    return Loader(
+        source,
+        recipe.data,
+        recipe.encoder.image_size,
+        recipe.encoder.in_chans,
+        recipe.train.batch_size,
+        columns,
+        recipe.seed,
+        training,
+        parallel.rank(),
+        parallel.size(),
+    )
+
+
+def evaluation_batches(recipe: Recipe, files: list[Path], batch: int) -> Iterator[tuple[Tensor, ...]]:
+    """Images of single files in batches, as evaluation sees them."""
+    source = ImageFolder(files[0].parent, files, [0] * len(files), [])
+    encoder = recipe.encoder
+    return Loader(
+        source, recipe.data, encoder.image_size, encoder.in_chans, batch, ("image",), recipe.seed, training=False
+    ).epoch(0)
