@@ -140,8 +140,8 @@ def own_facts(model: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def count_classes(recipe: Recipe) -> int:
-    assert isinstance(recipe.method, ClassifyConfig)
-    return recipe.method.num_classes
+    assert recipe.method.classifier is not None  # the hub holds classifiers
+    return recipe.method.classifier.num_classes
 
 
 def dataset_of(recipe: Recipe, given: str) -> str:

@@ -21,10 +21,9 @@ from mindspore.nn.utils import no_init_parameters
 from src import load_model
 from src.config import ENCODERS, METHODS, CaiTConfig, ClassifyConfig, MIMConfig, Recipe
 from src.engine import checkpoint
-from src.engine.graph import AsGraph
 from src.methods import MaskedImageModel
 from src.models import build_classifier, build_encoder
-from src.models.cost import class_attention_flops, encoder_flops, forward_flops, kept_values
+from src.models.graph import AsGraph
 from src.tasks.evaluate import evaluate_checkpoint
 from src.tasks.export import export_checkpoint
 from src.tasks.plan import make_plan
@@ -170,7 +169,7 @@ def test_networks_are_as_large_as_published(name: str, side: int, flops: float, 
     """Multiply-adds and parameters with the head (facebookresearch/deit README_cait.md; the paper for XXS24)."""
     encoder = replace(ENCODERS[name], image_size=(side, side))
     head = ClassifyConfig(pool="cls", fc_norm=False)
-    assert sum(forward_flops(encoder, head).values()) / 1e9 == pytest.approx(flops, rel=0.015)
+    assert sum(head.flops(encoder).values()) / 1e9 == pytest.approx(flops, rel=0.015)
     with no_init_parameters():  # names and shapes only
         network = build_classifier(encoder, head)
     digits = 1 if isinstance(millions, float) else None
@@ -182,11 +181,10 @@ def test_operations_by_hand() -> None:
     config = small(image_size=(32, 32), embed_dim=48, depth=1, depth_token_only=1, mlp_ratio_token_only=2.0)
     block = 4 * (4 * 48 * 48 + 2 * 4 * 48 + 2 * 4 * 2 * 2 + 2 * 48 * 192 + 2 * 5 * 48)
     last = 2 * 5 * 48 * 48 + 2 * 48 * 48 + 2 * 5 * 48 + 2 * 48 * 96 + 5 * (5 + 1) * 48
-    assert class_attention_flops(config) == last
-    assert encoder_flops(config) == 32 * 32 * 3 * 48 + block + last + 5 * 5 * 48
-    head = forward_flops(config, ClassifyConfig(num_classes=10, pool="cls", fc_norm=False))
+    assert config.flops() == 32 * 32 * 3 * 48 + block + last + 5 * 5 * 48
+    head = ClassifyConfig(num_classes=10, pool="cls", fc_norm=False).flops(config)
     assert (head["head"], head["pooling"]) == (480, 0)
-    assert kept_values(config, METHODS["simmim"]) == 3 * 32 * 32 + 4 * (9 * 48 + 2 * 192) + 4 * 4 * 4 * 2
+    assert METHODS["simmim"].kept_values(config) == 3 * 32 * 32 + 4 * (9 * 48 + 2 * 192) + 4 * 4 * 4 * 2
 
 
 def test_a_plan_of_masked_image_modelling() -> None:

@@ -327,8 +327,8 @@ FILE_ERRORS = [
     ("encoder: {name: swin_tiny, depths: [2, 2]}", "FILE: encoder.num_heads: has 4 stages, depths has 2"),
     (
         "encoder: {name: swin_base, image_size: 192}\nmethod: {name: simmim, mask_block: 2}",
-        "FILE: method.mask_block: 2 is not a multiple of the patch side 4, whose tokens are masked; "
-        "legal: 4, 8, 16, 32, 64, 96",
+        "FILE: method.mask_block: 2 does not fit image 192x192 and tokens of 32 pixels and patches of 4, whose tokens "
+        "are masked; legal: 4, 8, 16, 32, 64, 96",
     ),
     ("train: {schedule: zigzag}", "FILE: train.schedule: 'zigzag' is not one of cosine, step, multistep, linear"),
     ("device: TPU", "FILE: device: 'TPU' is not one of auto, CPU, GPU, Ascend"),

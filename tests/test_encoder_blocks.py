@@ -12,8 +12,8 @@ from mindspore import Tensor
 from src.config import ENCODERS, CaiTConfig, EncoderConfig, MIMConfig, Recipe, SwinConfig, ViTConfig, first_blocks
 from src.config.files import load_recipe
 from src.engine import checkpoint
-from src.engine.graph import AsGraph
 from src.models import build_encoder
+from src.models.graph import AsGraph
 from src.tasks.train import origin_of, train
 from src.weights import WeightsError
 from src.weights.load import Origin, load_encoder

@@ -22,10 +22,10 @@ from src.config import (
     ViTConfig,
 )
 from src.engine.evaluate import evaluate
-from src.engine.graph import AsGraph
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
+from src.models.graph import AsGraph
 from tests.helpers import numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -51,6 +51,11 @@ def batch_of(name: str) -> tuple[Tensor, ...]:
     return (image, Tensor(np.arange(BATCH, dtype=np.int32) % CLASSES)) if name == "classify" else (image,)
 
 
+def masks_of(method: Any) -> Tensor:
+    """The masks of images 0, 1, ... in evaluation."""
+    return method.mask.of_numbers(Tensor(np.arange(BATCH, dtype=np.int32)))
+
+
 # --- training ---------------------------------------------------------------------------------------------------
 
 
@@ -67,8 +72,8 @@ class Course:
         self.start = snapshot(optimizer.weights)
         self.losses, self.norms = [], []
         for number in range(30):
-            loss, baseline, norm = step(optimizer.step_values(lambda scale: 3e-3 * scale, number + 1), *batch_of(name))
-            assert float(baseline) > 0
+            loss, sums, norm = step(optimizer.step_values(lambda scale: 3e-3 * scale, number + 1), *batch_of(name))
+            assert self.method.baseline(sums.asnumpy()) > 0
             self.losses.append(float(loss))
             self.norms.append(float(norm))
             if number == 0:  # the first moment is then a tenth of the gradient
@@ -132,26 +137,26 @@ def expected_weights(name: str, mask: np.ndarray, method: Any) -> np.ndarray:
 def test_loss_and_constant_predictor_equal_numpy(name: str) -> None:
     method = build(name)
     (image,) = batch_of(name)
-    mask = method.fixed_mask(BATCH)
+    mask = masks_of(method)
     run = AsGraph(method, method.run)
-    loss, baseline, prediction, target = (part.asnumpy().astype(np.float64) for part in run(image, mask))
+    loss, sums, prediction, target = (part.asnumpy().astype(np.float64) for part in run(image, mask))
     weights = expected_weights(name, mask.asnumpy(), method)
     assert prediction.shape == target.shape == weights.shape
     assert 0 < weights.mean() < 1
     assert loss == pytest.approx((weights * (prediction - target) ** 2).sum() / weights.sum(), rel=1e-5)
     mean = (weights * target).sum(axis=(0, 1)) / np.maximum(weights.sum(axis=(0, 1)), 1)
-    assert baseline == pytest.approx((weights * (target - mean) ** 2).sum() / weights.sum(), rel=1e-5)
+    assert method.baseline(sums) == pytest.approx((weights * (target - mean) ** 2).sum() / weights.sum(), rel=1e-5)
     # a network that predicts the mean target whatever it sees has exactly the constant predictor's loss
     method.decoder.pred.weight.set_data(ms.ops.zeros_like(method.decoder.pred.weight))
     method.decoder.pred.bias.set_data(Tensor(mean.astype(np.float32)))
-    loss, baseline, _, _ = run(image, mask)
-    assert float(loss) / float(baseline) == pytest.approx(1.0, rel=1e-5)
+    loss, sums, _, _ = run(image, mask)
+    assert float(loss) / method.baseline(sums.asnumpy().astype(np.float64)) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_masked_pixels_do_not_reach_the_encoder() -> None:
     method = build("hog")
     (image,) = batch_of("hog")
-    mask = method.fixed_mask(BATCH)
+    mask = masks_of(method)
     pixels = mask.asnumpy().repeat(8, axis=1).repeat(8, axis=2)[:, None]
     hide = AsGraph(method, method.hide)
     hidden = hide(image, mask).asnumpy().copy()
@@ -164,7 +169,7 @@ def test_masked_pixels_do_not_reach_the_encoder() -> None:
 
 def test_the_mask_changes_from_step_to_step_but_not_in_evaluation() -> None:
     method = build("hog")
-    first, second = (method.fixed_mask(BATCH).asnumpy().copy() for _ in range(2))
+    first, second = (masks_of(method).asnumpy().copy() for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (BATCH, 4, 4) and len({sample.tobytes() for sample in first}) == BATCH
     np.testing.assert_array_equal(first.sum(axis=(1, 2)), 12)
@@ -180,10 +185,10 @@ def test_classification_loss_equals_numpy() -> None:
     logits = method.classifier(image).asnumpy().astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     target = np.eye(CLASSES)[label.asnumpy()] * 0.9 + 0.1 / CLASSES
-    loss, baseline = method(image, label)
+    loss, sums = method(image, label)
     assert float(loss) == pytest.approx(-(target * log_p).sum(axis=1).mean(), rel=1e-5)
     mean = target.mean(axis=0)
-    assert float(baseline) == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-5)
+    assert method.baseline(sums.asnumpy()) == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-5)
     soft = np.random.default_rng(0).dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
     loss, _ = method(image, Tensor(soft))  # soft targets are taken as they are
     assert float(loss) == pytest.approx(-(soft * log_p).sum(axis=1).mean(), rel=1e-5)
@@ -200,49 +205,53 @@ def test_padding_does_not_count(name: str) -> None:
     measure = AsGraph(method, method.measure)
     image = numbers(0, BATCH, 3, SIDE, SIDE)
     label = np.array([0, 1, -1, -1], np.int32)
-    sums = [float(value) for value in measure(Tensor(image), Tensor(label))]
+    number = Tensor(np.arange(BATCH, dtype=np.int32))
+
+    def sums_of(image: np.ndarray) -> np.ndarray:
+        return measure(Tensor(image), Tensor(label), number).asnumpy().copy()
+
+    sums = sums_of(image)
     assert sums[0] == 2
     other = image.copy()
     other[2:] = 3 * numbers(7, 2, 3, SIDE, SIDE)
-    np.testing.assert_array_equal([float(value) for value in measure(Tensor(other), Tensor(label))], sums)
+    np.testing.assert_array_equal(sums_of(other), sums)
     other[0] = image[3]  # a change in an image that counts is seen
-    assert not np.allclose([float(value) for value in measure(Tensor(other), Tensor(label))][1:], sums[1:])
+    assert not np.allclose(sums_of(other)[1:], sums[1:])
     # the counted loss is the mean over the counted images alone
     if name == "classify":
         logits = method.classifier(Tensor(image)).asnumpy()[:2].astype(np.float64)
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         assert sums[1] == pytest.approx(-log_p[[0, 1], [0, 1]].sum(), rel=1e-4)
     else:
-        mask = method.fixed_mask(BATCH)
+        mask = masks_of(method)
         loss, *_ = AsGraph(method, method.run)(Tensor(image[:2]), Tensor(mask.asnumpy()[:2]))
-        assert sums[1] == pytest.approx(2 * float(loss), rel=1e-4)
+        assert method.metrics(sums)["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 class CountingMethod(ms.nn.Cell):
     """measure() gives sums that are easy to follow."""
 
-    metrics = ("loss", "top1")
-
-    def measure(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+    def measure(self, image: Tensor, label: Tensor) -> Tensor:
         counted = (label >= 0).astype(ms.float32)
-        return counted.sum(), (image * counted).sum(), (label == 1).astype(ms.float32).sum()
+        return ms.ops.stack((counted.sum(), (image * counted).sum(), (label == 1).astype(ms.float32).sum()))
 
 
-def test_evaluate_averages_over_all_images_not_over_batches() -> None:
+def test_evaluate_adds_over_all_images() -> None:
     method = CountingMethod()
     measure = AsGraph(method, method.measure)
     method.set_train(True)
     batches = [([1.0, 2.0], [0, 1]), ([6.0, 100.0], [1, -1])]
     tensors = [(Tensor(np.array(x, np.float32)), Tensor(np.array(y, np.int32))) for x, y in batches]
-    assert evaluate(measure, tensors) == {"loss": 3.0, "top1": pytest.approx(2 / 3), "count": 3}
-    assert method.training  # as it was before
+    assert evaluate(measure, tensors).tolist() == [3.0, 9.0, 2.0]
+    assert not method.training
 
 
 def test_top_five_of_fewer_classes_is_everything() -> None:
     method = build("classify")
     image, label = batch_of("classify")
-    count, _, top1, top5 = (float(value) for value in AsGraph(method, method.measure)(image, label))
-    assert (count, top5) == (BATCH, BATCH) and top1 <= top5
+    number = Tensor(np.arange(BATCH, dtype=np.int32))
+    found = method.metrics(AsGraph(method, method.measure)(image, label, number).asnumpy())
+    assert (found["count"], found["top5"]) == (BATCH, 1.0) and found["top1"] <= 1.0
 
 
 def test_layers_and_spared_names_exist() -> None:

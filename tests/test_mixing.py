@@ -15,10 +15,10 @@ from scipy.stats import beta, kstest
 from src.config import ClassifyConfig, Recipe, TrainConfig, ViTConfig
 from src.config.files import load_recipe
 from src.engine import checkpoint
-from src.engine.graph import AsGraph
 from src.engine.loop import Fit
 from src.methods import Classify, build_method
 from src.methods.mixing import BetaQuantile, Mixing, cut_box, mix
+from src.models.graph import AsGraph
 from src.tasks.train import train
 from tests.conftest import TINY
 from tests.helpers import numbers
@@ -186,21 +186,25 @@ def test_without_mixing_nothing_is_drawn() -> None:
     assert len(checkpoint.counters_of(method_of(BOTH))) == 1
 
 
+def flat(outputs: tuple[Tensor, ...]) -> list[float]:
+    """All numbers of several tensors."""
+    return [float(number) for part in outputs for number in part.asnumpy().reshape(-1)]
+
+
 def test_training_mixes_and_evaluation_does_not() -> None:
     plain, mixes = method_of(ClassifyConfig(num_classes=CLASSES)), method_of(BOTH)
     image, label = Tensor(numbers(0, 4, 3, 32, 32)), Tensor(np.array([0, 1, 2, 3], np.int32))
     mixed, soft = mixing()(image, label)  # the same seed
-    wanted = [float(value) for value in plain.set_train(True)(mixed, soft)]
-    found = [float(value) for value in mixes.set_train(True)(image, label)]
+    wanted = flat(plain.set_train(True)(mixed, soft))
+    found = flat(mixes.set_train(True)(image, label))
     assert found == pytest.approx(wanted, rel=1e-5)
-    unmixed = [float(value) for value in plain(image, label)]
+    unmixed = flat(plain(image, label))
     assert abs(found[0] - unmixed[0]) > 1e-3
-    assert found[1] == pytest.approx(unmixed[1], rel=1e-5)  # the mean target and so the baseline stay
-    assert [float(v) for v in mixes.set_train(False)(image, label)] == pytest.approx(unmixed, rel=1e-6)
+    assert found[1:] == pytest.approx(unmixed[1:], rel=1e-5)  # the mean target and so the baseline stay
+    assert flat(mixes.set_train(False)(image, label)) == pytest.approx(unmixed, rel=1e-6)
     count = int(mixes.mixing.uniform.draws.asnumpy())
-    sums = [
-        [float(v) for v in AsGraph(method, method.measure)(image, label)] for method in (plain, mixes.set_train(True))
-    ]
+    number, methods = Tensor(np.arange(4, dtype=np.int32)), (plain, mixes.set_train(True))
+    sums = [AsGraph(method, method.measure)(image, label, number).asnumpy().tolist() for method in methods]
     assert sums[0] == sums[1] and int(mixes.mixing.uniform.draws.asnumpy()) == count
 
 

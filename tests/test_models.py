@@ -15,8 +15,8 @@ from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from src.config import ENCODERS, ClassifyConfig, SwinConfig, SwinV2Config, ViTConfig
-from src.engine.graph import AsGraph
 from src.models import Classifier, build_classifier, build_encoder, rows
+from src.models.graph import AsGraph
 from src.models.layers import DropPath, Gelu, sincos_position
 from tests.helpers import Contract, numbers, snapshot
 

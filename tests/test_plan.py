@@ -16,11 +16,9 @@ from src.config import (
     Recipe,
     SwinConfig,
     TransformerDecoderConfig,
-    plain_classifier,
 )
 from src.config.files import load_recipe
 from src.data.sources import DataError
-from src.models.cost import encoder_flops, forward_flops, kept_values
 from src.tasks.plan import PlanError, as_table, make_plan
 from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
 
@@ -40,14 +38,14 @@ PUBLISHED = [
 @pytest.mark.parametrize(("name", "overrides", "operations"), PUBLISHED)
 def test_operations_equal_the_published_tables(name: str, overrides: list[str], operations: int) -> None:
     recipe = load_recipe(ROOT / f"config/mmpretrain/{name}.yaml", overrides)
-    found = forward_flops(recipe.encoder, recipe.method)
+    found = recipe.method.flops(recipe.encoder)
     assert found["encoder"] + found.get("pooling", 0) == operations
 
 
 def test_operations_of_vit() -> None:
     """17.58 G of ViT-B/16 at 224 pixels (mmpretrain configs/maskfeat/README.md), 15.4 G of Swin-B (its authors)."""
-    assert encoder_flops(ENCODERS["vit_base"]) == pytest.approx(17.58e9, rel=5e-4)
-    assert encoder_flops(ENCODERS["swin_base"]) == pytest.approx(15.4e9, rel=1e-2)
+    assert ENCODERS["vit_base"].flops() == pytest.approx(17.58e9, rel=5e-4)
+    assert ENCODERS["swin_base"].flops() == pytest.approx(15.4e9, rel=1e-2)
 
 
 def test_operations_of_a_decoder_by_hand() -> None:
@@ -55,25 +53,25 @@ def test_operations_of_a_decoder_by_hand() -> None:
     encoder = ENCODERS["vit"].__class__(image_size=(32, 32), embed_dim=48, depth=1, num_heads=2)
     method = MIMConfig(decoder=TransformerDecoderConfig(width=64, depth=1))
     block = 5 * (4 * 64 * 64 + 2 * 5 * 64 + 2 * 64 * 256 + 2 * 5 * 64)
-    assert forward_flops(encoder, method)["decoder"] == 5 * 48 * 64 + block + 5 * 5 * 64 + 5 * 64 * 108
-    assert forward_flops(encoder, METHODS["simmim"])["decoder"] == 4 * 48 * 16 * 16 * 3
-    head = forward_flops(encoder, ClassifyConfig(num_classes=10))
+    assert method.flops(encoder)["decoder"] == 5 * 48 * 64 + block + 5 * 5 * 64 + 5 * 64 * 108
+    assert METHODS["simmim"].flops(encoder)["decoder"] == 4 * 48 * 16 * 16 * 3
+    head = ClassifyConfig(num_classes=10).flops(encoder)
     assert head["head"] == 480 and head["pooling"] == 4 * 48 + 5 * 48
-    assert head["encoder"] == encoder_flops(encoder) - 5 * 5 * 48  # fc_norm takes the final norm's place
+    assert head["encoder"] == encoder.flops() - 5 * 5 * 48  # fc_norm takes the final norm's place
 
 
 def test_main_norms_of_huge_models_are_counted() -> None:
     plain, normed = (
         ENCODERS["swinv2_tiny"].__class__(depths=(2, 6), num_heads=(3, 6), main_norm_every=n) for n in (0, 3)
     )
-    assert encoder_flops(normed) - encoder_flops(plain) == 2 * 5 * 32 * 32 * 192
+    assert normed.flops() - plain.flops() == 2 * 5 * 32 * 32 * 192
 
 
 def test_kept_values_by_hand() -> None:
     """Padding makes more scores, not more rows: windows of 4 on a map of 6 x 6 are padded to 8 x 8."""
     config = SwinConfig(image_size=(24, 24), embed_dim=8, depths=(2,), num_heads=(2,), window_size=4)
     block = 36 * (9 * 8 + 2 * 32) + 2 * 64 * 16 * 2
-    assert kept_values(config, METHODS["simmim"]) == 3 * 24 * 24 + 2 * block
+    assert METHODS["simmim"].kept_values(config) == 3 * 24 * 24 + 2 * block
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------
@@ -102,7 +100,7 @@ def test_a_plan_counts_the_data_folder(tiny: Path, image_folder_factory: MakeFol
     assert plan["masked"] == {"blocks": 4, "masked_blocks": 3, "masked_tokens": 12} and plan["tokens"] == 16
     positions = 17 * 32
     assert plan["parameters"]["total"] - plan["parameters"]["trained"] == positions
-    kept = kept_values(load_recipe(tiny).encoder, load_recipe(tiny).method)
+    kept = load_recipe(tiny).method.kept_values(load_recipe(tiny).encoder)
     assert plan["memory"] == 16 * plan["parameters"]["trained"] + 4 * positions + 4 * 4 * kept
     assert plan["measured"] is None and "not measured" in as_table(plan)
 
@@ -196,7 +194,7 @@ def test_a_plan_counts_the_teacher_and_repeated_images() -> None:
     assert plan["steps_per_epoch"] == 1_281_024 // 512
     rows = dict(line.split("  ", 1) for line in as_table(plan).splitlines())
     assert rows["teacher"].strip().startswith("cait_s24, 46,916,200 parameters, 9.35 G multiply-adds")
-    alone = make_plan(replace(recipe, method=plain_classifier(recipe.method)), devices=8)
+    alone = make_plan(replace(recipe, method=recipe.method.classifier), devices=8)
     assert plan["memory"] - alone["memory"] == 4 * 46_916_200 and alone["teacher"] is None
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.methods.masking import BlockMask, masked_count, resize_mask
+from src.config import masked_count
+from src.methods.masking import BlockMask, resize_mask
 from src.models.random import CounterUniform
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -112,14 +113,14 @@ def test_late_draws_are_as_good_as_early_ones() -> None:
 )
 def test_masked_count(blocks: int, ratio: float, expected: int) -> None:
     """All blocks but int(blocks * (1 - ratio)), as FastMIM and MAE keep them."""
-    assert masked_count(blocks, ratio) == expected
+    assert masked_count(blocks, ratio, "floor_visible") == expected
 
 
 class Mask(nn.Cell):
     def __init__(self, grid: tuple[int, int], ratio: float, batch: int):
         super().__init__()
         ms.set_seed(3)
-        self.mask = BlockMask(grid, ratio)
+        self.mask = BlockMask(grid, masked_count(grid[0] * grid[1], ratio, "floor_visible"))
         self.batch = batch
 
     def construct(self) -> Tensor:
@@ -129,7 +130,7 @@ class Mask(nn.Cell):
 class FromNoise(nn.Cell):
     def __init__(self, grid: tuple[int, int], ratio: float):
         super().__init__()
-        self.mask = BlockMask(grid, ratio)
+        self.mask = BlockMask(grid, masked_count(grid[0] * grid[1], ratio, "floor_visible"))
 
     def construct(self, noise: Tensor) -> Tensor:
         return self.mask.from_noise(noise)
@@ -141,7 +142,7 @@ def test_every_sample_hides_exactly_as_many_blocks_in_places_of_its_own() -> Non
     for mask in (first, second):
         assert mask.shape == (256, 4, 6) and mask.dtype == np.float32
         assert set(np.unique(mask)) == {0.0, 1.0}
-        np.testing.assert_array_equal(mask.sum(axis=(1, 2)), masked_count(24, 0.6))
+        np.testing.assert_array_equal(mask.sum(axis=(1, 2)), masked_count(24, 0.6, "floor_visible"))
     assert len({sample.tobytes() for sample in first}) > 250  # independent across samples
     assert np.mean([np.array_equal(a, b) for a, b in zip(first, second, strict=True)]) < 0.01  # another mask per call
     # every block is hidden equally often: 15 of 24

@@ -9,9 +9,9 @@ import pytest
 from mindspore import Tensor
 
 from src.config import HOGConfig, PixelsConfig
-from src.engine.graph import AsGraph
+from src.methods.panels import glyphs
 from src.methods.targets import HOG, Pixels
-from src.visual.gallery import glyphs
+from src.models.graph import AsGraph
 from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

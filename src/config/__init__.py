@@ -11,18 +11,21 @@ keys change single fields of it: `encoder: {name: vit_base, image_size: 128}`. `
 from __future__ import annotations
 
 from .checks import FieldError, show_size
-from .encoders import ENCODERS, CaiTConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig, first_blocks
+from .encoders import ENCODERS, CaiTConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig, window_side
 from .methods import (
     METHODS,
     ClassifyConfig,
+    DecoderConfig,
     HOGConfig,
     LinearDecoderConfig,
     ManifoldConfig,
+    MethodConfig,
     MIMConfig,
     PixelsConfig,
+    TargetConfig,
+    Teacher,
     TransformerDecoderConfig,
-    legal_blocks,
-    plain_classifier,
+    masked_count,
     relation_maps,
 )
 from .recipe import PRESETS, Recipe, at_stage
@@ -45,26 +48,29 @@ __all__ = [
     "CaiTConfig",
     "ClassifyConfig",
     "DataConfig",
+    "DecoderConfig",
     "EncoderConfig",
     "FieldError",
     "HOGConfig",
     "LinearDecoderConfig",
     "MIMConfig",
     "ManifoldConfig",
+    "MethodConfig",
     "PixelsConfig",
     "RandAugmentConfig",
     "Recipe",
     "StageConfig",
     "SwinConfig",
     "SwinV2Config",
+    "TargetConfig",
+    "Teacher",
     "TrainConfig",
     "TransformerDecoderConfig",
     "ViTConfig",
     "at_stage",
-    "first_blocks",
-    "legal_blocks",
+    "masked_count",
     "parse_auto_augment",
-    "plain_classifier",
     "relation_maps",
     "show_size",
+    "window_side",
 ]

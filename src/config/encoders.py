@@ -1,19 +1,27 @@
-"""Encoders: their sizes, and the networks that have a name."""
+"""Encoders: their sizes, what they cost, and the networks that have a name."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .checks import check_multiples, check_not_negative, check_positive, check_rate, legal_near, need
+from .cost import NORM, BlockGroup
 
 
-class Sizes:
-    """What the sizes of all encoders have in common."""
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """What every encoder's configuration answers, so that nobody asks which encoder it is."""
 
-    image_size: tuple[int, int]
-    patch_size: int
+    if TYPE_CHECKING:  # fields of every encoder, each with a default of its own
+        name: str
+        image_size: tuple[int, int]
+        in_chans: int
+        patch_size: int
+        embed_dim: int
+        norm_eps: float
+        drop_path: float
 
     @property
     def stride(self) -> int:
@@ -21,27 +29,102 @@ class Sizes:
         raise NotImplementedError
 
     @property
-    def block_maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+    def out_dim(self) -> int:
+        """Width of one output token."""
         raise NotImplementedError
 
     @property
+    def stage_maps(self) -> list[tuple[int, int]]:
+        """Rows and columns of patch tokens in each stage."""
+        raise NotImplementedError
+
+    @property
+    def stage_depths(self) -> tuple[int, ...]:
+        """Blocks of each stage, class-attention blocks not counted."""
+        raise NotImplementedError
+
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+        stages = zip(self.stage_maps, self.stage_depths, strict=True)
+        return tuple(size for size, depth in stages for _ in range(depth))
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Output tokens before the patch tokens: class and distillation token."""
+        return 0
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether the blocks can run on some of the patch tokens alone (MAE)."""
+        return False
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
     def num_tokens(self) -> int:
-        """Output tokens of one image, without the class token."""
-        rows, cols = self.block_maps[-1]
+        """Output tokens of one image, without the prefix tokens."""
+        rows, cols = self.stage_maps[-1]
         return rows * cols
+
+    @property
+    def output_length(self) -> int:
+        """Output tokens of one image, prefix tokens included."""
+        return self.num_tokens + self.num_prefix_tokens
+
+    def first_blocks(self, blocks: int) -> Self:
+        """This encoder cut off after its first blocks, which keep their rates of stochastic depth; 0 keeps all."""
+        total = sum(self.stage_depths)
+        need(blocks <= total, "method.encoder_blocks", f"{blocks}, but {self.name} has {total}; write {total} or less")
+        return self._cut(blocks) if 0 < blocks < total else self
+
+    def _cut(self, blocks: int) -> Self:
+        raise NotImplementedError
+
+    def at_size(self, image_size: tuple[int, int], window_size: int = 0) -> Self:
+        """This encoder for images of another size, with windows of so many tokens; 0 keeps them."""
+        need(not window_size, "window_size", f"{self.name} has no windows; leave window_size out")
+        return replace(self, image_size=image_size)
+
+    def block_groups(self, visible: int = 0) -> list[BlockGroup]:
+        """The blocks, for their cost; `visible`: patch tokens that go through them, 0 for all."""
+        raise NotImplementedError
+
+    def flops(self, final_norm: bool = True, visible: int = 0) -> int:
+        """Multiply-adds from image to tokens; `visible` as in `block_groups`."""
+        pixels = self.image_size[0] * self.image_size[1] * self.in_chans
+        length = (visible or self.num_tokens) + self.num_prefix_tokens
+        total = pixels * self.embed_dim + sum(group.flops() for group in self.block_groups(visible))
+        return total + NORM * length * self.out_dim * final_norm
+
+    def kept_values(self, visible: int = 0) -> int:
+        """Values of one image that the gradient needs: the image and the activations of all blocks.
+
+        Embedding, merging and class-attention blocks are left out, as small.
+        """
+        pixels = self.in_chans * self.image_size[0] * self.image_size[1]
+        return pixels + sum(group.kept_values() for group in self.block_groups(visible))
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A network of this kind that trains in a test: 32 pixels, tokens of 8 pixels, 4 x 4 tokens at the end."""
+        raise NotImplementedError
 
     def check_image(self) -> None:
         """Whole patches."""
         check_multiples("image_size", self.image_size, self.patch_size, f"patch_size {self.patch_size}")
 
 
-class OneScale(Sizes):
-    """Sizes of encoders with one token per patch, and what they must fulfil."""
+@dataclass(frozen=True, kw_only=True)
+class OneScale(EncoderConfig):
+    """Encoders with one token per patch from the first block to the last."""
 
-    embed_dim: int
-    depth: int
-    num_heads: int
+    if TYPE_CHECKING:
+        depth: int
+        num_heads: int
 
     def check_sizes(self) -> None:
         """Whole patches, and heads of equal width."""
@@ -54,18 +137,19 @@ class OneScale(Sizes):
 
     @property
     def stride(self) -> int:
-        """Pixels per side of one output token."""
         return self.patch_size
 
     @property
     def out_dim(self) -> int:
-        """Width of one output token."""
         return self.embed_dim
 
     @property
-    def block_maps(self) -> tuple[tuple[int, int], ...]:
-        rows, cols = (side // self.patch_size for side in self.image_size)
-        return ((rows, cols),) * self.depth
+    def stage_maps(self) -> list[tuple[int, int]]:
+        return [self.patch_grid]
+
+    @property
+    def stage_depths(self) -> tuple[int, ...]:
+        return (self.depth,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +196,29 @@ class ViTConfig(OneScale):
         check_rate(self, "drop_path")
         check_not_negative(self, "layer_scale")
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.class_token + self.distilled
+
+    @property
+    def drops_tokens(self) -> bool:
+        return self.relative_position == "none"
+
+    def _cut(self, blocks: int) -> Self:
+        return replace(self, depth=blocks, drop_path=self.drop_path * (blocks - 1) / (self.depth - 1))
+
+    def block_groups(self, visible: int = 0) -> list[BlockGroup]:
+        length = (visible or self.num_tokens) + self.num_prefix_tokens
+        return [BlockGroup(self.depth, length, length, length, self.embed_dim, self.num_heads, self.mlp_ratio)]
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(image_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=2, drop_path=0.2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaiTConfig(OneScale):
     """CaiT; field names follow timm (models/cait.py)."""
-
-    #: as a ViT's: the class token joins behind the patch blocks
-    class_token: ClassVar = True
-    distilled: ClassVar = False
 
     name: str = "cait"
     image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
@@ -142,9 +241,43 @@ class CaiTConfig(OneScale):
         self.check_sizes()
         check_rate(self, "drop_path")
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The class token, which joins after the patch blocks."""
+        return 1
+
+    @property
+    def drops_tokens(self) -> bool:
+        return True
+
+    def _cut(self, blocks: int) -> Self:
+        return replace(self, depth=blocks)  # every block has the same rate of stochastic depth
+
+    def block_groups(self, visible: int = 0) -> list[BlockGroup]:
+        tokens, sizes = visible or self.num_tokens, (self.embed_dim, self.num_heads, self.mlp_ratio)
+        return [BlockGroup(self.depth, tokens, tokens, tokens, *sizes, talking=True)]
+
+    def flops(self, final_norm: bool = True, visible: int = 0) -> int:
+        """Also the blocks in which the class token alone attends, to itself and the patches."""
+        length, dim = (visible or self.num_tokens) + 1, self.embed_dim
+        attention = 2 * length * dim**2 + 2 * dim**2 + 2 * length * dim  # k and v; q and projection; scores and mixing
+        mlp = 2 * dim * int(dim * self.mlp_ratio_token_only)
+        each = attention + mlp + NORM * (length + 1) * dim
+        return super().flops(final_norm, visible) + self.depth_token_only * each
+
+    @classmethod
+    def tiny(cls) -> Self:
+        sizes: dict[str, Any] = {"image_size": (32, 32), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        return cls(**sizes, depth_token_only=1, layer_scale=0.5, drop_path=0.2)
+
+
+def window_side(size: tuple[int, int], window: int, cap: bool = True) -> int:
+    """Tokens per side of the windows on a map; a map that is not larger caps them (swin_transformer.py)."""
+    return min(size) if cap and min(size) <= window else window
+
 
 @dataclass(frozen=True, kw_only=True)
-class SwinConfig(Sizes):
+class SwinConfig(EncoderConfig):
     """Swin Transformer; field names follow the original code."""
 
     name: str = "swin"
@@ -186,12 +319,10 @@ class SwinConfig(Sizes):
 
     @property
     def stride(self) -> int:
-        """Pixels per side of one output token."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
     def out_dim(self) -> int:
-        """Width of one output token."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     @property
@@ -202,12 +333,46 @@ class SwinConfig(Sizes):
     @property
     def stage_maps(self) -> list[tuple[int, int]]:
         """Rows and columns of tokens in each stage; merging pads a side that is odd."""
-        rows, cols = (side // self.patch_size for side in self.image_size)
+        rows, cols = self.patch_grid
         return [(-(-rows // 2**stage), -(-cols // 2**stage)) for stage in range(len(self.depths))]
 
     @property
-    def block_maps(self) -> tuple[tuple[int, int], ...]:
-        return tuple(size for size, depth in zip(self.stage_maps, self.depths, strict=True) for _ in range(depth))
+    def stage_depths(self) -> tuple[int, ...]:
+        return self.depths
+
+    def _cut(self, blocks: int) -> Self:
+        left = itertools.accumulate(self.depths, lambda rest, depth: rest - depth, initial=blocks)
+        depths = tuple(min(depth, rest) for depth, rest in zip(self.depths, left, strict=False) if rest > 0)
+        rate = self.drop_path * (blocks - 1) / (sum(self.depths) - 1)
+        return replace(self, depths=depths, num_heads=self.num_heads[: len(depths)], drop_path=rate)
+
+    def at_size(self, image_size: tuple[int, int], window_size: int = 0) -> Self:
+        return replace(self, image_size=image_size, window_size=window_size or self.window_size)
+
+    def block_groups(self, visible: int = 0) -> list[BlockGroup]:
+        groups = []
+        for stage, (rows, cols) in enumerate(self.stage_maps):
+            window = window_side((rows, cols), self.window_size, self.cap_window)
+            padded = -(-rows // window) * -(-cols // window) * window**2
+            sizes = self.embed_dim << stage, self.num_heads[stage], self.mlp_ratio
+            groups.append(BlockGroup(self.depths[stage], rows * cols, padded, window**2, *sizes))
+        return groups
+
+    #: norms of a merging, in units of its input's width
+    _merging_norm = 4
+
+    def flops(self, final_norm: bool = True, visible: int = 0) -> int:
+        """Also the norm of the embedding and the mergings: a norm and 4 C to 2 C channels."""
+        groups = self.block_groups()
+        total = super().flops(final_norm) + NORM * groups[0].rows * self.embed_dim * self.patch_norm
+        for group, following in itertools.pairwise(groups):
+            total += following.rows * (8 * group.dim**2 + NORM * group.dim * self._merging_norm)
+        return total
+
+    @classmethod
+    def tiny(cls) -> Self:
+        sizes: dict[str, Any] = {"image_size": (32, 32), "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
+        return cls(**sizes, window_size=4, drop_path=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,24 +394,15 @@ class SwinV2Config(SwinConfig):
             f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} stages",
         )
 
+    _merging_norm = 2  # it stands after the linear layer
 
-EncoderConfig = ViTConfig | CaiTConfig | SwinConfig
-
-
-def first_blocks(encoder: EncoderConfig, blocks: int) -> EncoderConfig:
-    """An encoder cut off after its first blocks, which keep their rates of stochastic depth; stages left empty go."""
-    total = len(encoder.block_maps)
-    need(blocks <= total, "method.encoder_blocks", f"{blocks}, but {encoder.name} has {total}; write {total} or less")
-    if blocks == total:
-        return encoder
-    if isinstance(encoder, CaiTConfig):  # one rate for all
-        return replace(encoder, depth=blocks)
-    sizes: dict[str, Any] = {"drop_path": encoder.drop_path * (blocks - 1) / (total - 1)}
-    if isinstance(encoder, SwinConfig):
-        left = itertools.accumulate(encoder.depths, lambda rest, depth: rest - depth, initial=blocks)
-        depths = tuple(min(depth, rest) for depth, rest in zip(encoder.depths, left, strict=False) if rest > 0)
-        return replace(encoder, depths=depths, num_heads=encoder.num_heads[: len(depths)], **sizes)
-    return replace(encoder, depth=blocks, **sizes)
+    def flops(self, final_norm: bool = True, visible: int = 0) -> int:
+        """Also the norms on the main branch."""
+        total = super().flops(final_norm)
+        if self.main_norm_every:
+            for group in self.block_groups():
+                total += group.depth // self.main_norm_every * NORM * group.rows * group.dim
+        return total
 
 
 ENCODERS: dict[str, Any] = {

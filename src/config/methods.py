@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .checks import (
     FieldError,
@@ -16,13 +16,61 @@ from .checks import (
     need,
     show_size,
 )
-from .encoders import EncoderConfig, SwinConfig, ViTConfig
+from .cost import NORM, BlockGroup
+from .encoders import EncoderConfig, ViTConfig
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+HEAD_WIDTH = 32  # FastMIM: heads = decoder width / 32
 
 # --- targets and decoders of masked image modelling -------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class HOGConfig:
+class Teacher:
+    """A frozen network that training asks.
+
+    Attributes:
+        file: a checkpoint; empty if the recipe names none yet.
+        key: of the recipe, that names the file.
+        encoder: what the file holds.
+        classifier: its pooling and head; None where the encoder alone is asked.
+    """
+
+    file: str
+    key: str
+    encoder: EncoderConfig
+    classifier: ClassifyConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """What every target's configuration answers."""
+
+    if TYPE_CHECKING:
+        name: str
+
+    @property
+    def unit(self) -> int:
+        """Pixels per side that a mask block must be a multiple of."""
+        return 1
+
+    def values(self, stride: int, in_chans: int) -> int:
+        """Numbers predicted for a token of `stride` pixels per side."""
+        raise NotImplementedError
+
+    def check(self, encoder: EncoderConfig) -> None:
+        """That target and encoder go together."""
+
+    @property
+    def teacher_network(self) -> Teacher | None:
+        """The frozen network whose output is the target."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HOGConfig(TargetConfig):
     """Histograms of oriented gradients (MaskFeat; FastMIM util/hog_layer.py)."""
 
     name: str = "hog"
@@ -39,13 +87,31 @@ class HOGConfig:
             f"{self.gaussian_window} is negative; 0 turns it off",
         )
 
+    @property
+    def unit(self) -> int:
+        return self.cell
+
     def values(self, stride: int, in_chans: int) -> int:
-        """Numbers predicted for a token of `stride` pixels per side."""
         return in_chans * self.bins * (stride // self.cell) ** 2
+
+    def check(self, encoder: EncoderConfig) -> None:
+        stride = encoder.stride
+        need(
+            stride % self.cell == 0,
+            "method.target.cell",
+            f"{self.cell} does not divide the token side {stride}; "
+            f"legal: {', '.join(str(c) for c in range(2, stride + 1) if stride % c == 0)}",
+        )
+        for side in encoder.image_size:
+            need(
+                self.gaussian_window == 0 or side % self.gaussian_window == 0,
+                "method.target.gaussian_window",
+                f"{self.gaussian_window} does not divide the image side {side}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelsConfig:
+class PixelsConfig(TargetConfig):
     """The pixels of the normalised input image."""
 
     name: str = "pixels"
@@ -58,12 +124,30 @@ class PixelsConfig:
         need(self.window > 0 and self.window % 2 == 1, "window", f"{self.window} is not an odd number above 0")
 
     def values(self, stride: int, in_chans: int) -> int:
-        """Numbers predicted for a token of `stride` pixels per side."""
         return in_chans * stride**2
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerDecoderConfig:
+class DecoderConfig:
+    """What every decoder's configuration answers."""
+
+    if TYPE_CHECKING:
+        name: str
+
+    def check(self, encoder: EncoderConfig) -> None:
+        """That decoder and encoder go together."""
+
+    def flops(self, encoder: EncoderConfig, values: int) -> int:
+        """Multiply-adds of one image from the encoder's output to `values` numbers for each token."""
+        raise NotImplementedError
+
+    def kept_values(self, encoder: EncoderConfig) -> int:
+        """Values of one image that the gradient needs, of the blocks alone."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerDecoderConfig(DecoderConfig):
     """Linear, pre-norm transformer blocks with width/32 heads, norm, linear (FastMIM)."""
 
     name: str = "transformer"
@@ -81,38 +165,184 @@ class TransformerDecoderConfig:
             f"{self.width} is not shared out evenly by heads of at least 32; write {legal_near(self.width, 32)}",
         )
 
+    @property
+    def heads(self) -> int:
+        """Attention heads of a block."""
+        return self.width // HEAD_WIDTH
+
+    def check(self, encoder: EncoderConfig) -> None:
+        need(
+            self.depth > 0 or self.width == encoder.out_dim,
+            "method.decoder.width",
+            f"must equal the encoder's width {encoder.out_dim} when decoder.depth is 0",
+        )
+
+    def blocks(self, encoder: EncoderConfig) -> BlockGroup:
+        """The blocks, for their cost; prefix tokens take part."""
+        length = encoder.output_length
+        return BlockGroup(self.depth, length, length, length, self.width, self.heads, self.mlp_ratio)
+
+    def flops(self, encoder: EncoderConfig, values: int) -> int:
+        inside = encoder.out_dim * self.width if self.depth else 0
+        outside = NORM * self.width + self.width * values
+        return encoder.output_length * (inside + outside) + self.blocks(encoder).flops()
+
+    def kept_values(self, encoder: EncoderConfig) -> int:
+        return self.blocks(encoder).kept_values()
+
 
 @dataclass(frozen=True, kw_only=True)
-class LinearDecoderConfig:
+class LinearDecoderConfig(DecoderConfig):
     """One linear layer on the patch tokens (SimMIM's 1x1 convolution before the pixel shuffle)."""
 
     name: str = "linear"
+
+    def flops(self, encoder: EncoderConfig, values: int) -> int:
+        return encoder.num_tokens * encoder.out_dim * values
 
 
 # --- methods ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIMConfig:
+class MethodConfig:
+    """What every Method's configuration answers, so that nobody asks which Method it is."""
+
+    if TYPE_CHECKING:
+        name: str
+    #: whose rules resize the encoder's position tables afterwards, as `weights.names` calls them; supervised networks
+    #: follow timm's
+    origin = "timm"
+    #: of the encoder, the first so many blocks are trained; 0: all
+    encoder_blocks = 0
+    #: folder that keeps the teacher's answers; empty: it is asked anew
+    cache = ""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes the images of a batch."""
+        return False
+
+    @property
+    def classifier(self) -> ClassifyConfig | None:
+        """Pooling and head of the network that is trained, whichever Method trains it; None for pre-training."""
+        return None
+
+    @property
+    def teacher_network(self) -> Teacher | None:
+        """The frozen network that training asks."""
+        return None
+
+    def without_cache(self) -> Self:
+        """The same with a teacher that is asked anew."""
+        return self
+
+    def check(self, recipe: Recipe) -> None:
+        """That the Method goes with the other parts of its recipe."""
+
+    def flops(self, encoder: EncoderConfig) -> dict[str, int]:
+        """Part of the network -> multiply-adds of one image; a teacher's are not among them."""
+        raise NotImplementedError
+
+    def kept_values(self, encoder: EncoderConfig) -> int:
+        """Values of one image that the gradient needs."""
+        return encoder.kept_values()
+
+    def masked(self, encoder: EncoderConfig) -> dict[str, int] | None:
+        """Mask blocks of an image, hidden ones, and output tokens that are hidden at least in part; None: no mask."""
+        return None
+
+
+def masked_count(blocks: int, ratio: float, rounding: str) -> int:
+    """Hidden blocks of `blocks`, in double precision: at 100 blocks and 0.9 the two roundings give 91 and 90.
+
+    Args:
+        rounding: floor_visible hides all but int(blocks * (1 - ratio)) (FastMIM, MAE), ceil_masked hides
+            ceil(blocks * ratio) (SimMIM).
+    """
+    return math.ceil(blocks * ratio) if rounding == "ceil_masked" else blocks - int(blocks * (1 - ratio))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIMConfig(MethodConfig):
     """Masked image modelling: hide blocks of the image, predict a target there."""
 
     name: str = "fastmim"
     encoder_blocks: int = 0  # of the encoder, the first of them are trained; 0: all (FastMIM's finding ii)
     mask_ratio: float = 0.75
     mask_block: int = 16  # pixels per side of one masked block
+    mask_rounding: Literal["floor_visible", "ceil_masked"] = "floor_visible"  # how many blocks that is: `masked_count`
     corrupt: Literal["pixel", "token"] = "pixel"  # what the mask token replaces: pixels, or tokens of the embedding
-    target: HOGConfig | PixelsConfig = field(default_factory=HOGConfig)
-    decoder: TransformerDecoderConfig | LinearDecoderConfig = field(default_factory=TransformerDecoderConfig)
+    target: TargetConfig = field(default_factory=HOGConfig)
+    decoder: DecoderConfig = field(default_factory=TransformerDecoderConfig)
     loss: Literal["l2", "l1"] = "l2"
+    origin: Literal["fastmim", "simmim"] = "fastmim"  # whose rule resizes the encoder's position tables afterwards
 
     def __post_init__(self) -> None:
         check_positive(self, "mask_block")
         check_not_negative(self, "encoder_blocks")
         need(0 < self.mask_ratio < 1, "mask_ratio", f"{self.mask_ratio} is not between 0 and 1")
 
+    @property
+    def teacher_network(self) -> Teacher | None:
+        return self.target.teacher_network
+
+    def legal_blocks(self, encoder: EncoderConfig) -> list[int]:
+        """Mask blocks that tile the image, tile or are tiled by a token, and hold whole units of the target."""
+        height, width = encoder.image_size
+        unit = self.target.unit
+        tile = encoder.patch_size if self.corrupt == "token" else 1
+        return [
+            b
+            for b in range(unit, min(height, width) + 1, unit)
+            if height % b == 0 and width % b == 0 and (b % encoder.stride == 0 or encoder.stride % b == 0)
+            if height // b * (width // b) > 1 and b % tile == 0
+        ]
+
+    def check(self, recipe: Recipe) -> None:
+        """Mask blocks, tokens and units of the target tile each other."""
+        encoder, block = recipe.trained_encoder, self.mask_block
+        meaning = f"{encoder.stride} (the side of an output token), which masks and targets need"
+        check_multiples("encoder.image_size", encoder.image_size, encoder.stride, meaning)
+        self.target.check(encoder)
+        legal = self.legal_blocks(encoder)
+        need(
+            block in legal,
+            "method.mask_block",
+            f"{block} does not fit image {show_size(encoder.image_size)} and tokens of {encoder.stride} pixels"
+            + (f" and HOG cells of {self.target.unit}" if self.target.unit > 1 else "")
+            + (f" and patches of {encoder.patch_size}, whose tokens are masked" if self.corrupt == "token" else "")
+            + f"; legal: {', '.join(map(str, legal)) or 'none, change the image size'}",
+        )
+        self.decoder.check(encoder)
+
+    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of mask blocks."""
+        return image_size[0] // self.mask_block, image_size[1] // self.mask_block
+
+    def hidden_blocks(self, image_size: tuple[int, int]) -> int:
+        """Hidden blocks of an image."""
+        return masked_count(math.prod(self.mask_grid(image_size)), self.mask_ratio, self.mask_rounding)
+
+    def masked(self, encoder: EncoderConfig) -> dict[str, int]:
+        """Where several blocks make one token the number of tokens is the largest possible."""
+        hidden, tokens = self.hidden_blocks(encoder.image_size), encoder.num_tokens
+        blocks, per_side = math.prod(self.mask_grid(encoder.image_size)), self.mask_block // encoder.stride
+        masked_tokens = hidden * per_side**2 if per_side else min(hidden, tokens)
+        return {"blocks": blocks, "masked_blocks": hidden, "masked_tokens": masked_tokens}
+
+    def flops(self, encoder: EncoderConfig) -> dict[str, int]:
+        return {
+            "encoder": encoder.flops(),
+            "decoder": self.decoder.flops(encoder, self.target.values(encoder.stride, encoder.in_chans)),
+        }
+
+    def kept_values(self, encoder: EncoderConfig) -> int:
+        return encoder.kept_values() + self.decoder.kept_values(encoder)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig:
+class ClassifyConfig(MethodConfig):
     """Supervised training of encoder, pooling and a linear head."""
 
     #: what a trained network does not depend on
@@ -144,8 +374,31 @@ class ClassifyConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether training mixes images."""
         return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def classifier(self) -> ClassifyConfig:
+        if type(self) is ClassifyConfig:
+            return self
+        shared = [item.name for item in fields(ClassifyConfig) if item.name != "name"]
+        return ClassifyConfig(**{name: getattr(self, name) for name in shared})
+
+    def check(self, recipe: Recipe) -> None:
+        """Images are mixed in pairs."""
+        batch = recipe.train.batch_size
+        need(
+            not self.mixes or batch % 2 == 0,
+            "train.batch_size",
+            f"{batch} is odd, and method.mixup and cutmix pair the images; write {legal_near(batch, 2)}",
+        )
+
+    def flops(self, encoder: EncoderConfig) -> dict[str, int]:
+        width, prefix = encoder.out_dim, encoder.num_prefix_tokens
+        return {
+            "encoder": encoder.flops(final_norm=not self.fc_norm),
+            "pooling": (encoder.num_tokens if self.pool == "mean" else 0) * width + NORM * width * self.fc_norm,
+            "head": width * self.num_classes * max(prefix, 1),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,77 +454,74 @@ class ManifoldConfig(ClassifyConfig):
         return self.beta > 0 and (self.w_sample > 0 or self.w_patch > 0 or self.w_rand > 0)
 
     @property
-    def teacher_classifier(self) -> ClassifyConfig:
-        """Pooling and head that the teacher has where no file says it: those of its own training."""
-        cls = not isinstance(self.teacher_encoder, SwinConfig) and self.teacher_encoder.class_token
-        return ClassifyConfig(num_classes=self.num_classes, pool="cls" if cls else "mean", fc_norm=False)
+    def teacher_network(self) -> Teacher:
+        """Where no file says it, the teacher has the pooling and the head of its own training."""
+        pool: Literal["mean", "cls"] = "cls" if self.teacher_encoder.num_prefix_tokens else "mean"
+        classifier = ClassifyConfig(num_classes=self.num_classes, pool=pool, fc_norm=False)
+        return Teacher(file=self.teacher, key="method.teacher", encoder=self.teacher_encoder, classifier=classifier)
 
+    def without_cache(self) -> Self:
+        return replace(self, cache="")
 
-def plain_classifier(method: ClassifyConfig) -> ClassifyConfig:
-    """What a trained classifier is, whichever method trained it: evaluation, export and hub need no teacher."""
-    if type(method) is ClassifyConfig:
-        return method
-    kept = {item.name: getattr(method, item.name) for item in fields(ClassifyConfig) if item.name != "name"}
-    return ClassifyConfig(**kept)
-
-
-MethodConfig = MIMConfig | ClassifyConfig
-
-# --- what they ask of encoders -----------------------------------------------------------------------------------
-
-
-def check_mim(encoder: EncoderConfig, method: MIMConfig) -> None:
-    """Mask blocks, tokens and target cells must tile each other."""
-    block, stride, target = method.mask_block, encoder.stride, method.target
-    meaning = f"{stride} (the side of an output token), which masks and targets need"
-    check_multiples("encoder.image_size", encoder.image_size, stride, meaning)
-    if isinstance(target, HOGConfig):
+    def check(self, recipe: Recipe) -> None:
+        """Teacher and student see the same images, and the blocks of a pair have the same map."""
+        super().check(recipe)
+        student, teacher = recipe.encoder, self.teacher_encoder
         need(
-            stride % target.cell == 0,
-            "method.target.cell",
-            f"{target.cell} does not divide the token side {stride}; "
-            f"legal: {', '.join(str(c) for c in range(2, stride + 1) if stride % c == 0)}",
+            bool(self.student_layers) or not self.relates,
+            "method.student_layers",
+            "names no block; write for example student_layers: [0, 3] and teacher_layers: [0, 3], or beta: 0 for "
+            "logits alone",
         )
-    legal = legal_blocks(encoder, method)
+        check_same_images(student, teacher)
+        for key, encoder in (("student_layers", student), ("teacher_layers", teacher)):
+            blocks = len(encoder.block_maps)
+            for number in getattr(self, key):
+                need(
+                    0 <= number < blocks,
+                    f"method.{key}",
+                    f"{number} is not a block of {encoder.name}, which has {blocks}; write 0 to {blocks - 1}",
+                )
+        relation_maps(student, self)
+        if self.cache:
+            check_cache(recipe)
+
+
+def check_same_images(student: EncoderConfig, teacher: EncoderConfig) -> None:
+    """A teacher sees the images of its student."""
+    for key in ("image_size", "in_chans"):
+        ours, theirs = getattr(student, key), getattr(teacher, key)
+        need(
+            ours == theirs,
+            f"method.teacher_encoder.{key}",
+            f"{show_size(theirs)}, but the student has {show_size(ours)} and both see the same images; "
+            f"write {list(ours) if isinstance(ours, tuple) else ours}",
+        )
+
+
+def check_cache(recipe: Recipe) -> None:
+    """Kept answers need images that are the same in every epoch."""
+    still: dict[str, Any] = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "auto_augment": ""}
+    still |= dict.fromkeys(("hflip", "brightness", "contrast", "color_jitter", "erasing"), 0.0)
+    moving = [f"data.{key}: {show_value(rest)}" for key, rest in still.items() if getattr(recipe.data, key) != rest]
+    if recipe.stages:
+        moving.append("no stages")
+    if recipe.method.mixes:
+        moving += ["method.mixup: 0", "method.cutmix: 0"]
     need(
-        block in legal,
-        "method.mask_block",
-        f"{block} does not fit image {encoder.image_size[0]}x{encoder.image_size[1]} and tokens of {stride} pixels"
-        + (f" and HOG cells of {target.cell}" if isinstance(target, HOGConfig) else "")
-        + f"; legal: {', '.join(map(str, legal)) or 'none, change the image size'}",
+        not moving,
+        "method.cache",
+        "keeps the teacher's answers to images that never change; write "
+        + ", ".join(moving)
+        + ", or leave method.cache out",
     )
-    if isinstance(target, HOGConfig):
-        for side in encoder.image_size:
-            need(
-                target.gaussian_window == 0 or side % target.gaussian_window == 0,
-                "method.target.gaussian_window",
-                f"{target.gaussian_window} does not divide the image side {side}",
-            )
-    if method.corrupt == "token":
-        need(
-            block % encoder.patch_size == 0,
-            "method.mask_block",
-            f"{block} is not a multiple of the patch side {encoder.patch_size}, whose tokens are masked; "
-            f"legal: {', '.join(str(b) for b in legal if b % encoder.patch_size == 0)}",
-        )
-    if isinstance(method.decoder, TransformerDecoderConfig) and method.decoder.depth == 0:
-        need(
-            method.decoder.width == encoder.out_dim,
-            "method.decoder.width",
-            f"must equal the encoder's width {encoder.out_dim} when decoder.depth is 0",
-        )
 
 
-def legal_blocks(encoder: EncoderConfig, method: MIMConfig) -> list[int]:
-    """Mask blocks that tile the image, tile or are tiled by a token, and hold whole HOG cells."""
-    height, width = encoder.image_size
-    unit = method.target.cell if isinstance(method.target, HOGConfig) else 1
-    return [
-        b
-        for b in range(unit, min(height, width) + 1, unit)
-        if height % b == 0 and width % b == 0 and (b % encoder.stride == 0 or encoder.stride % b == 0)
-        if height // b * (width // b) > 1
-    ]
+def show_value(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else "''"
+
+
+# --- relations of a distillation ---------------------------------------------------------------------------------
 
 
 def relation_maps(
@@ -333,6 +583,8 @@ SIMMIM = MIMConfig(
     mask_ratio=0.6,
     mask_block=32,
     corrupt="token",
+    mask_rounding="ceil_masked",
+    origin="simmim",
     target=PixelsConfig(channels_first=True),
     decoder=LinearDecoderConfig(),
     loss="l1",

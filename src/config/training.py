@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import UserError
 from .checks import check_not_negative, check_positive, check_rate, need
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -112,6 +113,8 @@ class TrainConfig:
     epochs: int = 100
     batch_size: int = 64  # images of one device in one forward pass
     accumulate: int = 1  # forward passes per update
+    # images of an update over all devices; the passes follow from it. 0: batch_size x accumulate x devices
+    effective_batch: int = 0
     base_lr: float = 1.5e-4  # for lr_batch images; the run uses base_lr * effective batch / lr_batch
     lr_batch: int = 256  # 0: base_lr is used as it is
     warmup_epochs: float = 0.0  # linear from 0
@@ -140,8 +143,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
         check_positive(self, "layer_decay", "decay_epochs", "gamma")
-        check_not_negative(self, "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm")
-        check_not_negative(self, "eval_every", "gallery_every", "knn", "cosine_epochs")
+        check_not_negative(
+            self, "effective_batch", "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm"
+        )
+        check_not_negative(self, "effective_batch", "eval_every", "gallery_every", "knn", "cosine_epochs")
         shapes = {"mae": ("cosine", "step"), "mmengine": ("cosine", "multistep")}
         need(
             self.schedule in shapes.get(self.rule, (self.schedule,)),
@@ -151,6 +156,11 @@ class TrainConfig:
         for key in ("warmup_prefix", "per_epoch"):
             need(self.rule == "timm" or not getattr(self, key), key, "goes with rule: timm; write false")
         need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
+        need(
+            not self.effective_batch or self.accumulate == 1,
+            "accumulate",
+            f"{self.accumulate}, but effective_batch {self.effective_batch} decides how many passes there are; write 1",
+        )
         for beta in self.betas:
             need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")
         need(self.layer_decay <= 1, "layer_decay", f"{self.layer_decay} is above 1, which means no decay")
@@ -159,6 +169,28 @@ class TrainConfig:
             "warmup_epochs",
             f"{self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; write less than {self.epochs}",
         )
+
+    def passes(self, devices: int) -> int:
+        """Forward passes per update where so many devices train together.
+
+        Raises:
+            UserError: `effective_batch` is no multiple of what the devices take in one pass.
+        """
+        if not self.effective_batch:
+            return self.accumulate
+        each = self.batch_size * devices
+        if self.effective_batch % each:
+            share = self.effective_batch // devices
+            legal = [size for size in range(1, share + 1) if self.effective_batch % (size * devices) == 0]
+            below = [size for size in legal if size <= self.batch_size]
+            above = [size for size in legal if size > self.batch_size]
+            fit = [str(sizes[at]) for sizes, at in ((below, -1), (above, 0)) if sizes]
+            remedy = f"train.batch_size={' or '.join(fit)}" if fit else f"a multiple of {devices}"
+            raise UserError(
+                f"train.effective_batch: {self.effective_batch} is no whole number of passes of {self.batch_size} "
+                f"images on {devices} device{'s' * (devices > 1)}; write {remedy}"
+            )
+        return self.effective_batch // each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Loader:
         image_size: height and width of the result.
         channels: 3 (RGB) or 1 (grey).
         batch_size: images per batch.
-        columns: of `image`, `label` and the names in `extras`.
+        columns: of `image`, `label`, `number` (of the file in the source) and the names in `extras`.
         seed: of order and augmentation.
         training: augmented and shuffled, incomplete last batch dropped; else resized and centre-cropped, in order, the
             last batch filled up with label -1.
@@ -118,7 +118,7 @@ class Loader:
         workers = min(self.config.workers, os.cpu_count() or 1)  # MindSpore refuses more
         ds.config.set_seed(seed)
         files = _Files(self.source, order, seed, list(self.extras.values()))
-        names = ["image", "label", "key", *self.extras]
+        names = ["image", "label", "number", "key", *self.extras]
         data = ds.GeneratorDataset(files, names, shuffle=False, num_parallel_workers=1)
         for operations, changed in self.operations():
             data = data.map(operations, changed, num_parallel_workers=workers)
@@ -218,7 +218,7 @@ class CentreCrop:
 
 
 class _Files:
-    """Raw bytes, label, key (for `augment`) and rows of `extras` of the images at `order`, for GeneratorDataset."""
+    """Bytes, label, number, key (for `augment`) and rows of `extras` of the images at `order`, for GeneratorDataset."""
 
     def __init__(self, source: ImageFolder, order: np.ndarray, seed: int, extras: Sequence[np.ndarray] = ()):
         self.source, self.order, self.seed, self.extras = source, order, seed, extras
@@ -235,7 +235,8 @@ class _Files:
         content = np.fromfile(path, np.uint8)
         if not has_scan(content.data):
             content = np.zeros(1, np.uint8)  # no image: refused, where the decoder would end the process
-        return content, np.array(label, np.int32), key, *(np.array(rows[max(index, 0)]) for rows in self.extras)
+        number = np.array(max(index, 0), np.int32)
+        return content, np.array(label, np.int32), number, key, *(np.array(rows[max(index, 0)]) for rows in self.extras)
 
 
 def has_scan(content: memoryview) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
 from .. import __version__
 from ..errors import UserError
@@ -48,18 +48,22 @@ class Checkpoint:
     kept: dict[str, np.ndarray]
 
 
-def weights_of(method: Any) -> dict[str, Parameter]:
+def weights_of(network: nn.Cell) -> dict[str, Parameter]:
     """Parameters that make up the network, by name."""
-    return {p.name: p for p in method.get_parameters() if not p.name.endswith(DRAWS)}
+    return {p.name: p for p in network.get_parameters() if not p.name.endswith(DRAWS)}
 
 
-def counters_of(method: Any) -> dict[str, Parameter]:
+def counters_of(network: nn.Cell) -> dict[str, Parameter]:
     """Draw counters of the random cells, by name."""
-    return {p.name: p for p in method.get_parameters() if p.name.endswith(DRAWS)}
+    return {p.name: p for p in network.get_parameters() if p.name.endswith(DRAWS)}
 
 
 def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter], meta: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written, as on a full disk.
+    """
     items = [{"name": name, "data": value} for name, value in weights.items()]
     items += [{"name": STATE + name, "data": value} for name, value in state.items()]
     versions = {"mindspore": ms.__version__, "numpy": np.__version__, "code": __version__}
@@ -71,8 +75,13 @@ def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter],
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        before = "; the file before it is whole" if path.exists() else ""
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: cannot be written ({reason}){before}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in (temporary, temporary.with_name(f"{temporary.name}.tmp")):
+            left.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:

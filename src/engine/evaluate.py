@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from . import parallel
-from .graph import AsGraph
 
 
-def evaluate(measure: AsGraph, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Every image of all ranks once: the Method's metrics as means, and `count`."""
-    method: Any = measure.cell
-    was_training = method.training
+def evaluate(measure: nn.Cell, batches: Iterable[tuple[Tensor, ...]]) -> np.ndarray:
+    """Sums of a Method's `measure` over every image of all ranks, (n,) float64; the Method stays in evaluation mode.
+
+    Args:
+        measure: that function as a graph.
+        batches: images, labels and numbers.
+    """
     measure.set_train(False)
-    totals = np.zeros(len(method.metrics) + 1)
-    for image, label in batches:
-        totals += [float(value) for value in measure(image, label)]
-    measure.set_train(was_training)
-    totals = parallel.total(totals)
-    means = totals[1:] / max(totals[0], 1)
-    return {**dict(zip(method.metrics, means.tolist(), strict=True)), "count": int(totals[0])}
+    totals: np.ndarray = np.zeros(0)
+    for batch in batches:
+        sums = measure(*batch).asnumpy().astype(np.float64)
+        totals = sums if not totals.size else totals + sums
+    size = int(parallel.largest(totals.size))
+    return parallel.total(totals if totals.size else np.zeros(size))  # a rank without a batch has nothing to add
 
 
 def features(cell: nn.Cell, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Features (n, dim) of the images with label >= 0, in order."""
-    was_training = cell.training
+    """Features (n, dim) of the images with label >= 0, in order; the cell stays in evaluation mode."""
     cell.set_train(False)
     rows = []
     for image, label in batches:
         keep = label.asnumpy() >= 0
         rows.append(cell(image).asnumpy()[keep])
-    cell.set_train(was_training)
     return np.concatenate(rows)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import logging.handlers
+import math
+import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
+
+PROBE = 4096  # bytes that a folder must have room for at the start of a run
 
 
 class RunError(UserError):
@@ -25,6 +32,12 @@ class RunFolder:
 
     Holds config.yaml, train.log, metrics.jsonl, environment.json and the checkpoints. A folder that already holds a
     run is only taken to resume it. Only rank 0 `writes`; the other ranks' lines go to their terminal alone.
+
+    Nothing is written before `open`: until then a run can be refused without a trace. Lines said before it reach
+    train.log with it.
+
+    Raises:
+        RunError: the folder holds a run, or cannot be made or written.
     """
 
     def __init__(self, path: Path, resume: bool, writes: bool = True):
@@ -36,13 +49,37 @@ class RunFolder:
         self.log.addHandler(TerminalHandler())
         if not writes:
             return
-        if not resume and (path / "metrics.jsonl").exists():
-            raise RunError(
-                f"output: {path} already holds a run; go on with --resume auto, or write output=ANOTHER_FOLDER"
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path / "train.log", encoding="utf-8")
+        with refusing(path):
+            if not resume and (path / "metrics.jsonl").exists():
+                raise RunError(
+                    f"output: {path} already holds a run; go on with --resume auto, or write output=ANOTHER_FOLDER"
+                )
+            check_writable(path)
+        self.early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL)
+        self.log.addHandler(self.early)
+
+    def open(self, recipe: str, device: str, ranks: int) -> None:
+        """Make the folder and write what a run starts with, all of it or nothing.
+
+        Args:
+            recipe: the resolved recipe as YAML, with all its stages.
+            device, ranks: for environment.json.
+        """
+        if not self.writes:
+            return
+        environment = json.dumps(environment_of(device, ranks), indent=2) + "\n"
+        with refusing(self.path), made(self.path):
+            file = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+            try:
+                self._replace("config.yaml", recipe)
+                self._replace("environment.json", environment)
+            except OSError:
+                file.close()
+                raise
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.early.setTarget(file)
+        self.early.flush()
+        self.log.removeHandler(self.early)
         self.log.addHandler(file)
 
     def info(self, text: str) -> None:
@@ -53,37 +90,28 @@ class RunFolder:
         """A line of metrics.jsonl."""
         if not self.writes:
             return
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **finite(values)}, allow_nan=False)
+        with refusing(self.path / "metrics.jsonl", "output"):
+            append_line(self.path / "metrics.jsonl", line)
 
     def forget_after(self, epoch: int, step: int) -> None:
-        """Drop metrics of updates that a resumed run does again."""
+        """Drop metrics of updates that a resumed run does again, and a last line that was cut short."""
         path = self.path / "metrics.jsonl"
         if not self.writes or not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _is_past(json.loads(line), epoch, step)]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        kept = [line for line in lines if _is_past(line, epoch, step)]
+        with refusing(path):
+            self._replace(path.name, "".join(kept))
 
-    def write_environment(self, device: str, ranks: int) -> None:
-        """Versions and machine, for whoever asks later what made these numbers."""
-        packages = {}
-        for name in ("mindspore", "numpy", "opencv-python-headless", "PyYAML", "tqdm", "matplotlib"):
-            try:
-                packages[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                packages[name] = "not installed"
-        content = {
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "device": device,
-            "ranks": ranks,
-            "packages": packages,
-        }
-        (self.path / "environment.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    def _replace(self, name: str, text: str) -> None:
+        """Write a file of the folder whole or not at all."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         for handler in list(self.log.handlers):
@@ -91,8 +119,105 @@ class RunFolder:
             self.log.removeHandler(handler)
 
 
-def _is_past(line: dict[str, Any], epoch: int, step: int) -> bool:
-    return bool(line["step"] <= step if line["event"] == "train" else line["epoch"] <= epoch)
+def environment_of(device: str, ranks: int) -> dict[str, Any]:
+    """Versions and machine, for whoever asks later what made these numbers."""
+    packages = {}
+    for name in ("mindspore", "numpy", "opencv-python-headless", "PyYAML", "tqdm", "matplotlib"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": device,
+        "ranks": ranks,
+        "packages": packages,
+    }
+
+
+@contextlib.contextmanager
+def refusing(path: Path, key: str = "output") -> Iterator[None]:
+    """Turn what the file system says into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"{key}: {path} cannot be written ({reason}); write {key}=ANOTHER_FOLDER") from None
+    except ValueError as error:  # a NUL character
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{key}: {str(path)!r} is no path ({error}); write {key}=ANOTHER_FOLDER") from None
+
+
+@contextlib.contextmanager
+def made(path: Path) -> Iterator[None]:
+    """A folder with those above it, which are removed again where what is done in it fails."""
+    absent = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    before = set() if path in absent else {item.name for item in path.iterdir()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        if path.is_dir():
+            for item in path.iterdir():
+                if item.name not in before and item.is_file():
+                    item.unlink()
+        for folder in absent:
+            if folder.is_dir():
+                folder.rmdir()
+        raise
+
+
+def check_writable(path: Path) -> None:
+    """Make a folder and a file in it, and remove again what was not there.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    absent = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    probe = path / f".probe.{os.getpid()}"
+    with made(path):
+        try:
+            probe.write_bytes(bytes(PROBE))
+        finally:
+            probe.unlink(missing_ok=True)
+    for folder in absent:
+        folder.rmdir()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line whole; where that fails, as on a full disk, the file is what it was."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with None for numbers that are not finite, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+
+
+def plural(count: int, what: str, several: str = "") -> str:
+    """1 image, 2 images."""
+    return f"{count} {what if count == 1 else several or what + 's'}"
+
+
+def _is_past(text: str, epoch: int, step: int) -> bool:
+    """Whether a line of metrics.jsonl is of updates that are done."""
+    try:
+        line = json.loads(text)
+        return bool(line["step"] <= step if line["event"] == "train" else line["epoch"] <= epoch)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 class TerminalHandler(logging.Handler):
@@ -128,12 +253,12 @@ class Clock:
         self.waited = 0.0
         self.images = 0
 
-    def report(self) -> tuple[float, float]:
-        """Images per second, and the share of the time spent waiting for data; starts anew."""
+    def report(self) -> tuple[float, float] | None:
+        """Images per second, and the share of the time spent waiting for data; starts anew. None: nothing to tell."""
         elapsed = max(time.perf_counter() - self.start, 1e-9)
-        speed, share = self.images / elapsed, self.waited / elapsed
+        told = (self.images / elapsed, self.waited / elapsed) if self.images else None
         self.reset()
-        return speed, share
+        return told
 
 
 def duration(seconds: float) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from ..config import TrainConfig
 from . import checkpoint, parallel
-from .log import Clock, Progress, RunError, RunFolder, duration
+from .contracts import Batches, Trainable
+from .log import Clock, Progress, RunError, RunFolder, duration, finite, plural
 from .optim import build_optimizer
 from .schedule import effective_batch, learning_rate, peak_rate, position
 from .step import Accumulate, TrainStep
@@ -56,8 +58,8 @@ class Fit:
 
     def __init__(
         self,
-        method: Any,
-        loader: Any,
+        method: Trainable,
+        loader: Batches,
         train: TrainConfig,
         folder: RunFolder,
         hooks: Hooks,
@@ -66,21 +68,22 @@ class Fit:
     ):
         self.method, self.loader, self.train, self.folder, self.hooks = method, loader, train, folder, hooks
         self.state, self.until = state, until
-        self.updates = len(loader) // train.accumulate
+        self.ranks = parallel.size()
+        self.passes = train.passes(self.ranks)
+        self.updates = len(loader) // self.passes
         if not self.updates:
             raise RunError(
-                f"train.accumulate: {train.accumulate} passes of {train.batch_size} images are more than an epoch; "
-                f"write {len(loader)} or less"
+                f"train.accumulate: {plural(self.passes, 'pass', 'passes')} of {plural(train.batch_size, 'image')} are "
+                f"more than an epoch; write {len(loader)} or less"
             )
-        self.ranks = parallel.size()
         self.peak = peak_rate(train, self.ranks)
         self.optimizer = build_optimizer(method, train)
-        self.step = TrainStep(method, self.optimizer, train.clip_norm, train.accumulate)
-        self.accumulate = Accumulate(self.step) if train.accumulate > 1 else None
+        self.step = TrainStep(method, self.optimizer, train.clip_norm, self.passes)
+        self.accumulate = Accumulate(self.step) if self.passes > 1 else None
         self.compiled = False
         self.clock = Clock()
 
-    def restore(self, arrays: dict[str, np.ndarray], source: Any) -> None:
+    def restore(self, arrays: dict[str, np.ndarray], source: Path) -> None:
         """Optimiser moments and draw counters of a checkpoint."""
         checkpoint.assign(self.state_arrays(), arrays, source)
 
@@ -103,31 +106,30 @@ class Fit:
                 self._epoch(epoch, progress)
                 state.epoch = epoch + 1
                 last = state.epoch == self.until
-                metrics = self._evaluate(last)
+                metrics: dict[str, float] = {}
+                try:
+                    metrics = self._evaluate(last)
+                finally:  # an evaluation that fails must not lose the epochs before it
+                    if last or state.epoch % train.save_every == 0:
+                        self._save("last", metrics)
                 if last or (train.gallery_every and state.epoch % train.gallery_every == 0):
-                    self.hooks.pictures(state.epoch)
-                if last or state.epoch % train.save_every == 0:
-                    self._save("last", metrics)
+                    attempt(self.folder, "gallery", lambda: self.hooks.pictures(state.epoch))
         finally:
             progress.close()
 
     def _epoch(self, epoch: int, progress: Progress) -> None:
         """All updates of an epoch; outputs stay on the device until a line is logged."""
-        waiting: list[tuple[Tensor, ...]] = []
+        waiting: list[list[tuple[Tensor, ...]]] = []  # of each update, the outputs of its passes
         batches = iter(self.loader.epoch(epoch))
         self.clock.reset()
         for number in range(self.updates):
-            outputs: tuple[Tensor, ...] = ()
             passes = []
-            for turn in range(self.train.accumulate):
-                batch = self._next(batches)
-                if turn + 1 < self.train.accumulate:
-                    assert self.accumulate is not None
-                    passes.append(self.accumulate(*batch))
-                else:
-                    rate, values = self._values(epoch, number)
-                    outputs = self._update(values, batch)
-            waiting += [(*early, outputs[-1]) for early in passes] + [outputs]
+            for _ in range(self.passes - 1):
+                assert self.accumulate is not None
+                passes.append(self.accumulate(*self._next(batches)))
+            rate, values = self._values(epoch, number)
+            passes.append(self._update(values, self._next(batches)))
+            waiting.append(passes)
             self.state.step += 1
             if (number + 1) % self.train.log_every == 0 or number + 1 == self.updates:
                 self._log(epoch, number, rate, waiting, progress)
@@ -135,7 +137,7 @@ class Fit:
             else:
                 progress.advance()
 
-    def _next(self, batches: Any) -> tuple[Tensor, ...]:
+    def _next(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         start = time.perf_counter()
         batch = next(batches)
         self.clock.waited += time.perf_counter() - start
@@ -144,8 +146,7 @@ class Fit:
 
     def _values(self, epoch: int, number: int) -> tuple[float, Tensor]:
         """The highest learning rate of this update and what the optimiser needs."""
-        first = number * self.train.accumulate
-        here = position(epoch, first, len(self.loader), self.train.accumulate)
+        here = position(epoch, number * self.passes, len(self.loader), self.passes)
 
         def rate_of(scale: float) -> float:
             return learning_rate(self.train, self.peak, here, scale, self.updates)
@@ -164,37 +165,61 @@ class Fit:
         self.clock.reset()
         return outputs
 
-    def _log(self, epoch: int, number: int, rate: float, waiting: list[tuple[Tensor, ...]], progress: Progress) -> None:
-        values = np.array([[float(value) for value in outputs] for outputs in waiting])
-        over_all = parallel.total(values.mean(axis=0)) / self.ranks
-        means = dict(zip(("loss", *self.method.parts, "grad_norm"), over_all.tolist(), strict=True))
+    def _log(
+        self, epoch: int, number: int, rate: float, waiting: list[list[tuple[Tensor, ...]]], progress: Progress
+    ) -> None:
+        means = self._means(waiting)
         if not math.isfinite(means["loss"] + means["grad_norm"]):
+            kept = "; the last checkpoint is kept" if (self.folder.path / "last.ckpt").exists() else ""
             raise RunError(
-                f"the loss is not finite before update {self.state.step} (epoch {epoch + 1}); the last checkpoint is "
-                "kept. Lower train.base_lr, or set train.clip_norm"
+                f"the loss is not finite before update {self.state.step} (epoch {epoch + 1}){kept}. Lower "
+                "train.base_lr, or set train.clip_norm"
             )
-        speed, waited = self.clock.report()
-        relative = means["loss"] / means["baseline"] if means["baseline"] > 0 else float("nan")
-        speed *= self.ranks
-        done = epoch * self.updates + number + 1
-        left = (self.until * self.updates - done) * effective_batch(self.train, self.ranks)
-        eta = duration(left / speed) if speed else "?"
+        relative = means["loss"] / means["baseline"] if means["baseline"] > 0 else None
+        told = self.clock.report()
+        speed, waited = (told[0] * self.ranks, told[1]) if told else (None, None)
         self.folder.metrics(
             "train",
             epoch=epoch + (number + 1) / self.updates,
             step=self.state.step,
             **{name: round(value, 8) for name, value in means.items()},
-            relative=round(relative, 5),
+            relative=None if relative is None else round(relative, 5),
             lr=rate,
-            images_per_second=round(speed, 2),
-            data_wait=round(waited, 4),
+            images_per_second=None if speed is None else round(speed, 2),
+            data_wait=None if waited is None else round(waited, 4),
         )
+        shown = "" if relative is None else f" = {relative:.3f} x constant predictor"
+        pace = ""
+        if speed:
+            done = epoch * self.updates + number + 1
+            left = (self.until * self.updates - done) * effective_batch(self.train, self.ranks)
+            pace = f"  {speed:.1f} images/s  data wait {waited:.0%}  ETA {duration(left / speed)}"
         self.folder.info(
-            f"epoch {epoch + 1}/{self.train.epochs} step {number + 1}/{self.updates}  "
-            f"loss {means['loss']:.4f} = {relative:.3f} x constant predictor  lr {rate:.2e}  "
-            f"grad norm {means['grad_norm']:.3f}  {speed:.1f} images/s  data wait {waited:.0%}  ETA {eta}"
+            f"epoch {epoch + 1}/{self.train.epochs} step {number + 1}/{self.updates}  loss {means['loss']:.4f}{shown}  "
+            f"lr {rate:.2e}  grad norm {means['grad_norm']:.3f}{pace}"
         )
-        progress.advance(loss=f"{means['loss']:.4f}", relative=f"{relative:.3f}")
+        progress.advance(loss=f"{means['loss']:.4f}", **({} if relative is None else {"relative": f"{relative:.3f}"}))
+
+    def _means(self, waiting: list[list[tuple[Tensor, ...]]]) -> dict[str, float]:
+        """Loss, baseline, parts and gradient norm as means over updates, each of its whole effective batch.
+
+        However the images of an update are split over passes and ranks, the figures are the same.
+        """
+        count = 1 + len(self.method.parts)
+        rows = []
+        for passes in waiting:
+            scalars = np.mean([[float(value) for value in outputs[:count]] for outputs in passes], axis=0)
+            sums = np.sum([outputs[count].asnumpy().astype(np.float64) for outputs in passes], axis=0)
+            rows.append(np.concatenate([scalars, [float(passes[-1][-1])], sums]))
+        table = parallel.total(np.array(rows))
+        baseline = float(np.mean([self.method.baseline(row[count + 1 :]) for row in table]))
+        loss, *parts, norm = (table[:, : count + 1].mean(axis=0) / self.ranks).tolist()
+        return {
+            "loss": loss,
+            "baseline": baseline,
+            **dict(zip(self.method.parts, parts, strict=True)),
+            "grad_norm": norm,
+        }
 
     def _evaluate(self, last: bool) -> dict[str, float]:
         every = self.train.eval_every
@@ -219,11 +244,20 @@ class Fit:
             "epoch": self.state.epoch,
             "step": self.state.step,
             "best": self.state.best,
-            "metrics": metrics,
+            "metrics": finite(metrics),
         }
         arrays = self.state_arrays() if name == "last" else {}
         checkpoint.save(self.folder.path / f"{name}.ckpt", checkpoint.weights_of(self.method), arrays, meta)
 
-    def state_arrays(self) -> dict[str, Any]:
+    def state_arrays(self) -> dict[str, Parameter]:
         """What a checkpoint needs besides the weights: optimiser moments and draw counters, by name."""
         return {**self.optimizer.state(), **checkpoint.counters_of(self.method)}
+
+
+def attempt(folder: RunFolder, what: str, work: Callable[[], object]) -> None:
+    """Do what a run can do without, such as pictures; where it fails the log says so."""
+    try:
+        work()
+    except Exception as error:  # whatever it is, the training is worth more
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        folder.info(f"no {what}: {reason}")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ..config import TrainConfig
+from .contracts import Trainable
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Group:
     parameters: list[Parameter]
 
 
-def parameter_groups(method: Any, train: TrainConfig) -> list[Group]:
+def parameter_groups(method: Trainable, train: TrainConfig) -> list[Group]:
     """Groups by layer and decay, in order of first appearance.
 
     Biases and other 1-D parameters are never decayed; tokens and tables that the Method names only when the last part
@@ -106,6 +106,6 @@ class AdamW(nn.Cell):
         return {p.name: p for p in (*self.first, *self.second)}
 
 
-def build_optimizer(method: Any, train: TrainConfig) -> AdamW:
+def build_optimizer(method: Trainable, train: TrainConfig) -> AdamW:
     """AdamW on the Method's trainable parameters."""
     return AdamW(parameter_groups(method, train), train.betas, train.eps)

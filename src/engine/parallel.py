@@ -18,6 +18,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.communication import get_group_size, get_rank, init
 
 from ..errors import UserError
+from .contracts import Batches
 
 Result = TypeVar("Result")
 
@@ -68,10 +69,17 @@ def share_of_sum(add: Any, share: float, x: Tensor) -> Tensor:
 
 
 def total(values: Any) -> np.ndarray:
-    """Sum over all ranks of an array of the same shape on each, in float32; a single rank's own values untouched."""
+    """Sum over all ranks of an array of the same shape on each; a single rank's own values untouched.
+
+    The collective adds in float32; numbers in float64 are sent in two parts, so that a sum keeps what it had.
+    """
     array = np.asarray(values)
     if size() == 1:
         return array
+    if array.dtype == np.float64:
+        high = array.astype(np.float32)
+        low = (array - high).astype(np.float32)
+        return total(high).astype(np.float64) + total(low)
     flat = array.astype(np.float32).ravel()
     add = ops.AllReduce()
     parts = [add(Tensor(flat[at : at + CHUNK])).asnumpy() for at in range(0, flat.size, CHUNK)]
@@ -84,6 +92,11 @@ def gather(values: Any) -> np.ndarray:
     table = np.zeros((size(), row.size), np.float32)
     table[rank()] = row
     return total(table)
+
+
+def largest(value: int) -> int:
+    """The largest of the ranks' whole numbers below 2**24."""
+    return int(gather([value]).max())
 
 
 def broadcast(parameters: list[Parameter]) -> None:
@@ -122,7 +135,7 @@ def together(work: Callable[[], Result]) -> Result:
 # --- self-test --------------------------------------------------------------------------------------------------
 
 
-def self_test(loader: Any, parameters: dict[str, Parameter], recipe: str) -> str:
+def self_test(loader: Batches, parameters: dict[str, Parameter], recipe: str) -> str:
     """Before the first step: the sums arrive, all ranks run one recipe from the same weights, shards are right.
 
     Args:
@@ -168,7 +181,7 @@ def check_equal(values: list[int], message: str) -> None:
             raise RankError(f"rank {number}: {message}")
 
 
-def check_shards(loader: Any) -> None:
+def check_shards(loader: Batches) -> None:
     """All ranks see one list of images, and the first epoch takes each as often as it should; less than a global batch
     is left over."""
     check_equal(loader.checksum(), "sees other images than rank 0; data.root must hold the same files on all nodes")

@@ -10,7 +10,7 @@ from ..config import TrainConfig
 
 def effective_batch(train: TrainConfig, devices: int = 1) -> int:
     """Images per update over all devices."""
-    return train.batch_size * train.accumulate * devices
+    return train.batch_size * train.passes(devices) * devices
 
 
 def peak_rate(train: TrainConfig, devices: int = 1) -> float:

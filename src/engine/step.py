@@ -7,6 +7,7 @@ from typing import Any
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from . import parallel
+from .contracts import Trainable
 from .optim import AdamW
 
 
@@ -14,13 +15,13 @@ class TrainStep(nn.Cell):
     """Loss, gradients and update of any Method.
 
     Args:
-        method: returns (loss, *parts).
+        method: returns (loss, *parts, sums).
         optimizer: updates the Method's parameters.
         clip_norm: global gradient norm above which gradients are scaled down; 0 only measures.
         accumulate: forward passes per update; the earlier ones go through `Accumulate`.
     """
 
-    def __init__(self, method: Any, optimizer: AdamW, clip_norm: float = 0.0, accumulate: int = 1):
+    def __init__(self, method: Trainable, optimizer: AdamW, clip_norm: float = 0.0, accumulate: int = 1):
         super().__init__(auto_prefix=False)
         self.method, self.optimizer = method, optimizer
         self.clip_norm, self.accumulate = clip_norm, accumulate
@@ -30,9 +31,9 @@ class TrainStep(nn.Cell):
         self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
     def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        """`values` of AdamW.step_values and a batch -> (loss, *parts, gradient norm before clipping).
+        """`values` of AdamW.step_values and a batch -> (loss, *parts, sums, gradient norm before clipping).
 
-        Loss and parts are this rank's, the norm is that of the gradients' mean over ranks.
+        The norm is that of the gradients' mean over passes and ranks, the others are of this batch.
         """
         outputs, grads = self.value_and_grad(*batch)
         if self.sums is not None:
@@ -61,7 +62,7 @@ class Accumulate(nn.Cell):
         self.sums: ParameterTuple = step.sums
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        """A batch -> (loss, *parts)."""
+        """A batch -> (loss, *parts, sums)."""
         outputs, grads = self.value_and_grad(*batch)
         for number in range(len(grads)):
             outputs = ops.depend(outputs, ops.assign_add(self.sums[number], grads[number]))

@@ -1,38 +1,56 @@
-"""Methods: Cells that turn a batch into a loss.
-
-Every Method has: `columns` (what it wants from the data), `construct(*columns)` -> (loss, *parts) with the names of
-the parts in `parts`, `measure(image, label)` -> (count, *sums) with the names of the sums in `metrics`, `best` (metric
-and direction that choose the best checkpoint), `layer_of(name)` and `no_weight_decay()` for the optimiser.
-"""
+"""Methods: Cells that turn a batch into a loss; `method.Method` is their contract."""
 
 from __future__ import annotations
 
-from ..config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, relation_maps
-from ..models import Classifier, build_classifier, build_encoder
+from collections.abc import Callable
+
+from mindspore import nn
+
+from ..config import ClassifyConfig, ManifoldConfig, MethodConfig, MIMConfig, Recipe, relation_maps
+from ..models import Classifier, build_classifier, build_encoder, build_network
 from .classify import Classify
 from .manifold import ManifoldDistiller
+from .method import Method
 from .mim import MaskedImageModel
 from .mixing import Mixing
 
 
-def build_method(recipe: Recipe, teacher: Classifier | None = None) -> MaskedImageModel | Classify:
+def masked_image_model(recipe: Recipe, config: MIMConfig, teacher: nn.Cell | None) -> Method:
+    return MaskedImageModel(build_encoder(recipe.trained_encoder), config, recipe.encoder.image_size, teacher)
+
+
+def classify(recipe: Recipe, config: ClassifyConfig, teacher: nn.Cell | None) -> Method:
+    mixing = Mixing(config) if config.mixes else None
+    return Classify(build_classifier(recipe.encoder, config), config.label_smoothing, mixing)
+
+
+def manifold(recipe: Recipe, config: ManifoldConfig, teacher: Classifier) -> Method:
+    mixing = Mixing(config) if config.mixes else None
+    classifier, maps = build_classifier(recipe.encoder, config), relation_maps(recipe.encoder, config)
+    return ManifoldDistiller(classifier, config, maps, teacher, mixing)
+
+
+#: configuration -> what builds it from a recipe, the configuration and the teacher
+BUILDERS: dict[type[MethodConfig], Callable[..., Method]] = {
+    MIMConfig: masked_image_model,
+    ClassifyConfig: classify,
+    ManifoldConfig: manifold,
+}
+
+
+def build_method(recipe: Recipe, teacher: nn.Cell | None = None) -> Method:
     """The Method of a recipe with fresh weights; `mindspore.set_seed` before it fixes them.
 
     Args:
         recipe: the resolved recipe.
-        teacher: of a distillation; without one it has fresh weights, which is enough for sizes and times.
+        teacher: the frozen network that the recipe names; without one it has fresh weights, which is enough for sizes
+            and times.
     """
-    config = recipe.method
-    if isinstance(config, MIMConfig):
-        encoder = build_encoder(recipe.trained_encoder)
-        return MaskedImageModel(encoder, config, recipe.encoder.image_size)
-    assert isinstance(config, ClassifyConfig)
-    mixing = Mixing(config) if config.mixes else None
-    classifier = build_classifier(recipe.encoder, config)
-    if isinstance(config, ManifoldConfig):
-        teacher = teacher or build_classifier(config.teacher_encoder, config.teacher_classifier)
-        return ManifoldDistiller(classifier, config, relation_maps(recipe.encoder, config), teacher, mixing)
-    return Classify(classifier, config.label_smoothing, mixing)
+    asked = recipe.method.teacher_network
+    build = BUILDERS[type(recipe.method)]
+    if asked is not None and teacher is None:
+        teacher = build_network(asked.encoder, asked.classifier)
+    return build(recipe, recipe.method, teacher)
 
 
-__all__ = ["Classify", "ManifoldDistiller", "MaskedImageModel", "build_method"]
+__all__ = ["Classify", "ManifoldDistiller", "MaskedImageModel", "Method", "build_method"]

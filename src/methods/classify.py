@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import mindspore
-from mindspore import Tensor, nn, ops
+import numpy as np
+from mindspore import Tensor, ops
 
-from ..models import Classifier
+from ..models import Classifier, Encoder
+from .method import Method
 from .mixing import Mixing, soft_targets
 
 
-class Classify(nn.Cell):
+class Classify(Method):
     """Cross-entropy of a classifier.
 
     Args:
@@ -19,8 +21,6 @@ class Classify(nn.Cell):
     """
 
     columns: tuple[str, ...] = ("image", "label")
-    parts: tuple[str, ...] = ("baseline",)
-    metrics = ("loss", "top1", "top5")
     best = ("top1", "max")
 
     def __init__(self, classifier: Classifier, label_smoothing: float, mixing: Mixing | None = None):
@@ -31,10 +31,18 @@ class Classify(nn.Cell):
         self.smoothing, self.mixing = label_smoothing, mixing
         self.top = min(5, self.num_classes)
 
-    def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels (B,) int or soft targets (B, classes) -> loss, and the entropy of the mean target."""
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        return self.classifier.encoder
+
+    def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        """Images and labels (B,) int or soft targets (B, classes) -> loss, sums of the targets (classes,)."""
         image, target = self.mixed(image, label)
-        return soft_cross_entropy(self.classifier(image), target), entropy_of_mean(target)
+        return soft_cross_entropy(self.classifier(image), target), target.sum(axis=0)
+
+    def baseline(self, sums: np.ndarray) -> float:
+        """Cross-entropy of the best constant prediction."""
+        return entropy(sums)
 
     def mixed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Images and soft targets as training sees them."""
@@ -42,26 +50,25 @@ class Classify(nn.Cell):
             return self.mixing(image, label)
         return image, soft_targets(label, self.num_classes, self.smoothing)
 
-    def measure(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
-        """Sums over the images with label >= 0: count, cross-entropy without smoothing, top-1 and top-5 hits."""
+    def measure(self, image: Tensor, label: Tensor, number: Tensor) -> Tensor:
+        """Images, cross-entropy without smoothing, top-1 and top-5 hits."""
         logits = self.classifier(image)
         counted = (label >= 0).astype(mindspore.float32)
         loss = -ops.gather_elements(ops.log_softmax(logits), 1, ops.maximum(label, 0).expand_dims(1)).squeeze(1)
         ranked = ops.topk(logits, self.top)[1]
         hits = (ranked == label.astype(ranked.dtype).expand_dims(1)).astype(mindspore.float32)
-        return (
-            counted.sum(),
-            (loss * counted).sum(),
-            (hits[:, 0] * counted).sum(),
-            (hits.sum(axis=1) * counted).sum(),
+        return ops.stack(
+            (
+                counted.sum(),
+                (loss * counted).sum(),
+                (hits[:, 0] * counted).sum(),
+                (hits.sum(axis=1) * counted).sum(),
+            )
         )
 
-    def layer_of(self, name: str) -> int:
-        return self.classifier.layer_of(name)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names left without weight decay unless the recipe lists them in `train.decayed`."""
-        return {f"encoder.{name}" for name in self.classifier.encoder.no_weight_decay()}
+    def metrics(self, sums: np.ndarray) -> dict[str, float]:
+        loss, top1, top5 = (sums[1:4] / max(sums[0], 1)).tolist()
+        return {"loss": loss, "top1": top1, "top5": top5, "count": round(float(sums[0]))}
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -69,7 +76,8 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * ops.log_softmax(logits)).sum(axis=-1).mean()
 
 
-def entropy_of_mean(target: Tensor) -> Tensor:
-    """Cross-entropy of the best constant prediction: the entropy of the mean of targets (B, classes)."""
-    mean = target.mean(axis=0)
-    return -(mean * ops.log(ops.maximum(mean, 1e-12))).sum()
+def entropy(sums: np.ndarray) -> float:
+    """Of the distribution that sums of targets (classes,) are proportional to; 0 where one class has all."""
+    share = np.maximum(sums, 0) / max(sums.sum(), 1e-12)
+    found = -float((share * np.log(np.maximum(share, 1e-300))).sum())
+    return found if found > 1e-7 else 0.0

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mindspore import Tensor, nn
 from mindspore.common.initializer import Uniform
 
-from ..config import TransformerDecoderConfig
+from ..config import DecoderConfig, LinearDecoderConfig, TransformerDecoderConfig
 from ..models.layers import Block, LayerNorm, Linear
-
-HEAD_WIDTH = 32  # FastMIM: heads = decoder width / 32
 
 
 class LinearDecoder(nn.Cell):
     """SimMIM's decoder: a 1x1 convolution, which is one linear layer on the patch tokens.
 
     Args:
-        in_dim, out_dim: widths.
+        config: has nothing to say.
+        in_dim: width of the encoder's tokens.
+        out_dim: values predicted per token.
         num_prefix_tokens: leading tokens that are dropped.
+        norm_eps: of the decoders that have norms.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, num_prefix_tokens: int):
+    def __init__(self, config: LinearDecoderConfig, in_dim: int, out_dim: int, num_prefix_tokens: int, norm_eps: float):
         super().__init__()
         self.prefix, self.out_dim = num_prefix_tokens, out_dim
         self.pred = Linear(in_dim, out_dim, init=Uniform(in_dim**-0.5))  # as PyTorch starts a convolution
@@ -37,7 +40,7 @@ class TransformerDecoder(nn.Cell):
     With depth 0 there is no first linear layer: norm and prediction act on the encoder's output.
 
     Args:
-        config: width and depth.
+        config: width, heads and depth.
         in_dim: width of the encoder's tokens.
         out_dim: values predicted per token.
         num_prefix_tokens: leading tokens that take part in the blocks and are dropped at the end.
@@ -58,7 +61,7 @@ class TransformerDecoder(nn.Cell):
         self.embed = Linear(in_dim, width) if config.depth else None
         self.blocks = nn.CellList(
             [
-                Block(width, width // HEAD_WIDTH, config.mlp_ratio, config.qkv_bias, norm_eps=norm_eps)
+                Block(width, config.heads, config.mlp_ratio, config.qkv_bias, norm_eps=norm_eps)
                 for _ in range(config.depth)
             ]
         )
@@ -71,6 +74,22 @@ class TransformerDecoder(nn.Cell):
         rows = sequence.reshape(batch * length, dim)
         if self.embed is not None:
             rows = self.embed(rows)
+        return self.predict(rows, batch, length)
+
+    def predict(self, rows: Tensor, batch: int, length: int) -> Tensor:
+        """Rows (B * length, width) -> predictions of the patch tokens (B, N, out_dim)."""
         for number in range(self.depth):
             rows = self.blocks[number](rows, batch, length)
         return self.pred(self.norm(rows)).reshape(batch, length, self.out_dim)[:, self.prefix :]
+
+
+#: configuration -> what builds it
+DECODERS: dict[type[DecoderConfig], Callable[..., nn.Cell]] = {
+    LinearDecoderConfig: LinearDecoder,
+    TransformerDecoderConfig: TransformerDecoder,
+}
+
+
+def build_decoder(config: DecoderConfig, in_dim: int, out_dim: int, num_prefix_tokens: int, norm_eps: float) -> nn.Cell:
+    """The decoder of a configuration; arguments as in `TransformerDecoder`."""
+    return DECODERS[type(config)](config, in_dim, out_dim, num_prefix_tokens, norm_eps)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..config import ManifoldConfig
 from ..models import Classifier
 from ..models.random import CounterUniform
 from ..models.rows import scale_rows
-from .classify import Classify, entropy_of_mean, soft_cross_entropy
+from .classify import Classify, entropy, soft_cross_entropy
+from .method import freeze
 from .mixing import Mixing, soft_targets
 
 _GRAM, _ROWS_GRAM = ops.BatchMatMul(transpose_b=True), ops.MatMul(transpose_b=True)
@@ -118,13 +120,6 @@ def log1p(x: Tensor) -> Tensor:
     return 2.0 * ops.atanh(x / (2.0 + x))
 
 
-def spread_of(teacher: Tensor, tau: float) -> Tensor:
-    """`soft_distance` of the best constant prediction, the mean of the teacher's."""
-    logs = ops.log_softmax(teacher / tau, -1)
-    probabilities = ops.exp(logs)
-    return (entropy_of_mean(probabilities) + (probabilities * logs).sum(axis=-1).mean()) * tau**2
-
-
 # --- the Method -------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +218,8 @@ class ManifoldDistiller(Classify):
         mixing: as in `Classify`.
     """
 
-    parts: tuple[str, ...] = ("baseline", "base", "distillation", "sample", "patch", "rand")
+    teacher: Classifier
+    parts: tuple[str, ...] = ("base", "distillation", "sample", "patch", "rand")
 
     def __init__(
         self,
@@ -235,6 +231,7 @@ class ManifoldDistiller(Classify):
     ):
         super().__init__(classifier, config.label_smoothing, mixing)
         self.kind, self.tau = config.distillation, config.tau
+        self.scale = config.tau**2 if config.distillation == "soft" else 1.0
         self.alpha = 0.0 if config.distillation == "none" else config.alpha
         pairs = list(zip(config.student_layers, config.teacher_layers, strict=True)) if config.relates else []
         self.student_layers, self.teacher_layers = (tuple(sorted({pair[i] for pair in pairs})) for i in (0, 1))
@@ -243,41 +240,52 @@ class ManifoldDistiller(Classify):
         if config.cache:
             self.columns = (*Classify.columns, *self.answers)
         self.cached = bool(config.cache)
-        freeze(teacher)
-        self.__dict__["teacher"] = teacher  # not as a cell of this one
+        self.__dict__["teacher"] = freeze(teacher)  # not as a cell of this one
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """Names of what `ask` gives, as columns of the data."""
+    def answers(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("teacher_logits", *(f"teacher_block_{number}" for number in self.teacher_layers))
 
     def construct(self, image: Tensor, label: Tensor, *answers: Tensor) -> tuple[Tensor, ...]:
-        """Images, labels as in `Classify` and the teacher's answers if they are kept -> loss and parts, weighted."""
+        """Images, labels as in `Classify` and the teacher's answers if they are kept -> loss, weighted parts, sums."""
         image, target = self.mixed(image, label)
         return self.run(image, target, answers if self.cached else self.ask(image), None)
 
     def run(
         self, image: Tensor, target: Tensor, given: tuple[Tensor, ...], indices: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...]:
-        """Loss and parts, given soft targets, the teacher's answers and the tokens of each pair (None: drawn here)."""
+        """Loss, parts and sums; `given` are the teacher's answers, `indices` tokens of each pair (None: drawn here)."""
         encoder = self.classifier.encoder
         sequence, blocks = encoder.outputs(encoder.embed(image), self.student_layers)
         logits, second = self.classifier.heads(sequence)
         base = soft_cross_entropy(logits, target) * (1.0 - self.alpha)
-        baseline = entropy_of_mean(target) * (1.0 - self.alpha)
         zero = base * 0.0
-        distillation, sample, patch, rand = zero, zero, zero, zero
+        distillation, sample, patch, rand, constant = zero, zero, zero, zero, zero
+        taught, certainty = target, zero
         if self.alpha > 0:
-            distance, constant = self.distance(second, given[0])
-            distillation, baseline = distance * self.alpha, baseline + constant * self.alpha
+            distance, taught, certainty = self.distance(second, given[0])
+            distillation = distance * self.alpha
         if self.relations is not None:
             students = tuple([blocks[place[0]] for place in self.places])
             teachers = tuple([given[1 + place[1]] for place in self.places])
             if indices is None:
                 indices = self.relations.draw(students, teachers)
             sample, patch, rand, constant = self.relations(students, teachers, indices)
-            baseline = baseline + constant
-        return base + distillation + sample + patch + rand, baseline, base, distillation, sample, patch, rand
+        images = image.shape[0]
+        scalars = ops.stack((zero + images, certainty, constant * images))
+        sums = ops.stop_gradient(ops.cat((scalars, target.sum(axis=0), taught.sum(axis=0))))
+        return base + distillation + sample + patch + rand, base, distillation, sample, patch, rand, sums
+
+    def baseline(self, sums: np.ndarray) -> float:
+        """Of the labels, of the teacher's logits, and of features that are all the same.
+
+        `sums` are images; of the teacher's softened predictions p the sum of p log p; the relations' loss of constant
+        features; and the sums of the targets and of p, class by class.
+        """
+        images, certainty, constant = sums[:3] / np.array([1.0, max(sums[0], 1), max(sums[0], 1)])
+        target, taught = np.split(sums[3:], 2)
+        distillation = max(entropy(taught) + float(certainty), 0.0) * self.scale if images else 0.0
+        return entropy(target) * (1.0 - self.alpha) + distillation * self.alpha + float(constant)
 
     def ask(self, image: Tensor) -> tuple[Tensor, ...]:
         """The teacher's logits (B, classes) and the sequences of its blocks in ascending order, without gradients."""
@@ -285,17 +293,11 @@ class ManifoldDistiller(Classify):
         sequence, blocks = encoder.outputs(encoder.embed(image), self.teacher_layers)
         return tuple([ops.stop_gradient(x) for x in (self.teacher.logits(sequence), *blocks)])
 
-    def distance(self, logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the student's logits to the teacher's; and that of the best constant prediction."""
+    def distance(self, logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the student's logits to the teacher's; the teacher's prediction p (B, classes), and the sum of p log p."""
         if self.kind == "hard":
             target = soft_targets(teacher.argmax(axis=1), self.num_classes, 0.0)
-            return soft_cross_entropy(logits, target), entropy_of_mean(target)
-        return soft_distance(logits, teacher, self.tau), spread_of(teacher, self.tau)
-
-
-def freeze(network: nn.Cell) -> None:
-    """Evaluation mode, no gradients, and names apart from another network's."""
-    network.set_train(False)
-    for parameter in network.get_parameters():
-        parameter.requires_grad = False
-        parameter.name = f"teacher.{parameter.name}"
+            return soft_cross_entropy(logits, target), target, (target * 0.0).sum()
+        logs = ops.log_softmax(teacher / self.tau, -1)
+        share = ops.exp(logs)
+        return soft_distance(logits, teacher, self.tau), share, (share * logs).sum()

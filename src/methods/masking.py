@@ -6,15 +6,7 @@ import math
 
 from mindspore import Tensor, nn, ops
 
-from ..models.random import CounterUniform
-
-
-def masked_count(blocks: int, ratio: float, ceil: bool = False) -> int:
-    """Masked blocks of `blocks`: all but int(blocks * (1 - ratio)) (FastMIM, MAE), or ceil(blocks * ratio) (SimMIM).
-
-    Both in double precision: at 100 blocks and 0.9 the first masks 91 and the second 90.
-    """
-    return math.ceil(blocks * ratio) if ceil else blocks - int(blocks * (1 - ratio))
+from ..models.random import CounterUniform, SampleUniform
 
 
 class BlockMask(nn.Cell):
@@ -22,19 +14,24 @@ class BlockMask(nn.Cell):
 
     Args:
         grid: rows and columns of blocks.
-        ratio: share of masked blocks.
-        ceil: round as SimMIM does.
+        hidden: hidden blocks of an image.
     """
 
-    def __init__(self, grid: tuple[int, int], ratio: float, ceil: bool = False):
+    def __init__(self, grid: tuple[int, int], hidden: int):
         super().__init__()
         self.grid = grid
-        self.visible = math.prod(grid) - masked_count(math.prod(grid), ratio, ceil)
+        self.count = math.prod(grid)
+        self.visible = self.count - hidden
         self.uniform = CounterUniform("mask")
+        self.fixed = SampleUniform("mask", seed=0)
 
     def construct(self, batch: int) -> Tensor:
         """(B, rows, cols) float32, 1 = masked."""
-        return self.from_noise(self.uniform(batch, self.grid[0] * self.grid[1]))
+        return self.from_noise(self.uniform(batch, self.count))
+
+    def of_numbers(self, number: Tensor) -> Tensor:
+        """The masks (B, rows, cols) of evaluations and pictures: a function of each image's number (B,) alone."""
+        return self.from_noise(self.fixed(number, self.count))
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """The blocks with the smallest noise stay visible: (B, rows*cols) -> (B, rows, cols), 1 = masked."""

@@ -7,15 +7,49 @@ normalised with mean and std, tokens in row order.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from ..config import HOGConfig, PixelsConfig
+from ..config import HOGConfig, PixelsConfig, TargetConfig
 from .masking import resize_mask
+from .panels import Panel, Scene, glyphs
 
 
-class HOG(nn.Cell):
+class Target(nn.Cell):
+    """What is predicted for each token; no trained parameter.
+
+    Attributes:
+        dim: values of a token.
+        teacher: a frozen network whose output is the target.
+    """
+
+    dim: int
+    teacher: nn.Cell | None = None
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, dim)."""
+        raise NotImplementedError
+
+    def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim).
+
+        Args:
+            grid: rows and columns of tokens.
+        """
+        return self.of_tokens(mask, grid)
+
+    def of_tokens(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A mask of blocks that are not smaller than a token -> (B, N)."""
+        return resize_mask(mask, grid).reshape(mask.shape[0], grid[0] * grid[1])
+
+    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
+        """Pictures of a prediction and of the target, (B, N, dim) each."""
+        return []
+
+
+class HOG(Target):
     """Histograms of oriented gradients (FastMIM util/hog_layer.py HOGLayerC).
 
     3x3 Sobel differences with reflected borders, direction atan2(gx, gy) folded to 180 degrees in `bins` bins without
@@ -83,10 +117,9 @@ class HOG(nn.Cell):
         return hist.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, self.dim)
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim)."""
         batch, u = mask.shape[0], self.units
         if mask.shape[1] <= grid[0]:
-            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1])
+            return self.of_tokens(mask, grid)
         fine = resize_mask(mask, (grid[0] * u, grid[1] * u)).reshape(batch, grid[0], u, grid[1], u)
         fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], 1, u * u)
         repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], self.in_chans * self.bins, u * u))
@@ -98,6 +131,21 @@ class HOG(nn.Cell):
         cells = tokens.reshape(len(tokens), grid[0], grid[1], chans, u, u).transpose(0, 3, 1, 4, 2, 5)
         return cells.reshape(len(tokens), chans, grid[0] * u, grid[1] * u)
 
+    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
+        """Glyphs of the target, and of the prediction where the image is hidden."""
+        wanted, found = self.unfold(target, scene.grid), self.unfold(prediction, scene.grid)
+        hidden = scene.hidden((wanted.shape[2], wanted.shape[3]))
+        mixed = np.where(hidden[:, None], found, wanted)
+        side = self.cell * max(1, 256 // max(scene.pixels.shape[2:]))
+        nothing = np.zeros(hidden.shape[1:], bool)
+        return [
+            Panel("HOG target", np.stack([glyphs(one, self.bins, side, nothing) for one in wanted])),
+            Panel(
+                "prediction (amber: masked)",
+                np.stack([glyphs(one, self.bins, side, where) for one, where in zip(mixed, hidden, strict=True)]),
+            ),
+        ]
+
 
 def gaussian_window(size: int) -> np.ndarray:
     """(size, size) Gaussian with standard deviation size // 2 that sums to 1 (mmpretrain maskfeat.py)."""
@@ -107,7 +155,7 @@ def gaussian_window(size: int) -> np.ndarray:
     return (window / window.sum()).astype(np.float32)
 
 
-class Pixels(nn.Cell):
+class Pixels(Target):
     """The pixels of each token, plain or normalised.
 
     normalize: patch uses the token's mean and unbiased variance (MAE norm_pix_loss), local those of a window around
@@ -151,10 +199,9 @@ class Pixels(nn.Cell):
         return tokens.transpose(*order).reshape(batch, height // p * (width // p), self.dim)
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim)."""
         batch, p = mask.shape[0], self.stride
         if mask.shape[1] <= grid[0]:
-            return resize_mask(mask, grid).reshape(batch, grid[0] * grid[1])
+            return self.of_tokens(mask, grid)
         fine = resize_mask(mask, (grid[0] * p, grid[1] * p)).reshape(batch, grid[0], p, grid[1], p)
         fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], p * p)
         if self.channels_first:
@@ -177,6 +224,15 @@ class Pixels(nn.Cell):
             mean, scale = (part.asnumpy() for part in self.local.statistics(Tensor(image)))
             pixels = pixels * scale + mean
         return pixels
+
+    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
+        """The prediction, and the image with it on the hidden blocks."""
+        restored = scene.display(self.to_image(prediction, scene.pixels))
+        note = ", patch mean and variance from the input" if self.patch_norm else ""
+        return [
+            Panel(f"prediction{note}", restored),
+            Panel("prediction on masked blocks", scene.paste(restored)),
+        ]
 
 
 class LocalNorm(nn.Cell):
@@ -225,3 +281,15 @@ def band(side: int, reach: int) -> np.ndarray:
     """(side, side): 1 where two positions are at most `reach` apart."""
     position = np.arange(side)
     return (np.abs(position[:, None] - position) <= reach).astype(np.float32)
+
+
+#: configuration -> target; arguments: the configuration, stride and channels of the encoder
+TARGETS: dict[type[TargetConfig], Callable[..., Target]] = {
+    HOGConfig: HOG,
+    PixelsConfig: Pixels,
+}
+
+
+def build_target(config: TargetConfig, stride: int, in_chans: int, teacher: nn.Cell | None = None) -> Target:
+    """The target of a configuration for tokens of `stride` pixels per side; `teacher` if it asks one."""
+    return TARGETS[type(config)](config, stride, in_chans, *([teacher] if teacher else []))

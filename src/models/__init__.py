@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import CaiTConfig, ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig
 from .cait import CaiT
-from .classifier import Classifier
+from .classifier import BareEncoder, Classifier
 from .encoder import Encoder
 from .swin import Swin
 from .swin_v2 import SwinV2
 from .vit import ViT
 
+#: configuration -> what builds it
+ENCODERS: dict[type[EncoderConfig], Callable[..., Encoder]] = {
+    ViTConfig: ViT,
+    CaiTConfig: CaiT,
+    SwinConfig: Swin,
+    SwinV2Config: SwinV2,
+}
+
 
 def build_encoder(config: EncoderConfig, final_norm: bool = True) -> Encoder:
     """The encoder of a recipe; `final_norm=False` leaves the last norm out (pooling brings its own)."""
-    classes = {ViTConfig: ViT, CaiTConfig: CaiT, SwinConfig: Swin, SwinV2Config: SwinV2}
-    return classes[type(config)](config, final_norm)
+    return ENCODERS[type(config)](config, final_norm)
 
 
 def build_classifier(encoder: EncoderConfig, config: ClassifyConfig) -> Classifier:
@@ -22,4 +31,9 @@ def build_classifier(encoder: EncoderConfig, config: ClassifyConfig) -> Classifi
     return Classifier(build_encoder(encoder, final_norm=not config.fc_norm), config)
 
 
-__all__ = ["Classifier", "Encoder", "build_classifier", "build_encoder"]
+def build_network(encoder: EncoderConfig, classifier: ClassifyConfig | None) -> BareEncoder | Classifier:
+    """What a checkpoint is used for: its classifier, or the encoder alone, under the names they have in checkpoints."""
+    return build_classifier(encoder, classifier) if classifier else BareEncoder(build_encoder(encoder))
+
+
+__all__ = ["BareEncoder", "Classifier", "Encoder", "build_classifier", "build_encoder", "build_network"]

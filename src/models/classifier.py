@@ -59,3 +59,14 @@ class Classifier(nn.Cell):
         if name.startswith("encoder."):
             return self.encoder.layer_of(name.removeprefix("encoder."))
         return self.encoder.num_layers - 1
+
+
+class BareEncoder(nn.Cell):
+    """An encoder under the names it has in checkpoints: images (B, in_chans, H, W) -> tokens (B, N, out_dim)."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def construct(self, image: Tensor) -> Tensor:
+        return self.encoder(image)

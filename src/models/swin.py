@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Initializer
 
-from ..config import SwinConfig
+from ..config import SwinConfig, window_side
 from . import rows
 from .encoder import Encoder
 from .layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
@@ -74,7 +74,7 @@ class Place:
     def __init__(self, size: tuple[int, int], window: int, shifted: bool, cap: bool = True, roll_first: bool = False):
         capped = cap and min(size) <= window
         self.size, self.count, self.roll_first = size, size[0] * size[1], roll_first
-        self.window = min(size) if capped else window
+        self.window = window_side(size, window, cap)
         self.shift = 0 if capped or not shifted else window // 2
         self.padded = any(side % self.window for side in size)
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ClassifyConfig, Recipe, plain_classifier
+from ..config import Recipe
 from ..config.files import ConfigError, load_recipe, override, parse_recipe
 from ..data.sources import DataError, ImageFolder, image_folder
 from ..engine import checkpoint, device
 from ..engine.evaluate import evaluate
-from ..engine.graph import AsGraph
 from ..methods import build_method
+from ..models.graph import AsGraph
 from .images import loader
 from .networks import classifier_recipe
 
@@ -29,16 +29,15 @@ def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[
     found = checkpoint.load(Path(path))
     own = classifier_recipe(found)
     recipe = load_recipe(config, overrides) if config else override(own, overrides, path)
-    if not isinstance(recipe.method, ClassifyConfig):
+    classifier, wanted = recipe.method.classifier, own.method.classifier
+    if classifier is None or wanted is None:
         raise ConfigError(f"{config or path}: method: {recipe.method.name} has no classifier; use method: classify")
-    recipe = replace(recipe, method=plain_classifier(recipe.method))
-    assert isinstance(own.method, ClassifyConfig) and isinstance(recipe.method, ClassifyConfig)
-    if recipe.method.num_classes != own.method.num_classes:
+    if classifier.num_classes != wanted.num_classes:
         raise checkpoint.CheckpointError(
-            f"{path}: its head has {own.method.num_classes} classes, but method.num_classes is "
-            f"{recipe.method.num_classes}; write {own.method.num_classes}"
+            f"{path}: its head has {wanted.num_classes} classes, but method.num_classes is "
+            f"{classifier.num_classes}; write {wanted.num_classes}"
         )
-    return recipe, found
+    return replace(recipe, method=classifier), found
 
 
 def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> dict[str, Any]:
@@ -54,8 +53,8 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
     device.set_up(recipe.device, recipe.seed)
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
-    batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
-    result = evaluate(AsGraph(method, method.measure), batches)
+    batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
+    result = method.metrics(evaluate(AsGraph(method, method.measure), batches))
     count = int(result["count"])
     shares = {key: result[key] for key in ("top1", "top5")}
     correct = {f"{key}_correct": round(share * count) for key, share in shares.items()}

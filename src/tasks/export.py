@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from ..config import ClassifyConfig, Recipe
+from ..config import Recipe
 from ..config.files import ConfigError
 from ..data.sources import DataError, image_folder
 from ..engine import device
@@ -122,7 +122,7 @@ def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, A
     height, width = recipe.encoder.image_size
     crop = recipe.data.eval_crop
     resize = [int(height / crop)] if height == width else [int(height / crop), int(width / crop)]
-    classifies = isinstance(recipe.method, ClassifyConfig)
+    classifies = recipe.method.classifier is not None
     return {
         "input": [batch or "batch", recipe.encoder.in_chans, height, width],
         "resize_short_side" if height == width else "resize": resize[0] if height == width else resize,

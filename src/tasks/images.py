@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mindspore import Tensor
 
-from ..config import ClassifyConfig, Recipe
+from ..config import Recipe
 from ..data.loader import Loader
 from ..data.sources import DataError, ImageFolder, image_folder, labelled_share
 from ..engine import parallel
@@ -19,8 +19,9 @@ def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
     training = image_folder(root / recipe.data.train)
     training = labelled_share(training, recipe.data.labels_per_class)
     validation = image_folder(root / recipe.data.val) if recipe.data.val else None
-    if isinstance(recipe.method, ClassifyConfig):
-        check_classes(recipe, training)
+    classifier = recipe.method.classifier
+    if classifier is not None:
+        check_classes(classifier.num_classes, training)
         if validation is not None and validation.classes != training.classes:
             odd = sorted(set(validation.classes) ^ set(training.classes))
             raise DataError(
@@ -29,14 +30,13 @@ def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
     return training, validation
 
 
-def check_classes(recipe: Recipe, source: ImageFolder) -> None:
+def check_classes(num_classes: int, source: ImageFolder) -> None:
     """The folder has the classes the head is built for."""
-    assert isinstance(recipe.method, ClassifyConfig)
     if not source.classes:
-        raise DataError(f"data: {source.folder} has no class folders, which method classify needs")
-    if len(source.classes) != recipe.method.num_classes:
+        raise DataError(f"data: {source.folder} has no class folders, which a classifier needs")
+    if len(source.classes) != num_classes:
         raise DataError(
-            f"method.num_classes: {recipe.method.num_classes}, but {source.folder} has {len(source.classes)} classes; "
+            f"method.num_classes: {num_classes}, but {source.folder} has {len(source.classes)} classes; "
             f"write {len(source.classes)}"
         )
 
@@ -57,10 +57,12 @@ def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], traini
     )
 
 
-def evaluation_batches(recipe: Recipe, files: list[Path], batch: int) -> Iterator[tuple[Tensor, ...]]:
-    """Images of single files in batches, as evaluation sees them."""
+def evaluation_batches(
+    recipe: Recipe, files: list[Path], batch: int, columns: tuple[str, ...] = ("image",)
+) -> Iterator[tuple[Tensor, ...]]:
+    """Images of single files in batches, as evaluation sees them; the same on every rank."""
     source = ImageFolder(files[0].parent, files, [0] * len(files), [])
     encoder = recipe.encoder
     return Loader(
-        source, recipe.data, encoder.image_size, encoder.in_chans, batch, ("image",), recipe.seed, training=False
+        source, recipe.data, encoder.image_size, encoder.in_chans, batch, columns, recipe.seed, training=False
     ).epoch(0)

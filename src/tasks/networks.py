@@ -11,12 +11,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mindspore import Tensor, nn
+from mindspore import nn
 
-from ..config import ClassifyConfig, EncoderConfig, Recipe, plain_classifier
+from ..config import ClassifyConfig, EncoderConfig, Recipe
 from ..config.files import ConfigError, change, did_you_mean, load_recipe, parse_recipe
 from ..engine import checkpoint
-from ..models import build_classifier, build_encoder
+from ..models import BareEncoder, build_classifier, build_network
 
 MODELS = Path(__file__).resolve().parents[2] / "config" / "_models"
 
@@ -78,43 +78,31 @@ def classifier_recipe(found: checkpoint.Checkpoint) -> Recipe:
         CheckpointError: it is from pre-training.
     """
     recipe = parse_recipe(found.meta["recipe"], str(found.path))
-    if not isinstance(recipe.method, ClassifyConfig):
+    if recipe.method.classifier is None:
         raise checkpoint.CheckpointError(
             f"{found.path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first "
             "with train.py --init-from"
         )
-    return replace(recipe, method=plain_classifier(recipe.method))
+    return replace(recipe, method=recipe.method.classifier)
 
 
 def with_options(recipe: Recipe, options: dict[str, Any], source: str) -> tuple[EncoderConfig, ClassifyConfig]:
     """Encoder and classifier of a recipe with single fields changed; `source` names the recipe in errors."""
-    assert isinstance(recipe.method, ClassifyConfig)
-    of_encoder, of_method = ({f.name for f in fields(part)} for part in (recipe.encoder, recipe.method))
+    encoder, classifier = recipe.encoder, recipe.method.classifier
+    assert classifier is not None  # `classifier_recipe` and `model_recipe` give no other
+    of_encoder, of_method = ({f.name for f in fields(part)} for part in (encoder, classifier))
     known = sorted((of_encoder | of_method) - {"name", *ClassifyConfig.training_only})
     for key in options:
         if key not in known:
             raise ConfigError(f"{source}: {key}: unknown option; {did_you_mean(key, known)}valid: {', '.join(known)}")
-    encoder = change(recipe.encoder, {k: v for k, v in options.items() if k in of_encoder}, source)
-    return encoder, change(recipe.method, {k: v for k, v in options.items() if k in of_method}, source)
+    encoder = change(encoder, {k: v for k, v in options.items() if k in of_encoder}, source)
+    return encoder, change(classifier, {k: v for k, v in options.items() if k in of_method}, source)
 
 
 def deployed(recipe: Recipe) -> nn.Cell:
     """What a recipe trains for: its classifier, or the bare encoder of a pre-training recipe; in evaluation mode."""
     encoder = without_drop_path(recipe.trained_encoder)
-    if isinstance(recipe.method, ClassifyConfig):
-        return build_classifier(encoder, recipe.method).set_train(False)
-    return BareEncoder(build_encoder(encoder)).set_train(False)
-
-
-class BareEncoder(nn.Cell):
-    """An encoder under the names it has in checkpoints: images (B, in_chans, H, W) -> tokens (B, N, out_dim)."""
-
-    def __init__(self, encoder: nn.Cell):
-        super().__init__()
-        self.encoder = encoder
-
-    def construct(self, image: Tensor) -> Tensor:
-        return self.encoder(image)
+    return build_network(encoder, recipe.method.classifier).set_train(False)
 
 
 def without_drop_path(encoder: EncoderConfig) -> EncoderConfig:

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from ..config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
+from ..config import Recipe, at_stage
 from ..config.files import ConfigError
 from ..data.loader import images_of_epoch
 from ..data.sources import image_folder, labelled_share
@@ -23,9 +23,7 @@ from ..engine.optim import build_optimizer
 from ..engine.schedule import effective_batch, peak_rate
 from ..engine.step import TrainStep
 from ..methods import build_method
-from ..methods.masking import masked_count
-from ..models import build_classifier
-from ..models.cost import forward_flops, kept_values
+from ..models import build_network
 
 IMAGENET = 1_281_167  # training images of ImageNet-1K
 STATE = 16  # bytes per trained parameter: weight, gradient and two moments in float32
@@ -88,19 +86,19 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
     per_epoch = None if count is None else steps_per_epoch(recipe, devices, count)
     steps = None if per_epoch is None else per_epoch * train.epochs
     parameters = count_parameters(recipe)
-    flops = forward_flops(encoder, recipe.method)
+    flops = recipe.method.flops(encoder)
     plan = {
         "encoder": encoder.name,
         "method": recipe.method.name,
         "parameters": parameters,
         "image_size": list(encoder.image_size),
         "tokens": encoder.num_tokens,
-        "masked": masked(recipe),
+        "masked": recipe.method.masked(encoder),
         "teacher": teacher_of(recipe),
         "flops": {**flops, "total": sum(flops.values())},
         "devices": devices,
         "batch_size": train.batch_size,
-        "accumulate": train.accumulate,
+        "accumulate": train.passes(devices),
         "effective_batch": effective_batch(train, devices),
         "base_lr": train.base_lr,
         "lr_batch": train.lr_batch,
@@ -115,7 +113,7 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
     }
     if measure:
         found = measure_steps(recipe)
-        whole = None if steps is None else found["step_seconds"] * train.accumulate * steps
+        whole = None if steps is None else found["step_seconds"] * train.passes(devices) * steps
         plan["measured"] = {**found, "training_seconds": whole}
     return plan
 
@@ -127,11 +125,11 @@ def steps_per_epoch(recipe: Recipe, devices: int, images: int) -> int:
         PlanError: there is none.
     """
     train = recipe.train
-    count = images_of_epoch(images, recipe.data.repeats) // (train.batch_size * devices) // train.accumulate
+    count = images_of_epoch(images, recipe.data.repeats) // (train.batch_size * devices) // train.passes(devices)
     if not count:
         raise PlanError(
             f"train.batch_size: {effective_batch(train, devices)} images per update (train.batch_size "
-            f"{train.batch_size} x train.accumulate {train.accumulate} x {devices} devices) are more than the {images} "
+            f"{train.batch_size} x {train.passes(devices)} passes x {devices} devices) are more than the {images} "
             "images of an epoch; write less"
         )
     return count
@@ -145,8 +143,8 @@ def count_images(recipe: Recipe) -> tuple[int | None, str]:
         return len(labelled_share(image_folder(folder), data.labels_per_class)), str(folder)
     if "imagenet" not in Path(data.root).name.lower():
         return None, f"there is no folder {folder}; set data.root, or write --images N"
-    if data.labels_per_class and isinstance(recipe.method, ClassifyConfig):
-        return data.labels_per_class * recipe.method.num_classes, "ImageNet-1K, data.labels_per_class"
+    if data.labels_per_class and recipe.method.classifier:
+        return data.labels_per_class * recipe.method.classifier.num_classes, "ImageNet-1K, data.labels_per_class"
     return IMAGENET, f"ImageNet-1K; there is no folder {folder}"
 
 
@@ -163,29 +161,14 @@ def count_parameters(recipe: Recipe) -> dict[str, int]:
 
 def teacher_of(recipe: Recipe) -> dict[str, Any] | None:
     """Name, parameters and multiply-adds of one image of the teacher; None for a Method without one."""
-    method = recipe.method
-    if not isinstance(method, ManifoldConfig):
+    teacher = recipe.method.teacher_network
+    if teacher is None:
         return None
     with no_init_parameters():
-        network = build_classifier(method.teacher_encoder, method.teacher_classifier)
-    flops = forward_flops(method.teacher_encoder, method.teacher_classifier)
+        network = build_network(teacher.encoder, teacher.classifier)
+    flops = teacher.classifier.flops(teacher.encoder).values() if teacher.classifier else [teacher.encoder.flops()]
     size = sum(p.size for p in checkpoint.weights_of(network).values())
-    return {"encoder": method.teacher_encoder.name, "parameters": size, "flops": sum(flops.values())}
-
-
-def masked(recipe: Recipe) -> dict[str, int] | None:
-    """Mask blocks of an image, how many are hidden, and the output tokens that lie in hidden blocks at least in part.
-
-    None for a Method without masks. Where several blocks make one token the number of tokens is the largest possible.
-    """
-    method, encoder = recipe.method, recipe.trained_encoder
-    if not isinstance(method, MIMConfig):
-        return None
-    block = method.mask_block
-    blocks = encoder.image_size[0] // block * (encoder.image_size[1] // block)
-    hidden = masked_count(blocks, method.mask_ratio, ceil=method.corrupt == "token")
-    tokens = hidden * (block // encoder.stride) ** 2 if block >= encoder.stride else min(hidden, encoder.num_tokens)
-    return {"blocks": blocks, "masked_blocks": hidden, "masked_tokens": tokens}
+    return {"encoder": teacher.encoder.name, "parameters": size, "flops": sum(flops)}
 
 
 def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
@@ -196,14 +179,13 @@ def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
     """
     teacher = teacher_of(recipe)
     fixed = parameters["total"] - parameters["trained"] + (teacher["parameters"] if teacher else 0)
-    values = kept_values(recipe.trained_encoder, recipe.method) * recipe.train.batch_size
+    values = recipe.method.kept_values(recipe.trained_encoder) * recipe.train.batch_size
     return STATE * parameters["trained"] + 4 * (fixed + values)
 
 
 def measure_steps(recipe: Recipe) -> dict[str, Any]:
     """Two training steps on random images of the recipe's batch: seconds and peak bytes of one device."""
-    if isinstance(recipe.method, ManifoldConfig):
-        recipe = replace(recipe, method=replace(recipe.method, cache=""))  # random images have no kept answers
+    recipe = replace(recipe, method=recipe.method.without_cache())  # random images have no kept answers
     train, encoder = recipe.train, recipe.trained_encoder
     used = device.set_up(recipe.device, recipe.seed)
     start = time.perf_counter()
@@ -215,8 +197,8 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "image": Tensor(rng.standard_normal((train.batch_size, encoder.in_chans, *encoder.image_size), np.float32))
     }
-    if isinstance(recipe.method, ClassifyConfig):
-        labels = rng.integers(recipe.method.num_classes, size=train.batch_size)
+    if recipe.method.classifier:
+        labels = rng.integers(recipe.method.classifier.num_classes, size=train.batch_size)
         columns["label"] = Tensor(labels.astype(np.int32))
     taken = []
     for number in (1, 2):

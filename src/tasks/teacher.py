@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from ..config import ManifoldConfig, Recipe, show_size
-from ..config.files import ConfigError
+from ..config import Recipe, Teacher, show_size
+from ..config.files import ConfigError, parse_recipe
 from ..data.loader import Loader
 from ..engine import checkpoint
-from ..engine.graph import AsGraph
-from ..models import build_classifier
+from ..methods import Method
+from ..models import build_network
+from ..models.graph import AsGraph
 from .networks import classifier_recipe, fill, without_drop_path
 
 #: fields of an encoder that its outputs do not depend on
@@ -30,59 +31,68 @@ class TeacherError(ConfigError):
     """A teacher that does not go with the recipe; one line for the user."""
 
 
-def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Cell:
-    """The teacher's classifier in evaluation mode.
+def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Cell | None:
+    """The frozen network that a recipe's Method asks, in evaluation mode; None if it asks none.
 
     Args:
         recipe: of the student.
-        classes: names of the training folder's classes.
+        classes: names of the training folder's classes, which a classifier must know too.
 
     Raises:
         TeacherError: no file is named, or it holds another network, other classes or other image statistics than the
             recipe says.
-        CheckpointError: it cannot be read, or is from pre-training.
+        CheckpointError: it cannot be read, or is from pre-training where a classifier is asked.
     """
-    method = recipe.method
-    assert isinstance(method, ManifoldConfig)
-    if not method.teacher:
+    teacher = recipe.method.teacher_network
+    if teacher is None:
+        return None
+    if not teacher.file:
+        kind = "a classifier" if teacher.classifier else "a checkpoint"
         raise TeacherError(
-            "method.teacher: names no checkpoint; write method.teacher=FILE, a classifier trained here or converted by "
+            f"{teacher.key}: names no checkpoint; write {teacher.key}=FILE, {kind} trained here or converted by "
             "scripts/convert_weights.py"
         )
     try:
-        found = checkpoint.load(Path(method.teacher))
-        own = classifier_recipe(found)
+        found = checkpoint.load(Path(teacher.file))
+        own = classifier_recipe(found) if teacher.classifier else parse_recipe(found.meta["recipe"], teacher.file)
     except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"method.teacher: {error}") from None
-    check_encoder(method, own)
-    compare(method.teacher, "method.num_classes", method.num_classes, own.method.num_classes)  # type: ignore[union-attr]
-    for key in ("mean", "std"):  # one image serves both
-        compare(method.teacher, f"data.{key}", list(getattr(recipe.data, key)), list(getattr(own.data, key)))
-    named = list(found.meta["classes"])
+        raise checkpoint.CheckpointError(f"{teacher.key}: {error}") from None
+    check_teacher(recipe, teacher, own)
+    if teacher.classifier:
+        check_teacher_classes(teacher, list(found.meta["classes"]), classes)
+    return fill(build_network(without_drop_path(own.trained_encoder), own.method.classifier), found)
+
+
+def check_teacher(recipe: Recipe, teacher: Teacher, own: Recipe) -> None:
+    """The file's network is the one the recipe describes, and both see the same images."""
+    said, held, encoder_key = teacher.encoder, own.trained_encoder, f"{teacher.key}_encoder"
+    if type(said) is not type(held):
+        check_equal(teacher, encoder_key, said.name, held.name)
+    for item in fields(held):
+        if item.name not in TRAINING_ONLY:
+            check_equal(teacher, f"{encoder_key}.{item.name}", getattr(said, item.name), getattr(held, item.name))
+    if teacher.classifier and own.method.classifier:
+        check_equal(teacher, "method.num_classes", teacher.classifier.num_classes, own.method.classifier.num_classes)
+    for key in ("mean", "std"):
+        check_equal(teacher, f"data.{key}", list(getattr(recipe.data, key)), list(getattr(own.data, key)))
+
+
+def check_equal(teacher: Teacher, key: str, said: Any, held: Any) -> None:
+    if said != held:
+        wanted = list(held) if isinstance(held, tuple) else held
+        raise TeacherError(
+            f"{key}: {show_size(said)}, but the teacher in {teacher.file} has {show_size(held)}; write {wanted}"
+        )
+
+
+def check_teacher_classes(teacher: Teacher, named: list[str], classes: list[str]) -> None:
+    """The teacher's classes are the student's, as far as both have names."""
     if named and classes and named != classes:
         odd = sorted(set(named) ^ set(classes))[:3]
         raise TeacherError(
-            f"method.teacher: {method.teacher} was trained on other classes than data.train has"
+            f"{teacher.key}: {teacher.file} was trained on other classes than data.train has"
             + (f" ({', '.join(odd)})" if odd else ", or in another order")
         )
-    return fill(build_classifier(without_drop_path(own.encoder), own.method), found)  # type: ignore[arg-type]
-
-
-def check_encoder(method: ManifoldConfig, own: Recipe) -> None:
-    """The file's network is the one the recipe describes."""
-    said, held = method.teacher_encoder, own.encoder
-    if type(said) is not type(held):
-        compare(method.teacher, "method.teacher_encoder", said.name, held.name)
-    for item in fields(held):
-        if item.name not in TRAINING_ONLY:
-            ours, theirs = getattr(said, item.name), getattr(held, item.name)
-            compare(method.teacher, f"method.teacher_encoder.{item.name}", ours, theirs)
-
-
-def compare(file: str, key: str, said: Any, held: Any) -> None:
-    if said != held:
-        wanted = list(held) if isinstance(held, tuple) else held
-        raise TeacherError(f"{key}: {show_size(said)}, but the teacher in {file} has {show_size(held)}; write {wanted}")
 
 
 def digest_of(path: str | Path) -> str:
@@ -93,17 +103,18 @@ def digest_of(path: str | Path) -> str:
 # --- kept answers -----------------------------------------------------------------------------------------------
 
 
-def answers_folder(recipe: Recipe, method: Any, batches: Loader) -> Path:
+def answers_folder(recipe: Recipe, method: Method, batches: Loader) -> Path:
     """Where the answers of this teacher to these images are, or will be: another teacher, block, list of files or
     transform has another folder."""
-    return Path(recipe.method.cache) / hashlib.sha256(answers_key(recipe, method, batches).encode()).hexdigest()[:16]  # type: ignore[union-attr]
+    return Path(recipe.method.cache) / hashlib.sha256(answers_key(recipe, method, batches).encode()).hexdigest()[:16]
 
 
-def answers_key(recipe: Recipe, method: Any, batches: Loader) -> str:
+def answers_key(recipe: Recipe, method: Method, batches: Loader) -> str:
     """Everything that the answers depend on, as JSON."""
-    assert isinstance(recipe.method, ManifoldConfig)
+    teacher = recipe.method.teacher_network
+    assert teacher is not None  # only a Method with a teacher keeps answers
     key = {
-        "teacher": digest_of(recipe.method.teacher),
+        "teacher": digest_of(teacher.file),
         "columns": list(method.answers),
         "files": batches.checksum(),
         "image_size": list(recipe.encoder.image_size),
@@ -113,7 +124,7 @@ def answers_key(recipe: Recipe, method: Any, batches: Loader) -> str:
     return json.dumps(key)
 
 
-def keep_answers(recipe: Recipe, method: Any, batches: Loader) -> str:
+def keep_answers(recipe: Recipe, method: Method, batches: Loader) -> str:
     """Ask the teacher about every image once, unless that is done; returns a line for the log.
 
     One `.npy` file for each column of `method.answers`, a row per file of the source; written under another name first,
@@ -135,7 +146,7 @@ def keep_answers(recipe: Recipe, method: Any, batches: Loader) -> str:
     return f"the teacher's answers to {len(batches.source)} images: {size / 1e6:.1f} MB in {folder}"
 
 
-def write_answers(folder: Path, method: Any, batches: Loader) -> int:
+def write_answers(folder: Path, method: Method, batches: Loader) -> int:
     """Fill a folder with the columns; returns their bytes."""
     asking = AsGraph(method, method.ask)
     asking.set_train(False)
@@ -154,7 +165,7 @@ def write_answers(folder: Path, method: Any, batches: Loader) -> int:
     return size
 
 
-def kept_answers(recipe: Recipe, method: Any, batches: Loader) -> dict[str, np.ndarray]:
+def kept_answers(recipe: Recipe, method: Method, batches: Loader) -> dict[str, np.ndarray]:
     """The columns of a folder of answers, mapped into memory."""
     folder = answers_folder(recipe, method, batches)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,22 +12,25 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from ..config import ClassifyConfig, ManifoldConfig, MIMConfig, Recipe, at_stage
+from ..config import Recipe, at_stage
 from ..config.files import dump_recipe, parse_recipe, to_tree
 from ..data.loader import Loader
 from ..data.sources import ImageFolder
 from ..engine import checkpoint, device, parallel
 from ..engine.evaluate import evaluate, features, knn_accuracy
-from ..engine.graph import AsGraph
-from ..engine.log import RunFolder
-from ..engine.loop import Fit, Hooks, State
+from ..engine.log import RunFolder, plural
+from ..engine.loop import Fit, Hooks, State, attempt
 from ..engine.schedule import effective_batch, peak_rate
-from ..methods import build_method
+from ..methods import Method, build_method
+from ..models.graph import AsGraph
 from ..visual.curves import draw_curves
-from ..visual.gallery import draw_gallery
+from ..visual.gallery import write_grid
 from ..weights.load import Origin, carry_over, load_encoder
-from .images import load_sources, loader
+from .images import evaluation_batches, load_sources, loader
 from .teacher import digest_of, keep_answers, kept_answers, load_teacher
+
+STILL = 256  # training images that a Method may look at before the first step
+PICTURES = 6  # images of a gallery
 
 
 def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
@@ -40,15 +44,21 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
     used = device.set_up(recipe.device, recipe.seed)
     found = parallel.together(lambda: find_checkpoint(recipe, resume))
     ends = recipe.stage_ends()
-    # a checkpoint at a border has the shapes of the stage it ended
-    start = min(bisect.bisect_left(ends, found.meta["epoch"]), len(ends) - 1) if found else 0
-    view = at_stage(recipe, start)
-    parts = parallel.together(lambda: training_parts(view))
     first = parallel.rank() == 0
     folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first))
     try:
+        if found is not None and found.meta["epoch"] >= ends[-1]:
+            folder.info(f"{found.path}: all {plural(ends[-1], 'epoch')} are done; nothing is left to train")
+            return dict(found.meta["metrics"])
+        # a checkpoint at a border has the shapes of the stage it ended
+        start = min(bisect.bisect_left(ends, found.meta["epoch"]), len(ends) - 1) if found else 0
+        view = at_stage(recipe, start)
+        parts = parallel.together(lambda: training_parts(view))
         training = Training(view, *parts, folder, used)
-        fit = parallel.together(lambda: training.prepare(recipe, found, bool(resume), ends[start]))
+        fit = parallel.together(lambda: training.prepare(found, bool(resume), ends[start]))
+        parallel.together(lambda: folder.open(dump_recipe(recipe), used, parallel.size()))
+        if found is not None:
+            folder.forget_after(fit.state.epoch, fit.state.step)
         training.run(fit)
         for number in range(start + 1, len(ends)):
             training, fit = parallel.together(partial(training.next_stage, recipe, number, fit))
@@ -74,21 +84,20 @@ def find_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | None
     return found
 
 
-def training_parts(recipe: Recipe) -> tuple[Any, Loader, ImageFolder | None]:
+def training_parts(recipe: Recipe) -> tuple[Method, Loader, ImageFolder | None]:
     """Method, training batches and validation images."""
     source, validation = load_sources(recipe)
-    teacher: Any = load_teacher(recipe, source.classes) if isinstance(recipe.method, ManifoldConfig) else None
-    method = build_method(recipe, teacher)
+    method = build_method(recipe, load_teacher(recipe, source.classes))
     return method, loader(recipe, source, method.columns, training=True), validation
 
 
 class Training:
-    """One training run: what `train` wires together."""
+    """One training run, or a stage of one: what `train` wires together."""
 
     def __init__(
         self,
         recipe: Recipe,
-        method: Any,
+        method: Method,
         train_loader: Loader,
         validation: ImageFolder | None,
         folder: RunFolder,
@@ -98,32 +107,26 @@ class Training:
         self.validation = validation
         self.train_loader = self._with_answers(train_loader)
         self.measure = AsGraph(method, method.measure)
-        self.encoder = method.classifier.encoder if isinstance(recipe.method, ClassifyConfig) else method.encoder
-        self.probe = AsGraph(self.encoder, self.encoder.pooled)
+        self.probe = AsGraph(method.encoder, method.encoder.pooled)
         self.metrics: dict[str, float] = {}
 
-    def prepare(self, whole: Recipe, found: checkpoint.Checkpoint | None, resumed: bool, until: int) -> Fit:
-        """Everything before the first step that can go wrong on a single rank.
+    def prepare(self, found: checkpoint.Checkpoint | None, resumed: bool, until: int) -> Fit:
+        """Everything before the first step that can go wrong on a single rank; writes nothing.
 
         Args:
-            whole: the recipe with all its stages, which the folder keeps.
             found: the checkpoint to go on from.
             resumed: whether one was asked for.
             until: epochs after which this stage ends.
         """
-        recipe, folder = self.recipe, self.folder
         if resumed and found is None:
-            folder.info(f"nothing to resume in {folder.path}: a fresh start")
-        if folder.writes:
-            (folder.path / "config.yaml").write_text(dump_recipe(whole), encoding="utf-8")
-            folder.write_environment(self.used, parallel.size())
+            self.folder.info(f"nothing to resume in {self.folder.path}: a fresh start")
         fit = self._fit(State(), until)
         if found is not None:
             self._restore(fit, found)
             fit.hooks.meta["origins"] = list(origin_of(found).sources)
-        elif recipe.init_from:
+        elif self.recipe.init_from:
             origin = self._init_from()
-            if isinstance(recipe.method, ClassifyConfig):
+            if self.recipe.method.classifier:
                 fit.hooks.meta["origins"] = list(origin.sources)
         return fit
 
@@ -156,19 +159,18 @@ class Training:
             "recipe": dump_recipe(recipe),
             "method": recipe.method.name,
             "classes": self.train_loader.source.classes,
-            # who trained the encoder, whose rules resize its tables; supervised networks follow timm's
-            "origins": [recipe.method.name if isinstance(recipe.method, MIMConfig) else "timm"],
+            "origins": [recipe.method.origin],
             "ranks": parallel.size(),
         }
-        if isinstance(recipe.method, ManifoldConfig):
-            meta["teacher"] = digest_of(recipe.method.teacher)
+        if recipe.method.teacher_network:
+            meta["teacher"] = digest_of(recipe.method.teacher_network.file)
         hooks = Hooks(self._evaluate, self._pictures, meta)
         return Fit(self.method, self.train_loader, recipe.train, self.folder, hooks, state, until)
 
     def _with_answers(self, batches: Loader) -> Loader:
         """Training batches with the teacher's answers beside the images, if they are kept; rank 0 asks."""
         recipe, method = self.recipe, self.method
-        if not isinstance(recipe.method, ManifoldConfig) or not recipe.method.cache:
+        if not recipe.method.cache:
             return batches
         first = parallel.rank() == 0
         said = parallel.together(lambda: keep_answers(recipe, method, batches) if first else "")
@@ -179,6 +181,7 @@ class Training:
     def run(self, fit: Fit) -> None:
         """All steps of this stage that are left."""
         fit.align_ranks()
+        self.method.prepare(self._still_images())
         if fit.state.epoch == 0 and self.recipe.train.knn:
             self._log_metrics(self._knn(), 0)
         fit.run()
@@ -186,7 +189,7 @@ class Training:
     def finish(self) -> None:
         """After the last step."""
         if self.folder.writes:
-            draw_curves(self.folder.path)
+            attempt(self.folder, "curves", lambda: draw_curves(self.folder.path))
         self.folder.info(f"done: {self.folder.path}")
 
     def _introduce(self) -> None:
@@ -201,10 +204,10 @@ class Training:
         self.folder.info(
             f"{height}x{width} pixels, {recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters"
         )
-        if isinstance(recipe.method, ManifoldConfig):
+        teacher = recipe.method.teacher_network
+        if teacher is not None and self.method.teacher is not None:
             held = sum(p.size for p in self.method.teacher.get_parameters()) / 1e6
-            teacher = recipe.method
-            self.folder.info(f"teacher {teacher.teacher}: {teacher.teacher_encoder.name}, {held:.2f} M parameters")
+            self.folder.info(f"teacher {teacher.file}: {teacher.encoder.name}, {held:.2f} M parameters")
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
@@ -220,7 +223,6 @@ class Training:
         checkpoint.assign(checkpoint.weights_of(self.method), found.weights, found.path)
         fit.restore(found.state, found.path)
         fit.state.epoch, fit.state.step, fit.state.best = (found.meta[k] for k in ("epoch", "step", "best"))
-        self.folder.forget_after(fit.state.epoch, fit.state.step)
         self.folder.info(f"resumed from {found.path} after epoch {fit.state.epoch} (step {fit.state.step})")
 
     def _warn_about_changes(self, found: checkpoint.Checkpoint) -> None:
@@ -229,10 +231,11 @@ class Training:
         for key in sorted(now):
             if before.get(key) != now[key] and key not in ("output", "init_from"):
                 self.folder.info(f"changed since the checkpoint: {key} was {before.get(key)}, is {now[key]}")
-        if isinstance(self.recipe.method, ManifoldConfig):
-            digest = digest_of(self.recipe.method.teacher)
+        teacher = self.recipe.method.teacher_network
+        if teacher is not None:
+            digest = digest_of(teacher.file)
             if found.meta.get("teacher", digest) != digest:
-                self.folder.info("changed since the checkpoint: what is in the file method.teacher")
+                self.folder.info(f"changed since the checkpoint: what is in the file {teacher.key}")
         ranks = found.meta.get("ranks", 1)
         if ranks != parallel.size():
             self.folder.info(f"changed since the checkpoint: ranks was {ranks}, is {parallel.size()}")
@@ -249,8 +252,8 @@ class Training:
     def _evaluate(self, epoch: int) -> dict[str, float]:
         if self.validation is None:
             return {}
-        batches = loader(self.recipe, self.validation, ("image", "label"), training=False)
-        self.metrics = evaluate(self.measure, batches.epoch(0)) | self._knn()
+        batches = loader(self.recipe, self.validation, ("image", "label", "number"), training=False)
+        self.metrics = self.method.metrics(evaluate(self.measure, batches.epoch(0))) | self._knn()
         self._log_metrics(self.metrics, epoch)
         return self.metrics
 
@@ -268,7 +271,7 @@ class Training:
     def _features(self, source: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
         """Features (n, dim) and labels (n,) of all images; each rank computes its share."""
         batches = loader(self.recipe, source, ("image", "label"), training=False)
-        found = np.zeros((len(source), self.encoder.out_dim), np.float32)
+        found = np.zeros((len(source), self.method.encoder.out_dim), np.float32)
         order = batches.order(0)
         if len(order):
             found[order[order >= 0]] = features(self.probe, batches.epoch(0))
@@ -278,29 +281,46 @@ class Training:
         if not metrics:
             return
         self.folder.metrics("eval", epoch=epoch, **{k: round(v, 6) for k, v in metrics.items()})
-        shown = ", ".join(f"{name} {show_metric(name, value)}" for name, value in metrics.items())
+        classifier = self.recipe.method.classifier
+        hidden = ("top5",) if classifier and classifier.num_classes <= 5 else ()
+        shown = ", ".join(f"{name} {show_metric(name, metrics[name])}" for name in metrics if name not in hidden)
         self.folder.info(f"evaluation{' before training' if epoch == 0 else ''}: {shown}")
 
+    def _still_images(self) -> Iterator[np.ndarray]:
+        """Up to `STILL` training images, spread evenly, as evaluation sees them: the same on every rank."""
+        source = self.train_loader.source
+        some = chosen(source, STILL)
+        batches = evaluation_batches(self.recipe, some.files, min(len(some), self.recipe.train.batch_size))
+        left = len(some)
+        for (image,) in batches:
+            yield image.asnumpy()[:left]
+            left -= image.shape[0]
+
     def _pictures(self, epoch: int) -> None:
-        if not isinstance(self.recipe.method, MIMConfig) or not self.folder.writes:
+        """The gallery of a few validation images; rank 0 alone."""
+        if not self.folder.writes:
             return
-        source = self.validation or self.train_loader.source
-        chosen = np.linspace(0, len(source) - 1, min(6, len(source))).astype(int)
-        shown = replace(source, files=[source.files[i] for i in chosen], labels=[source.labels[i] for i in chosen])
-        small = replace(self.recipe, train=replace(self.recipe.train, batch_size=len(chosen)))
-        batch = next(iter(loader(small, shown, ("image",), training=False).epoch(0)))  # rank 0 has the first batch
-        path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
-        draw_gallery(self.method, batch[0], self.recipe.data.mean, self.recipe.data.std, path)
-        self.folder.info(f"gallery {path}")
+        some = chosen(self.validation or self.train_loader.source, PICTURES)
+        image, number = next(evaluation_batches(self.recipe, some.files, len(some), ("image", "number")))
+        panels = self.method.panels(image, number, self.recipe.data.mean, self.recipe.data.std)
+        if panels:
+            path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
+            write_grid([panel.pictures for panel in panels], [panel.title for panel in panels], path)
+            self.folder.info(f"gallery {path}")
+
+
+def chosen(source: ImageFolder, count: int) -> ImageFolder:
+    """Up to so many images of a source, spread evenly."""
+    places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    return replace(source, files=[source.files[i] for i in places], labels=[source.labels[i] for i in places])
 
 
 def origin_of(found: checkpoint.Checkpoint) -> Origin:
     """What a checkpoint says about its weights; before it said who trained them, its recipe did."""
     recipe = parse_recipe(found.meta["recipe"], str(found.path))
-    before = [recipe.method.name] if isinstance(recipe.method, MIMConfig) else []
+    before = [] if recipe.method.classifier else [recipe.method.origin]
     sources, classes = tuple(found.meta.get("origins", before)), tuple(found.meta["classes"])
-    blocks = recipe.method.encoder_blocks if isinstance(recipe.method, MIMConfig) else 0
-    return Origin(sources, recipe.trained_encoder, classes, tuple(found.kept), blocks)
+    return Origin(sources, recipe.trained_encoder, classes, tuple(found.kept), recipe.method.encoder_blocks)
 
 
 def show_metric(name: str, value: float) -> str:

@@ -24,7 +24,6 @@ from ..config import (
     SwinV2Config,
     TransformerDecoderConfig,
     ViTConfig,
-    legal_blocks,
 )
 from ..models.swin import Place
 from . import WeightsError
@@ -247,9 +246,9 @@ def blocks_heads(dim: int, depth: int, hints: Hints) -> int:
         return hints.num_heads
     if hints.preset:
         preset = ENCODERS[hints.preset]
-        if not isinstance(preset, ViTConfig) or preset.embed_dim != dim:
+        if preset.embed_dim != dim:
             raise WeightsError(f"is not {hints.preset}: embed_dim is {dim}, that of --encoder is {preset.embed_dim}")
-        return preset.num_heads
+        return preset.block_groups()[0].heads
     width, blocks, heads = FACTORIES.get(hints.factory, (0, 0, 0))
     if (width, blocks) == (dim, depth):
         return heads
@@ -391,7 +390,7 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
     """What stands on the encoder: a classifier, a decoder of ours, or nothing that is ours (None)."""
     if "head.weight" in shapes:
         fc_norm = "fc_norm.weight" in shapes
-        means = fc_norm or hints.pool == "avg" or not getattr(encoder, "class_token", False)
+        means = fc_norm or hints.pool == "avg" or not encoder.num_prefix_tokens
         pool: Literal["mean", "cls"] = "mean" if means else "cls"
         return ClassifyConfig(num_classes=shapes["head.weight"][0], pool=pool, fc_norm=fc_norm)
     if not {"mask_token", "decoder.pred.weight"} <= set(shapes):
@@ -420,7 +419,7 @@ def placeholder(encoder: EncoderConfig) -> MIMConfig:
 
 def fitted(method: MIMConfig, encoder: EncoderConfig, hints: Hints) -> MIMConfig:
     """With a mask that fits the image: as said, as usual, or of one token."""
-    legal = [b for b in legal_blocks(encoder, method) if method.corrupt == "pixel" or b % encoder.patch_size == 0]
+    legal = method.legal_blocks(encoder)
     if not legal:
         raise WeightsError(f"image {encoder.image_size[0]}x{encoder.image_size[1]} is too small to mask anything")
     wanted = (hints.mask_block, method.mask_block, encoder.stride)
@@ -430,8 +429,8 @@ def fitted(method: MIMConfig, encoder: EncoderConfig, hints: Hints) -> MIMConfig
 
 def fixed_positions(encoder: EncoderConfig, table: np.ndarray | None, reference: Any) -> EncoderConfig:
     """The encoder with fixed positions if its table is the sine-cosine one that `reference` computes."""
-    if not isinstance(encoder, ViTConfig) or table is None or encoder.distilled or encoder.embed_dim % 4:
+    kinds = {item.name for item in fields(encoder)}
+    if "position" not in kinds or table is None or encoder.num_prefix_tokens > 1 or encoder.embed_dim % 4:
         return encoder
-    grid = (encoder.image_size[0] // encoder.patch_size, encoder.image_size[1] // encoder.patch_size)
-    same = np.abs(table - reference(encoder.embed_dim, grid, encoder.class_token)).max() < 1e-5
-    return replace(encoder, position="sincos") if same else encoder
+    same = np.abs(table - reference(encoder.embed_dim, encoder.patch_grid, encoder.num_prefix_tokens > 0)).max() < 1e-5
+    return replace(encoder, position="sincos") if same else encoder  # type: ignore[call-arg] # of a ViT

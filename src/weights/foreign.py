@@ -182,7 +182,7 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
     shapes = {name: value.shape for name, value in weights.items()}
     encoder = derive_encoder(shapes, kept, replace(hints, roll_first=recognised.naming is TIMM_STAGES))
     method = derive_method(shapes, encoder, hints)
-    if method is None or isinstance(method, MIMConfig):
+    if method is None or method.classifier is None:
         encoder = fixed_positions(encoder, weights.get("encoder.pos_embed"), sincos_position)
     remarks = [f"names of {' or '.join(origins)}"]
     if method is None:  # an incomplete decoder, or a token that belongs to none of ours

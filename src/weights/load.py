@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from ..config import EncoderConfig, first_blocks
+from ..config import EncoderConfig
 from ..models import build_encoder
 from . import WeightsError
 from .names import BUFFERS
@@ -109,7 +109,7 @@ def load_encoder(
     notes, trained = [], encoder
     total = len(encoder.block_maps) if encoder else 0
     if 0 < origin.encoder_blocks < total:
-        trained = first_blocks(encoder, origin.encoder_blocks)
+        trained = encoder.first_blocks(origin.encoder_blocks)
         wanted -= left_out(encoder, trained)
         notes = [f"pre-training had the first {origin.encoder_blocks} of {total} blocks, the rest is fresh"]
     wanted -= {name for name in wanted & set(arrays) if own_positions(parameters[name], arrays[name])}

@@ -12,10 +12,10 @@ from mindspore import Tensor, nn, ops
 from safetensors.numpy import load_file
 
 from src.config import CaiTConfig, ClassifyConfig, EncoderConfig, ManifoldConfig, SwinConfig, relation_maps
-from src.engine.graph import AsGraph
 from src.methods import ManifoldDistiller
 from src.methods.manifold import Relations, merge
 from src.models import build_classifier
+from src.models.graph import AsGraph
 from src.weights.derive import pair
 from src.weights.names import recognise
 from tests.parity.common import Case, Findings, Gradients, error, gradient_findings, load_weights, rename_with
@@ -123,7 +123,7 @@ def timm_classifier(arguments: dict[str, Any], weights: dict[str, np.ndarray]) -
 
 
 class GivenTokens(nn.Cell):
-    """A distillation whose tokens for relations at random are stored: (image, label) -> loss and parts."""
+    """A distillation whose tokens for relations at random are stored: (image, label) -> loss, parts and sums."""
 
     def __init__(self, method: ManifoldDistiller, indices: tuple[Tensor, ...]):
         super().__init__(auto_prefix=False)
@@ -174,12 +174,12 @@ def manifold(case: Case) -> Findings:
     network = GivenTokens(method, tuple(Tensor(perm.astype(np.int32)) for perm in perms))
     label = data["label"] if data["label"].ndim == 2 else data["label"].astype(np.int32)
     weights = ms.ParameterTuple(method.trainable_params())
-    (loss, _, *parts), grads = Gradients(network, weights)(Tensor(data["image"]), Tensor(label))
+    (loss, *parts, _), grads = Gradients(network, weights)(Tensor(data["image"]), Tensor(label))
     yield "total", error(loss, data["total"]), case.forward
     expected = np.zeros(5)  # type none gives the base loss alone
     expected[: len(data["components"])] = data["components"]
     scale = max(np.abs(expected).max(), 1e-12)  # one array: a batch of one image has relations of rounding noise alone
-    for name, ours, part in zip(method.parts[1:], parts, expected, strict=True):
+    for name, ours, part in zip(method.parts, parts, expected, strict=True):
         yield name, abs(float(ours) - part) / scale, case.forward
     yield from gradient_findings(case, [w.name for w in weights], grads, rename)
 

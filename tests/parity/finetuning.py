@@ -10,12 +10,12 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import ClassifyConfig, EncoderConfig, TrainConfig
-from src.engine.graph import AsGraph
 from src.engine.optim import build_optimizer
 from src.engine.schedule import learning_rate, position
 from src.engine.step import TrainStep
 from src.methods import Classify
 from src.models import build_classifier, build_encoder
+from src.models.graph import AsGraph
 from tests.parity.common import (
     TOKENS,
     Case,

@@ -20,12 +20,13 @@ from src.config import (
     SwinV2Config,
     TransformerDecoderConfig,
     ViTConfig,
+    masked_count,
 )
-from src.engine.graph import AsGraph
 from src.methods import MaskedImageModel
-from src.methods.masking import BlockMask, masked_count
+from src.methods.masking import BlockMask
 from src.methods.targets import HOG, Pixels
 from src.models import build_encoder
+from src.models.graph import AsGraph
 from src.models.layers import sincos_position
 from src.weights.derive import pair
 from tests.parity.common import (
@@ -42,7 +43,7 @@ from tests.parity.common import (
 
 
 class GivenNoise(nn.Cell):
-    """A masked image model whose mask comes from stored noise: (image, noise) -> loss, parts, prediction, target."""
+    """A masked image model whose mask comes from stored noise: (image, noise) -> loss, sums, prediction, target."""
 
     def __init__(self, method: MaskedImageModel):
         super().__init__(auto_prefix=False)
@@ -245,7 +246,7 @@ def simmim_model(case: Case, image: np.ndarray) -> MaskedImageModel:
 
 
 class GivenMask(nn.Cell):
-    """A masked image model with a stored mask: (image, mask) -> loss, parts, prediction, target."""
+    """A masked image model with a stored mask: (image, mask) -> loss, sums, prediction, target."""
 
     def __init__(self, method: MaskedImageModel):
         super().__init__(auto_prefix=False)
@@ -288,8 +289,8 @@ def masks(case: Case) -> Findings:
     for name, theirs in case.data.items():
         side, block, patch, ratio = (float(part) for part in name.split("_")[1:])
         cut, span = int(side // block), int(block // patch)
-        count = masked_count(cut**2, ratio, ceil=True)
-        mask = BlockMask((cut, cut), ratio, ceil=True)
+        count = masked_count(cut**2, ratio, "ceil_masked")
+        mask = BlockMask((cut, cut), count)
         ours = AsGraph(mask, mask.construct)(len(theirs)).asnumpy().repeat(span, 1).repeat(span, 2)
         yield f"{name} count", float(np.abs(theirs.sum((1, 2)) - count * span**2).max()), 0.0
         yield f"{name} our count", float(np.abs(ours.sum((1, 2)) - theirs.sum((1, 2))).max()), 0.0

@@ -13,9 +13,9 @@ from mindspore import Tensor, ops
 
 from src.config import ClassifyConfig
 from src.engine.checkpoint import weights_of
-from src.engine.graph import AsGraph
 from src.methods import Classify, MaskedImageModel
 from src.models import build_classifier, build_encoder
+from src.models.graph import AsGraph
 from src.models.layers import sincos_position
 from src.tasks.networks import BareEncoder
 from src.weights import foreign
