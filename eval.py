@@ -18,14 +18,10 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     def command() -> None:
-        from src.tasks.evaluate import evaluate_checkpoint
+        from src.tasks.evaluate import accuracy_line, evaluate_checkpoint
 
         result = evaluate_checkpoint(args.ckpt, args.data, args.overrides, args.config)
-        top = [
-            f"{name} {100 * result[key]:.2f} % ({result[f'{key}_correct']} of {result['count']} images)"
-            for name, key in (("top-1", "top1"), ("top-5", "top5"))
-        ]
-        print(", ".join(top))
+        print(accuracy_line(result))
         print(json.dumps(result))
 
     return run_command(command)

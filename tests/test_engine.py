@@ -313,7 +313,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved: Path, monkeyp
         raise OSError("no space left on device")
 
     monkeypatch.setattr(ms, "save_checkpoint", fail)
-    with pytest.raises(CheckpointError, match="no space left on device.*; the file before it is whole"):
+    with pytest.raises(CheckpointError, match=r"no space left on device.*; the file before it is whole"):
         checkpoint.save(saved, *network(), {**META, "epoch": 4})
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]

@@ -139,7 +139,7 @@ def test_a_plan_without_its_images_says_the_rest(tiny: Path) -> None:
 def test_a_plan_without_a_whole_step_is_refused(tiny: Path) -> None:
     with pytest.raises(PlanError) as raised:
         make_plan(load_recipe(tiny), 8, 63)
-    words = "train.batch_size: 64 images per update (train.batch_size 4 x train.accumulate 2 x 8 devices)"
+    words = "train.batch_size: 64 images per update (train.batch_size 4 x 2 passes x 8 devices)"
     assert words in str(raised.value)
 
 

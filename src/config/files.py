@@ -11,7 +11,7 @@ import argparse
 import difflib
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -24,6 +24,11 @@ from .checks import FieldError
 from .recipe import PRESETS, Recipe
 
 OVERRIDE = "command line"
+#: fields that resolved recipes of earlier versions do not have: section, field, and its value there by the section
+ADDED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
+    # until 0.1.0 `corrupt` decided the rounding
+    ("method", "mask_rounding", lambda method: {"token": "ceil_masked"}.get(method.get("corrupt", ""))),
+)
 
 
 class ConfigError(UserError):
@@ -45,8 +50,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
-    """Build a recipe from YAML text without inheritance, as checkpoints carry it; `source` names it in errors."""
-    return _build(Recipe, _parse_yaml(text, source), _Place(source, {}))
+    """Build a recipe from YAML text without inheritance, as checkpoints carry it; `source` names it in errors.
+
+    Text of earlier versions, whose fields `ADDED` tells of, gives what it gave then.
+    """
+    tree = _parse_yaml(text, source)
+    for section, field, before in ADDED:
+        part = tree.get(section)
+        if isinstance(part, dict) and field not in part:
+            value = before(part)
+            if value is not None:
+                part[field] = value
+    return _build(Recipe, tree, _Place(source, {}))
 
 
 def override(recipe: Recipe, overrides: Sequence[str], source: str) -> Recipe:

@@ -11,6 +11,7 @@ from ..config.files import ConfigError, load_recipe, override, parse_recipe
 from ..data.sources import DataError, ImageFolder, image_folder
 from ..engine import checkpoint, device
 from ..engine.evaluate import evaluate
+from ..engine.log import plural
 from ..methods import build_method
 from ..models.graph import AsGraph
 from .images import loader
@@ -45,7 +46,7 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
 
     Returns:
         ckpt, data (the folder), count, top1 and top5 as shares, top1_correct and top5_correct as numbers of images,
-        and loss (cross-entropy without smoothing).
+        classes (their number) and loss (cross-entropy without smoothing).
     """
     recipe, found = open_classifier(path, overrides, config)
     source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
@@ -58,7 +59,17 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
     count = int(result["count"])
     shares = {key: result[key] for key in ("top1", "top5")}
     correct = {f"{key}_correct": round(share * count) for key, share in shares.items()}
-    return {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
+    found_here = {"ckpt": path, "data": str(source.folder), "count": count, "classes": len(source.classes)}
+    return {**found_here, **shares, **correct, "loss": result["loss"]}
+
+
+def accuracy_line(result: dict[str, Any]) -> str:
+    """What `evaluate_checkpoint` gives, for people, who learn nothing from the top-5 of five classes or fewer."""
+    return ", ".join(
+        f"{name} {100 * result[key]:.2f} % ({result[f'{key}_correct']} of {plural(result['count'], 'image')})"
+        for name, key in (("top-1", "top1"), ("top-5", "top5"))
+        if key == "top1" or result["classes"] > 5
+    )
 
 
 def check_classes(source: ImageFolder, found: checkpoint.Checkpoint) -> None:

@@ -18,7 +18,7 @@ from ..config.files import ConfigError
 from ..data.loader import images_of_epoch
 from ..data.sources import image_folder, labelled_share
 from ..engine import checkpoint, device
-from ..engine.log import duration
+from ..engine.log import duration, plural
 from ..engine.optim import build_optimizer
 from ..engine.schedule import effective_batch, peak_rate
 from ..engine.step import TrainStep
@@ -129,8 +129,8 @@ def steps_per_epoch(recipe: Recipe, devices: int, images: int) -> int:
     if not count:
         raise PlanError(
             f"train.batch_size: {effective_batch(train, devices)} images per update (train.batch_size "
-            f"{train.batch_size} x {train.passes(devices)} passes x {devices} devices) are more than the {images} "
-            "images of an epoch; write less"
+            f"{train.batch_size} x {plural(train.passes(devices), 'pass', 'passes')} x {plural(devices, 'device')}) "
+            f"are more than the {plural(images, 'image')} of an epoch; write less"
         )
     return count
 
