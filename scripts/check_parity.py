@@ -35,7 +35,7 @@ from tests.parity.finetuning import (
 from tests.parity.images import evaluation_transform, mixup, randaugment_ops, randaugment_rules, random_erasing
 from tests.parity.pretraining import fastmim_swin, fastmim_vit, hog, masks, pos_sincos, simmim
 from tests.parity.recipes import fastmim_schedule, full_size, manifold_schedule, optimizer_groups, simmim_schedule
-from tests.parity.weights import container, hugging_face, pos_embed, remap, remap_tables, timm
+from tests.parity.weights import container, hugging_face, mae, pos_embed, remap, remap_tables, timm
 
 #: prefix of the case name -> comparison; the longest prefix wins
 CASES: dict[str, Callable[[Case], Findings]] = {
@@ -61,6 +61,7 @@ CASES: dict[str, Callable[[Case], Findings]] = {
     "pos_embed_": pos_embed,
     "checkpoint_": container,
     "hf_": hugging_face,
+    "mae_": mae,
     **{f"timm_{current}{kind}": timm for current in ("", "current_") for kind in ("vit", "deit", "cait", "swin")},
     "random_resized_crop_eval": evaluation_transform,
     "kd_mf_": manifold_losses,

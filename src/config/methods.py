@@ -137,8 +137,19 @@ class DecoderConfig:
     def check(self, encoder: EncoderConfig) -> None:
         """That decoder and encoder go together."""
 
-    def flops(self, encoder: EncoderConfig, values: int) -> int:
-        """Multiply-adds of one image from the encoder's output to `values` numbers for each token."""
+    @property
+    def takes_mask_tokens(self) -> bool:
+        """Whether mask tokens can join behind the encoder (MAE)."""
+        return False
+
+    def check_positions(self) -> None:
+        """That the decoder can have positions of its own."""
+
+    def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
+        """Multiply-adds of one image from the encoder's output to `values` numbers for each token.
+
+        `embedded`: tokens that come from the encoder, where mask tokens join; 0: all.
+        """
         raise NotImplementedError
 
     def kept_values(self, encoder: EncoderConfig) -> int:
@@ -153,14 +164,21 @@ class TransformerDecoderConfig(DecoderConfig):
     name: str = "transformer"
     width: int = 256
     depth: int = 1  # 0: norm and prediction act on the encoder's output, and width must equal the encoder's
+    num_heads: int = 0  # of the blocks; 0: width / 32
     mlp_ratio: float = 4.0  # hidden width of the blocks' MLPs over their width
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
         check_positive(self, "width", "mlp_ratio")
         need(self.depth >= 0, "depth", f"{self.depth} is negative; 0 leaves the blocks out")
+        need(self.num_heads >= 0, "num_heads", f"{self.num_heads} is negative; 0 takes width / 32")
         need(
-            self.depth == 0 or (self.width >= 32 and self.width % (self.width // 32) == 0),
+            not self.num_heads or self.width % self.num_heads == 0,
+            "num_heads",
+            f"{self.num_heads} does not divide width {self.width}",
+        )
+        need(
+            self.depth == 0 or self.num_heads > 0 or (self.width >= 32 and self.width % (self.width // 32) == 0),
             "width",
             f"{self.width} is not shared out evenly by heads of at least 32; write {legal_near(self.width, 32)}",
         )
@@ -168,7 +186,19 @@ class TransformerDecoderConfig(DecoderConfig):
     @property
     def heads(self) -> int:
         """Attention heads of a block."""
-        return self.width // HEAD_WIDTH
+        return self.num_heads or self.width // HEAD_WIDTH
+
+    @property
+    def takes_mask_tokens(self) -> bool:
+        return True
+
+    def check_positions(self) -> None:
+        need(self.depth > 0, "method.decoder.depth", "0 leaves nothing that mask tokens could go through; write 1")
+        need(
+            self.width % 4 == 0,
+            "method.decoder.width",
+            f"{self.width} is not a multiple of 4, which sine-cosine positions need; write {legal_near(self.width, 4)}",
+        )
 
     def check(self, encoder: EncoderConfig) -> None:
         need(
@@ -182,10 +212,10 @@ class TransformerDecoderConfig(DecoderConfig):
         length = encoder.output_length
         return BlockGroup(self.depth, length, length, length, self.width, self.heads, self.mlp_ratio)
 
-    def flops(self, encoder: EncoderConfig, values: int) -> int:
-        inside = encoder.out_dim * self.width if self.depth else 0
+    def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
+        inside = (embedded or encoder.output_length) * encoder.out_dim * self.width if self.depth else 0
         outside = NORM * self.width + self.width * values
-        return encoder.output_length * (inside + outside) + self.blocks(encoder).flops()
+        return inside + encoder.output_length * outside + self.blocks(encoder).flops()
 
     def kept_values(self, encoder: EncoderConfig) -> int:
         return self.blocks(encoder).kept_values()
@@ -197,7 +227,7 @@ class LinearDecoderConfig(DecoderConfig):
 
     name: str = "linear"
 
-    def flops(self, encoder: EncoderConfig, values: int) -> int:
+    def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
         return encoder.num_tokens * encoder.out_dim * values
 
 
@@ -264,24 +294,26 @@ def masked_count(blocks: int, ratio: float, rounding: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIMConfig(MethodConfig):
-    """Masked image modelling: hide blocks of the image, predict a target there."""
+class MaskedConfig(MethodConfig):
+    """Hide blocks of the image, predict a target there."""
 
-    name: str = "fastmim"
     encoder_blocks: int = 0  # of the encoder, the first of them are trained; 0: all (FastMIM's finding ii)
     mask_ratio: float = 0.75
     mask_block: int = 16  # pixels per side of one masked block
     mask_rounding: Literal["floor_visible", "ceil_masked"] = "floor_visible"  # how many blocks that is: `masked_count`
-    corrupt: Literal["pixel", "token"] = "pixel"  # what the mask token replaces: pixels, or tokens of the embedding
     target: TargetConfig = field(default_factory=HOGConfig)
     decoder: DecoderConfig = field(default_factory=TransformerDecoderConfig)
     loss: Literal["l2", "l1"] = "l2"
-    origin: Literal["fastmim", "simmim"] = "fastmim"  # whose rule resizes the encoder's position tables afterwards
 
     def __post_init__(self) -> None:
         check_positive(self, "mask_block")
         check_not_negative(self, "encoder_blocks")
         need(0 < self.mask_ratio < 1, "mask_ratio", f"{self.mask_ratio} is not between 0 and 1")
+
+    @property
+    def hides_tokens(self) -> bool:
+        """Whether a mask block must be whole patches of the encoder."""
+        return True
 
     @property
     def teacher_network(self) -> Teacher | None:
@@ -291,7 +323,7 @@ class MIMConfig(MethodConfig):
         """Mask blocks that tile the image, tile or are tiled by a token, and hold whole units of the target."""
         height, width = encoder.image_size
         unit = self.target.unit
-        tile = encoder.patch_size if self.corrupt == "token" else 1
+        tile = encoder.patch_size if self.hides_tokens else 1
         return [
             b
             for b in range(unit, min(height, width) + 1, unit)
@@ -311,7 +343,7 @@ class MIMConfig(MethodConfig):
             "method.mask_block",
             f"{block} does not fit image {show_size(encoder.image_size)} and tokens of {encoder.stride} pixels"
             + (f" and HOG cells of {self.target.unit}" if self.target.unit > 1 else "")
-            + (f" and patches of {encoder.patch_size}, whose tokens are masked" if self.corrupt == "token" else "")
+            + (f" and patches of {encoder.patch_size}, whose tokens are masked" if self.hides_tokens else "")
             + f"; legal: {', '.join(map(str, legal)) or 'none, change the image size'}",
         )
         self.decoder.check(encoder)
@@ -339,6 +371,61 @@ class MIMConfig(MethodConfig):
 
     def kept_values(self, encoder: EncoderConfig) -> int:
         return encoder.kept_values() + self.decoder.kept_values(encoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIMConfig(MaskedConfig):
+    """Masked image modelling on all tokens: the mask token takes the place of what is hidden (SimMIM, FastMIM)."""
+
+    name: str = "fastmim"
+    corrupt: Literal["pixel", "token"] = "pixel"  # what the mask token replaces: pixels, or tokens of the embedding
+    origin: Literal["fastmim", "simmim"] = "fastmim"  # whose rule resizes the encoder's position tables afterwards
+
+    @property
+    def hides_tokens(self) -> bool:
+        return self.corrupt == "token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig(MaskedConfig):
+    """Masked autoencoder: the encoder sees the visible tokens alone, the decoder mask tokens besides (2111.06377)."""
+
+    name: str = "mae"
+    target: TargetConfig = field(default_factory=lambda: PixelsConfig(normalize="patch"))
+    decoder: TransformerDecoderConfig = field(default_factory=lambda: TransformerDecoderConfig(width=512, depth=8))
+
+    origin = "mae"
+
+    def check(self, recipe: Recipe) -> None:
+        super().check(recipe)
+        encoder = recipe.trained_encoder
+        need(
+            encoder.drops_tokens,
+            "method.name",
+            f"{self.name} runs the encoder on the visible tokens alone, which {encoder.name} cannot: windows and "
+            "tables of relative positions need all; write fastmim or simmim, or another encoder, such as vit_base",
+        )
+        need(
+            self.decoder.takes_mask_tokens,
+            "method.decoder.name",
+            f"{self.decoder.name} has no blocks for mask tokens; write transformer",
+        )
+        if self.decoder.takes_mask_tokens:
+            self.decoder.check_positions()
+
+    def visible_tokens(self, encoder: EncoderConfig) -> int:
+        """Patch tokens of an image that the encoder sees."""
+        return encoder.num_tokens - self.masked(encoder)["masked_tokens"]
+
+    def flops(self, encoder: EncoderConfig) -> dict[str, int]:
+        visible, values = self.visible_tokens(encoder), self.target.values(encoder.stride, encoder.in_chans)
+        return {
+            "encoder": encoder.flops(visible=visible),
+            "decoder": self.decoder.flops(encoder, values, embedded=visible + encoder.num_prefix_tokens),
+        }
+
+    def kept_values(self, encoder: EncoderConfig) -> int:
+        return encoder.kept_values(self.visible_tokens(encoder)) + self.decoder.kept_values(encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -592,6 +679,7 @@ SIMMIM = MIMConfig(
 METHODS: dict[str, Any] = {
     "fastmim": MIMConfig(),
     "simmim": SIMMIM,
+    "mae": MAEConfig(),
     "classify": ClassifyConfig(),
     "manifold": ManifoldConfig(),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import UserError
-from .checks import check_not_negative, check_positive, check_rate, need
+from .checks import check_not_negative, check_positive, check_rate, legal_near, need
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -180,15 +180,15 @@ class TrainConfig:
             return self.accumulate
         each = self.batch_size * devices
         if self.effective_batch % each:
-            share = self.effective_batch // devices
-            legal = [size for size in range(1, share + 1) if self.effective_batch % (size * devices) == 0]
-            below = [size for size in legal if size <= self.batch_size]
-            above = [size for size in legal if size > self.batch_size]
-            fit = [str(sizes[at]) for sizes, at in ((below, -1), (above, 0)) if sizes]
-            remedy = f"train.batch_size={' or '.join(fit)}" if fit else f"a multiple of {devices}"
+            share, rest = divmod(self.effective_batch, devices)
+            legal = [size for size in range(1, share + 1) if not rest and share % size == 0]
+            near = [*[size for size in legal if size < self.batch_size][-1:]]
+            near += [size for size in legal if size > self.batch_size][:1]
+            fit = f"train.batch_size={' or '.join(map(str, near))}, or " if near else ""
             raise UserError(
                 f"train.effective_batch: {self.effective_batch} is no whole number of passes of {self.batch_size} "
-                f"images on {devices} device{'s' * (devices > 1)}; write {remedy}"
+                f"images on {devices} device{'s' * (devices > 1)}; write {fit}train.effective_batch="
+                f"{legal_near(self.effective_batch, each)}"
             )
         return self.effective_batch // each
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from mindspore import nn
 
-from ..config import ClassifyConfig, ManifoldConfig, MethodConfig, MIMConfig, Recipe, relation_maps
+from ..config import ClassifyConfig, MAEConfig, ManifoldConfig, MethodConfig, MIMConfig, Recipe, relation_maps
 from ..models import Classifier, build_classifier, build_encoder, build_network
 from .classify import Classify
+from .mae import MaskedAutoencoder
 from .manifold import ManifoldDistiller
 from .method import Method
 from .mim import MaskedImageModel
@@ -17,6 +18,10 @@ from .mixing import Mixing
 
 def masked_image_model(recipe: Recipe, config: MIMConfig, teacher: nn.Cell | None) -> Method:
     return MaskedImageModel(build_encoder(recipe.trained_encoder), config, recipe.encoder.image_size, teacher)
+
+
+def masked_autoencoder(recipe: Recipe, config: MAEConfig, teacher: nn.Cell | None) -> Method:
+    return MaskedAutoencoder(build_encoder(recipe.trained_encoder), config, recipe.encoder.image_size, teacher)
 
 
 def classify(recipe: Recipe, config: ClassifyConfig, teacher: nn.Cell | None) -> Method:
@@ -33,6 +38,7 @@ def manifold(recipe: Recipe, config: ManifoldConfig, teacher: Classifier) -> Met
 #: configuration -> what builds it from a recipe, the configuration and the teacher
 BUILDERS: dict[type[MethodConfig], Callable[..., Method]] = {
     MIMConfig: masked_image_model,
+    MAEConfig: masked_autoencoder,
     ClassifyConfig: classify,
     ManifoldConfig: manifold,
 }
@@ -53,4 +59,4 @@ def build_method(recipe: Recipe, teacher: nn.Cell | None = None) -> Method:
     return build(recipe, recipe.method, teacher)
 
 
-__all__ = ["Classify", "ManifoldDistiller", "MaskedImageModel", "Method", "build_method"]
+__all__ = ["Classify", "ManifoldDistiller", "MaskedAutoencoder", "MaskedImageModel", "Method", "build_method"]

@@ -24,6 +24,7 @@ from .layers import (
     trunc_normal,
     weight_init,
 )
+from .tokens import TakeTokens
 
 
 class AcrossHeads(Linear):
@@ -139,13 +140,19 @@ class CaiT(Encoder):
             ]
         )
         self.norm = LayerNorm(dim, config.norm_eps) if final_norm else None
+        self.take = TakeTokens()
         self.drop_path = DropPath(config.drop_path, config.depth, constant=True) if config.drop_path else None
 
     def embed(self, image: Tensor) -> Tensor:
         return self.patch_embed(image)
 
-    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def outputs(
+        self, tokens: Tensor, indices: tuple[int, ...], keep: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The blocks are those with talking heads: their sequences are the patches (B, N, C)."""
+        tokens = tokens + ops.tile(self.pos_embed, (tokens.shape[0], 1, 1))
+        if keep is not None:
+            tokens = self.take(tokens, keep)
         batch, length, dim = tokens.shape
         rows, taken = self._run(tokens, indices)
         patches = rows.reshape(batch, length, dim)
@@ -158,9 +165,9 @@ class CaiT(Encoder):
         return sequence.reshape(batch, 1 + length, dim), tuple([x.reshape(tokens.shape) for x in taken])
 
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """All patch blocks on (B*N, C) rows; also the rows after those in `indices`."""
+        """All patch blocks on placed tokens (B, N, C): rows (B*N, C), and those after the blocks in `indices`."""
         batch, length = tokens.shape[0], tokens.shape[1]
-        x = (tokens + ops.tile(self.pos_embed, (batch, 1, 1))).reshape(batch * length, self.out_dim)
+        x = tokens.reshape(batch * length, self.out_dim)
         factors = None
         if self.drop_path is not None and self.training:
             factors = self.drop_path.of_rows(batch, length)

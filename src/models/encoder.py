@@ -32,13 +32,24 @@ class Encoder(nn.Cell):
         """(B, in_chans, H, W) -> patch tokens (B, N, C), before class token and position."""
         raise NotImplementedError
 
-    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def outputs(
+        self, tokens: Tensor, indices: tuple[int, ...], keep: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What `encode` and `blocks_of` give, from one pass: patch tokens -> the sequence, and those of the blocks."""
         raise NotImplementedError
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Patch tokens of `embed` -> (B, num_prefix_tokens + N', out_dim), final norm applied."""
-        return self.outputs(tokens, ())[0]
+    def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Patch tokens of `embed` -> (B, num_prefix_tokens + N', out_dim), final norm applied.
+
+        Args:
+            tokens: (B, N, embed_dim).
+            keep: indices (B, K) int32 of each image's visible tokens, which alone go through the blocks, with their
+                positions and in this order; then N' is K. None keeps all.
+
+        Raises:
+            ValueError: the encoder needs all tokens (`drops_tokens` of its configuration).
+        """
+        return self.outputs(tokens, (), keep)[0]
 
     def construct(self, image: Tensor) -> Tensor:
         return self.encode(self.embed(image))

@@ -357,7 +357,11 @@ class Swin(Encoder):
     def embed(self, image: Tensor) -> Tensor:
         return self.patch_embed(image)
 
-    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def outputs(
+        self, tokens: Tensor, indices: tuple[int, ...], keep: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if keep is not None:
+            raise ValueError("windows need all tokens")
         x, taken = self._run(tokens, indices)
         count, batch, dim = x.shape
         if self.norm is not None:

@@ -12,6 +12,7 @@ from ..config import ViTConfig
 from .encoder import Encoder
 from .layers import Block, DropPath, LayerNorm, PatchEmbed, parameter, sincos_position, weight_init
 from .relative import RelativeBias, SharedTable, table_rows
+from .tokens import TakeTokens
 
 
 class ViT(Encoder):
@@ -54,29 +55,55 @@ class ViT(Encoder):
             ]
         )
         self.norm = LayerNorm(dim, config.norm_eps) if final_norm else None
+        self.take = TakeTokens()
         self.drop_path = DropPath(config.drop_path, config.depth) if config.drop_path else None
 
     def embed(self, image: Tensor) -> Tensor:
         return self.patch_embed(image)
 
-    def outputs(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        shape = (tokens.shape[0], tokens.shape[1] + self.num_prefix_tokens, self.out_dim)
-        rows, taken = self._run(tokens, indices)
+    def outputs(
+        self, tokens: Tensor, indices: tuple[int, ...], keep: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = self._placed(tokens) if keep is None else self._placed_visible(tokens, keep)
+        shape = x.shape
+        rows, taken = self._run(x, indices)
         if self.norm is not None:
             rows = self.norm(rows)
         return rows.reshape(shape), tuple([block.reshape(shape) for block in taken])
 
-    def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """All blocks on (B*length, C) rows; also the rows after the blocks in `indices`."""
+    def _placed(self, tokens: Tensor) -> Tensor:
+        """Patch tokens (B, N, C) -> with prefix tokens and positions."""
+        tokens = self._prefixed(tokens)
+        if self.pos_embed is None:
+            return tokens
+        return tokens + ops.tile(self.pos_embed, (tokens.shape[0], 1, 1))
+
+    def _placed_visible(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """The same with the tokens in `keep` (B, K) alone; each has the position it had among all."""
+        if self.spread is not None:
+            raise ValueError("tables of relative positions need all tokens")
+        batch, prefix = tokens.shape[0], self.num_prefix_tokens
+        if self.pos_embed is None:
+            return self._prefixed(self.take(tokens, keep))
+        tokens = self.take(tokens + ops.tile(self.pos_embed[:, prefix:], (batch, 1, 1)), keep)
+        if prefix == 0:
+            return tokens
+        first = self._prefixed(tokens)[:, :prefix] + ops.tile(self.pos_embed[:, :prefix], (batch, 1, 1))
+        return ops.cat((first, tokens), axis=1)
+
+    def _prefixed(self, tokens: Tensor) -> Tensor:
+        """Patch tokens behind class and distillation token."""
         batch = tokens.shape[0]
         if self.dist_token is not None:
             tokens = ops.cat((ops.tile(self.dist_token, (batch, 1, 1)), tokens), axis=1)
         if self.cls_token is not None:
             tokens = ops.cat((ops.tile(self.cls_token, (batch, 1, 1)), tokens), axis=1)
-        length = tokens.shape[1]
-        if self.pos_embed is not None:
-            tokens = tokens + ops.tile(self.pos_embed, (batch, 1, 1))
-        rows = tokens.reshape(batch * length, self.out_dim)
+        return tokens
+
+    def _run(self, x: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """All blocks on a sequence (B, length, C): rows (B*length, C), and those after the blocks in `indices`."""
+        batch, length, dim = x.shape
+        rows = x.reshape(batch * length, dim)
         bias = None
         if self.rel_pos_bias is not None:
             bias = self.spread(self.rel_pos_bias.relative_position_bias_table)

@@ -234,7 +234,8 @@ def as_table(plan: dict[str, Any]) -> str:
     *parts, total = plan["flops"].items()
     shares = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts)
     scaled = f"{plan['base_lr']:g} x {plan['effective_batch']} / {plan['lr_batch']}"
-    batch = f"{plan['batch_size']} x {plan['accumulate']} passes x {plan['devices']} devices"
+    passes, devices = plural(plan["accumulate"], "pass", "passes"), plural(plan["devices"], "device")
+    batch = f"{plan['batch_size']} x {passes} x {devices}"
     memory = f"{plan['memory'] / 1e9:.2f} GB a device, estimated: weights, gradients, moments, kept activations"
     rows += [
         ("FLOPs per image", f"{total[1] / 1e9:.2f} G multiply-adds forward ({shares})"),

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from ..config import (
     EncoderConfig,
     HOGConfig,
     LinearDecoderConfig,
+    MAEConfig,
+    MaskedConfig,
     MIMConfig,
     PixelsConfig,
     SwinConfig,
@@ -28,6 +30,7 @@ from ..config import (
 from ..models.swin import Place
 from . import WeightsError
 
+AnyMasked = TypeVar("AnyMasked", bound=MaskedConfig)
 Shapes = Mapping[str, tuple[int, ...]]
 Buffers = Mapping[str, np.ndarray]
 #: heads of the networks that training scripts name in their arguments: width, blocks, heads. FastMIM's ViT-B has 6
@@ -60,6 +63,7 @@ class Hints:
     mask_ratio: float | None = None
     mask_block: int | None = None
     target: str = ""  # hog or l2, as FastMIM says
+    decoder_heads: int | None = None  # of MAE's decoder
     normalize: bool | None = None  # the target
     mean: tuple[float, ...] | None = None  # of the images
     std: tuple[float, ...] | None = None
@@ -99,6 +103,7 @@ def hints_of_json(config: Mapping[str, Any]) -> Hints:
         window_size=config.get("window_size"),
         pretrained_window_sizes=tuple(windows) if windows else None,
         mask_ratio=config.get("mask_ratio"),
+        decoder_heads=config.get("decoder_num_attention_heads"),
         normalize=config.get("norm_pix_loss"),
     )
 
@@ -386,7 +391,7 @@ def rolling_matters(encoder: SwinConfig) -> bool:
 # --- methods ----------------------------------------------------------------------------------------------------
 
 
-def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> ClassifyConfig | MIMConfig | None:
+def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> ClassifyConfig | MaskedConfig | None:
     """What stands on the encoder: a classifier, a decoder of ours, or nothing that is ours (None)."""
     if "head.weight" in shapes:
         fc_norm = "fc_norm.weight" in shapes
@@ -396,19 +401,43 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
     if not {"mask_token", "decoder.pred.weight"} <= set(shapes):
         return None
     out = shapes["decoder.pred.weight"][0]
+    if "decoder.pos_embed" in shapes:
+        return derive_autoencoder(shapes, encoder, hints)
     if "decoder.norm.weight" not in shapes:
         target = PixelsConfig(normalize="local" if hints.normalize else "none", channels_first=True)
         return fitted(replace(METHODS["simmim"], name="simmim", target=target), encoder, hints)
-    decoder = TransformerDecoderConfig(width=shapes["decoder.norm.weight"][0], depth=count(shapes, "decoder.blocks.#."))
-    if decoder.depth:
-        mlp_ratio = ratio(shapes["decoder.blocks.0.mlp.fc1.weight"])
-        qkv_bias = "decoder.blocks.0.attn.qkv.bias" in shapes
-        decoder = replace(decoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+    decoder = derive_decoder(shapes, 0)
     hog = out == HOGConfig().bins * encoder.in_chans * (encoder.stride // HOGConfig().cell) ** 2
     said = hints.target == ("hog" if hog else "l2")  # arguments of another network say nothing about this one
     normalize = hints.normalize is not False or not said
     goal = HOGConfig(normalize=normalize) if hog else PixelsConfig(normalize="patch" if normalize else "none")
     return fitted(replace(METHODS["fastmim"], target=goal, decoder=decoder), encoder, hints)
+
+
+def derive_decoder(shapes: Shapes, num_heads: int) -> TransformerDecoderConfig:
+    """A transformer decoder; `num_heads` as in its configuration."""
+    width, depth = shapes["decoder.norm.weight"][0], count(shapes, "decoder.blocks.#.")
+    if not depth:
+        return TransformerDecoderConfig(width=width, depth=0)
+    return TransformerDecoderConfig(
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=ratio(shapes["decoder.blocks.0.mlp.fc1.weight"]),
+        qkv_bias="decoder.blocks.0.attn.qkv.bias" in shapes,
+    )
+
+
+def derive_autoencoder(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> MAEConfig | None:
+    """MAE with its decoder, whose heads no shape tells: those of a config, or 32 channels each as in all of MAE's."""
+    if "decoder.embed.weight" not in shapes or "decoder.blocks.0.norm1.weight" not in shapes:
+        return None
+    if shapes["decoder.pos_embed"][1] != encoder.output_length:
+        raise WeightsError("has positions in the decoder that are not those of its encoder's tokens")
+    target = PixelsConfig(normalize="none" if hints.normalize is False else "patch")
+    block = hints.mask_block or encoder.stride
+    method = MAEConfig(mask_block=block, target=target, decoder=derive_decoder(shapes, hints.decoder_heads or 0))
+    return fitted(method, encoder, hints)
 
 
 def placeholder(encoder: EncoderConfig) -> MIMConfig:
@@ -417,7 +446,7 @@ def placeholder(encoder: EncoderConfig) -> MIMConfig:
     return fitted(method, encoder, Hints())
 
 
-def fitted(method: MIMConfig, encoder: EncoderConfig, hints: Hints) -> MIMConfig:
+def fitted(method: AnyMasked, encoder: EncoderConfig, hints: Hints) -> AnyMasked:
     """With a mask that fits the image: as said, as usual, or of one token."""
     legal = method.legal_blocks(encoder)
     if not legal:

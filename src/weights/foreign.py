@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ClassifyConfig, EncoderConfig, FieldError, MIMConfig
+from ..config import ClassifyConfig, EncoderConfig, FieldError, MaskedConfig
 from ..models.layers import sincos_position
 from . import WeightsError
 from .derive import (
@@ -142,7 +142,7 @@ class Converted:
     """
 
     encoder: EncoderConfig
-    method: ClassifyConfig | MIMConfig | None
+    method: ClassifyConfig | MaskedConfig | None
     weights: dict[str, np.ndarray]
     kept: dict[str, np.ndarray]
     origins: tuple[str, ...]
@@ -191,6 +191,8 @@ def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
         kept |= {theirs: foreign.tensors[theirs].array() for theirs in loose}
         weights = {name: value for name, value in weights.items() if name.startswith("encoder.")}
         remarks.append("a bare encoder")
+    if "decoder.pos_embed" in weights and not hints.decoder_heads:
+        remarks.append("the decoder's heads taken to be its width / 32 (method.decoder.num_heads=N if not)")
     told = hints.pretrained_window_sizes or any(name.endswith("relative_coords_table") for name in kept)
     if hasattr(encoder, "pretrained_window_sizes") and not told:
         remarks.append("windows of pre-training taken to be its own (encoder.pretrained_window_sizes=... if not)")

@@ -77,8 +77,8 @@ DECODER = tuple((f"decoder_{part}.**", f"decoder.{part}.**") for part in ("embed
 #: FastMIM while it pre-trains: Swin stands below `encoder.` (mim_swin_pretrain.py), ViT does not (mim_vit_pretrain.py)
 FASTMIM_STAGES = Naming((*DECODER, *same("mask_token", "encoder.**")))
 FASTMIM_BLOCKS = Naming((*DECODER, *same("mask_token"), ("**", "encoder.**")))
-#: MAE while it pre-trains (models_mae.py); its decoder has no place in our networks
-MAE = Naming((("**", "encoder.**"),), kept=rf"mask_token|decoder_.*|{BUFFERS}")
+#: MAE while it pre-trains (models_mae.py)
+MAE = Naming((*DECODER, ("decoder_pos_embed", "decoder.pos_embed"), *same("mask_token"), ("**", "encoder.**")))
 #: classifiers and bare encoders as timm 0.5.4, Swin-Transformer, SimMIM, MAE, DeiT and FastMIM's ViT name them
 PLAIN = Naming((*same("head.**", "head_dist.**", "fc_norm.**"), ("**", "encoder.**")))
 #: FastMIM's Swin classifier calls its final norm fc_norm, and applies it before pooling (mim_swin_finetune.py)
@@ -96,10 +96,38 @@ TIMM_BLOCKS = Naming(
 )
 
 
-def huggingface(prefix: str) -> Naming:
-    """Hugging Face's ViT, ViTMAE, Swin and Swin V2, below `prefix` (empty for a bare encoder)."""
+#: Hugging Face's parts of a block: query, key, value, projection, both linear layers of the MLP
+OLD_PARTS = (
+    *("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"),
+    *("intermediate.dense", "output.dense"),
+)
+NEW_PARTS = (
+    *("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+    *("mlp.fc1", "mlp.fc2"),
+)
+
+
+def huggingface(prefix: str, names: Collection[str] = ()) -> Naming:
+    """Hugging Face's ViT, ViTMAE, Swin and Swin V2, below `prefix` (empty for a bare encoder).
+
+    Args:
+        names: of a file, whose version of transformers decides how blocks of a ViT are called.
+    """
+
+    def has(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in names)
+
     places = "absolute_pos_embed" if "swin" in prefix else "pos_embed"
-    pairs = [("classifier.**", "head.**"), ("decoder.0.**", "decoder.pred.**")]
+    new = has(f"{prefix}layers.")
+    decoded = "decoder.decoder_encoder.layer.*." if has("decoder.decoder_encoder.") else "decoder.decoder_layers.*."
+    pairs = [
+        ("classifier.**", "head.**"),
+        ("decoder.0.**", "decoder.pred.**"),
+        *((f"decoder.decoder_{part}.**", f"decoder.{part}.**") for part in ("embed", "norm", "pred")),
+        ("decoder.decoder_pos_embed", "decoder.pos_embed"),
+        ("decoder.mask_token", "mask_token"),
+        *block_pairs(decoded, "decoder.blocks.*.", NEW_PARTS if has("decoder.decoder_layers.0.mlp.") else OLD_PARTS),
+    ]
     own = [
         ("embeddings.mask_token", "mask_token"),
         ("embeddings.cls_token", "encoder.cls_token"),
@@ -108,29 +136,33 @@ def huggingface(prefix: str) -> Naming:
         ("embeddings.norm.**", "encoder.patch_embed.norm.**"),
         ("layernorm.**", "encoder.norm.**"),
         ("encoder.layers.*.downsample.**", "encoder.layers.*.downsample.**"),
+        *block_pairs("layers.*." if new else "encoder.layer.*.", "encoder.blocks.*.", NEW_PARTS if new else OLD_PARTS),
     ]
-    for block, ours, inner in (
-        ("encoder.layer.*.", "encoder.blocks.*.", "attention.attention."),
-        ("encoder.layers.*.blocks.*.", "encoder.layers.*.blocks.*.", "attention.self."),
-    ):
-        attention = f"{block}{inner}"
-        if "swinv2" in prefix:
-            own += [(f"{attention}{part}.bias", f"{ours}attn.{part[0]}_bias") for part in ("query", "value")]
-        for third, part in enumerate(("query", "key", "value")):
-            own.append((f"{attention}{part}.**", f"{ours}attn.qkv.**#{third}"))
-        own += [
-            (f"{attention}continuous_position_bias_mlp.**", f"{ours}attn.cpb_mlp.**"),
-            (f"{attention}relative_position_bias_table", f"{ours}attn.relative_position_bias_table"),
-            (f"{attention}logit_scale", f"{ours}attn.logit_scale"),
-            (f"{block}attention.output.dense.**", f"{ours}attn.proj.**"),
-            (f"{block}intermediate.dense.**", f"{ours}mlp.fc1.**"),
-            (f"{block}output.dense.**", f"{ours}mlp.fc2.**"),
-            (f"{block}layernorm_before.**", f"{ours}norm1.**"),
-            (f"{block}layernorm_after.**", f"{ours}norm2.**"),
-        ]
+    block, ours = "encoder.layers.*.blocks.*.", "encoder.layers.*.blocks.*."
+    attention = f"{block}attention.self."
+    if "swinv2" in prefix:
+        own += [(f"{attention}{part}.bias", f"{ours}attn.{part[0]}_bias") for part in ("query", "value")]
+    own += [
+        (f"{attention}continuous_position_bias_mlp.**", f"{ours}attn.cpb_mlp.**"),
+        (f"{attention}relative_position_bias_table", f"{ours}attn.relative_position_bias_table"),
+        (f"{attention}logit_scale", f"{ours}attn.logit_scale"),
+        *block_pairs(block, ours, tuple(part.replace("attention.attention.", "attention.self.") for part in OLD_PARTS)),
+    ]
     pairs += [(prefix + theirs, ours) for theirs, ours in own]
-    kept = rf"({re.escape(prefix)})?pooler\..*|decoder\.(decoder_.*|mask_token)|{BUFFERS}"
-    return Naming(tuple(pairs), kept)
+    return Naming(tuple(pairs), rf"({re.escape(prefix)})?pooler\..*|{BUFFERS}")
+
+
+def block_pairs(theirs: str, ours: str, parts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Names of a block; `parts` as `OLD_PARTS` has them."""
+    query, key, value, projection, first, second = parts
+    return [
+        *((f"{theirs}{part}.**", f"{ours}attn.qkv.**#{third}") for third, part in enumerate((query, key, value))),
+        (f"{theirs}{projection}.**", f"{ours}attn.proj.**"),
+        (f"{theirs}{first}.**", f"{ours}mlp.fc1.**"),
+        (f"{theirs}{second}.**", f"{ours}mlp.fc2.**"),
+        (f"{theirs}layernorm_before.**", f"{ours}norm1.**"),
+        (f"{theirs}layernorm_after.**", f"{ours}norm2.**"),
+    ]
 
 
 #: what --source may say: whose code trained or wrote a file
@@ -166,7 +198,9 @@ def recognise(names: Collection[str]) -> Recognised:
         trained = has(f"{prefix}embeddings.mask_token")
         if not prefix and stages:  # a bare encoder does not say its kind in the prefix
             raise WeightsError("a bare Swin encoder of Hugging Face, whose version its names do not say")
-        return Recognised(huggingface(prefix), ("simmim",) if trained else ("simmim", "timm") if stages else ("hf",))
+        return Recognised(
+            huggingface(prefix, names), ("simmim",) if trained else ("simmim", "timm") if stages else ("hf",)
+        )
     if has("encoder.patch_embed."):
         if has("decoder_pred.", "decoder_norm.", "mask_token"):
             return Recognised(FASTMIM_STAGES, ("fastmim",))
@@ -215,4 +249,4 @@ def naming_for(source: str, names: Collection[str]) -> Naming:
         return FASTMIM_POOLED if stages else PLAIN
     layer_scale_apart = not any(name.startswith("encoder.blocks_token_only.") for name in names)
     timm = TIMM_STAGES if stages else TIMM_BLOCKS if layer_scale_apart else PLAIN
-    return {"simmim": SIMMIM if pretraining else PLAIN, "timm": timm, "mae": PLAIN}[source]
+    return {"simmim": SIMMIM if pretraining else PLAIN, "timm": timm, "mae": MAE if pretraining else PLAIN}[source]

@@ -51,10 +51,10 @@ class Case:
         self.folder = folder
         self.info = json.loads((folder / "case.json").read_text())
         self.arguments = self.info.get("arguments", {})
-        tolerance = self.info.get("tolerance", {})
-        tolerance = tolerance if isinstance(tolerance, dict) else {}
-        self.forward = tolerance.get("float32_forward_rel", 1e-4)
-        self.gradient = tolerance.get("float32_grad_rel", 1e-3)
+        stated = self.info.get("tolerance", {})
+        tolerance: dict[str, Any] = stated if isinstance(stated, dict) else {}
+        self.forward: float = tolerance.get("float32_forward_rel", tolerance.get("forward", 1e-4))
+        self.gradient: float = tolerance.get("float32_grad_rel", tolerance.get("gradient", 1e-3))
         data = folder / "data.npz"
         self.data = dict(np.load(data)) if data.exists() else {}
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from src.config import ClassifyConfig
+from src.config import ClassifyConfig, MAEConfig
 from src.engine.checkpoint import weights_of
-from src.methods import Classify, MaskedImageModel
+from src.methods import Classify, MaskedAutoencoder, MaskedImageModel
 from src.models import build_classifier, build_encoder
 from src.models.graph import AsGraph
 from src.models.layers import sincos_position
@@ -21,10 +22,10 @@ from src.tasks.networks import BareEncoder
 from src.weights import foreign
 from src.weights.derive import Hints, pair
 from src.weights.load import Origin, load_encoder
-from src.weights.names import BUFFERS, naming_for
+from src.weights.names import BUFFERS, naming_for, recognise
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
 from src.weights.torch_file import Stored
-from tests.parity.common import Case, Findings, absolute, error, load_weights, rename_with
+from tests.parity.common import Case, Findings, Gradients, absolute, error, load_weights, rename_with
 from tests.parity.pretraining import (
     GivenMask,
     GivenNoise,
@@ -133,29 +134,14 @@ def assembled(done: Any, **changes: Any) -> Any:
     if isinstance(done.method, ClassifyConfig):
         network: Any = build_classifier(done.encoder, done.method)
     elif done.method is None:
-        network = Bare(build_encoder(done.encoder))
+        network = BareEncoder(build_encoder(done.encoder))
     else:
         method = replace(done.method, **changes)
-        network = MaskedImageModel(build_encoder(done.encoder), method, done.encoder.image_size)
+        kind = MaskedAutoencoder if isinstance(method, MAEConfig) else MaskedImageModel
+        network = kind(build_encoder(done.encoder), method, done.encoder.image_size)
     load_weights(network, done.weights, lambda name: name)
     network.set_train(False)
     return network
-
-
-class Bare(BareEncoder):
-    """A bare encoder; also with only some of its patches, as MAE runs it."""
-
-    def visible(self, image: Tensor, index: Tensor) -> Tensor:
-        """(B, C, H, W) and patches (B, n) that are seen -> (B, 1 + n, dim)."""
-        encoder = self.encoder
-        tokens = encoder.embed(image) + encoder.pos_embed[:, 1:]
-        batch, count, dim = tokens.shape[0], index.shape[1], tokens.shape[2]
-        seen = ops.gather_elements(tokens, 1, ops.tile(index.expand_dims(-1), (1, 1, dim)))
-        first = ops.tile(encoder.cls_token + encoder.pos_embed[:, :1], (batch, 1, 1))
-        rows = ops.cat((first, seen), axis=1).reshape(batch * (1 + count), dim)
-        for number in range(encoder.depth):
-            rows = encoder.blocks[number](rows, batch, 1 + count)
-        return encoder.norm(rows).reshape(batch, 1 + count, dim)
 
 
 def container(case: Case) -> Findings:
@@ -200,11 +186,8 @@ def hugging_face(case: Case) -> Findings:
     yield from and_back(case, file, done)
     data = case.data
     network, image = assembled(done), Tensor(data["image"])
-    if "encoder_all" in data:
-        yield "encoder_all", error(network(image), data["encoder_all"]), case.forward
-        count = data["encoder"].shape[1] - 1
-        index = Tensor(np.argsort(data["noise"], axis=1, kind="stable")[:, :count].astype(np.int32))
-        yield "encoder", error(AsGraph(network, network.visible)(image, index), data["encoder"]), case.forward
+    if "noise" in data:
+        yield from autoencoder(case, network)
     elif "mask" in data:
         rows, cols = (side // done.encoder.patch_size for side in done.encoder.image_size)
         mask = Tensor(data["mask"].reshape(-1, rows, cols).astype(np.float32))
@@ -215,6 +198,50 @@ def hugging_face(case: Case) -> Findings:
     else:
         yield "logits", error(network(image), data["logits"]), case.forward
         yield "last_hidden_state", error(network.encoder(image), data["last_hidden_state"]), case.forward
+
+
+def autoencoder(case: Case, network: Any) -> Findings:
+    """MAE with stored noise: what the encoder makes of all and of the visible patches, prediction, loss."""
+    data, image = case.data, Tensor(case.data["image"])
+    if "encoder_all" in data:
+        yield "encoder_all", error(network.encoder(image), data["encoder_all"]), case.forward
+    if "encoder" in data:
+        count = data["encoder"].shape[1] - network.encoder.num_prefix_tokens
+        keep = Tensor(np.argsort(data["noise"], axis=1, kind="stable")[:, :count].astype(np.int32))
+        encode = AsGraph(network.encoder, network.encoder.encode)
+        yield "encoder", error(encode(network.encoder.embed(image), keep), data["encoder"]), case.forward
+    loss, _, prediction, _ = GivenNoise(network)(image, Tensor(data["noise"]))
+    mask = AsGraph(network, network.mask.from_noise)(Tensor(data["noise"])).asnumpy()
+    yield "mask", float((mask.reshape(data["mask"].shape) != data["mask"]).mean()), 0.0
+    theirs = data["logits"] if "logits" in data else data["pred"]
+    yield "prediction", error(prediction, theirs), case.forward
+    yield "loss", error(loss, data["loss"]), case.forward
+
+
+def mae(case: Case) -> Findings:
+    """MAE pre-training in Hugging Face's names: prediction, loss and the gradient of every trained parameter."""
+    done = converted(case, "model.safetensors", mask_ratio=case.arguments["mask_ratio"])
+    network = assembled(done)
+    yield from autoencoder(case, network)
+    weights = ms.ParameterTuple(network.trainable_params())
+    image, noise = Tensor(case.data["image"]), Tensor(case.data["noise"])
+    _, grads = Gradients(GivenNoise(network), weights)(image, noise)
+    ours = {weight.name: grad.asnumpy() for weight, grad in zip(weights, grads, strict=True)}
+    reference = case.tensors("grads")
+    naming = recognise(reference).naming
+    seen = set()
+    for name, theirs in reference.items():
+        place = naming.ours(name)
+        assert place is not None, name
+        seen.add(place[0])
+        found = ours[place[0]] if place[1] is None else np.split(ours[place[0]], 3)[place[1]]
+        if place[1] == 1 and name.endswith("bias"):  # a shift of the keys, which softmax does not see
+            scale = max(float(np.abs(ours[place[0]]).max()), 1e-12)
+            yield f"grad {name}", absolute(found, theirs) / scale, case.gradient
+        else:
+            yield f"grad {name}", error(found.reshape(theirs.shape), theirs), case.gradient
+    seen.add("encoder.pos_embed")  # never trained there, whatever its table is
+    yield "trained parameters without a reference", float(len(set(ours) - seen)), 0.0
 
 
 def timm(case: Case) -> Findings:
