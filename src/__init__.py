@@ -13,3 +13,10 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> Any:
     from .tasks.networks import load_model as load  # MindSpore is imported when it is needed
 
     return load(source, **options)
+
+
+def load_encoder(source: str | os.PathLike[str], blocks: Any = None, **options: Any) -> Any:
+    """A trained encoder, images -> pooled features or maps of some blocks: see `src.tasks.networks.load_encoder`."""
+    from .tasks.networks import load_encoder as load
+
+    return load(source, blocks, **options)

@@ -126,3 +126,7 @@ def fine_tuned(request: pytest.FixtureRequest, tiny_run: Callable[[str], Path]) 
 def one_fine_tuned(tiny_run: Callable[[str], Path]) -> Path:
     """A fine-tuned checkpoint, where its kind does not matter."""
     return tiny_run("vit")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="every combination of the walk in test_pairs.py")

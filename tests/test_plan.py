@@ -179,7 +179,7 @@ def test_the_command_prints_a_table(run_entry: Run, tmp_path: Path) -> None:
     assert rows["parameters"].strip().startswith("89,874,104 trained, 89,874,104 in all")
     assert rows["masked"].strip() == "22 of 36 blocks, 22 of 36 tokens"
     assert rows["FLOPs per image"].strip().startswith("11.42 G multiply-adds forward (encoder 11.304, decoder 0.113)")
-    assert rows["effective batch"].strip() == "2048 = 128 x 1 passes x 16 devices"
+    assert rows["effective batch"].strip() == "2048 = 128 x 1 pass x 16 devices"
     assert rows["learning rate"].strip() == "0.0008 = 0.0002 x 2048 / 512"
     assert rows["steps"].strip() == "62,500 = 625 x 100 epochs"
 

@@ -50,6 +50,12 @@ class EncoderConfig:
         return tuple(size for size, depth in stages for _ in range(depth))
 
     @property
+    def block_dims(self) -> tuple[int, ...]:
+        """Width of the tokens after each block; it doubles from stage to stage."""
+        depths = enumerate(self.stage_depths)
+        return tuple(self.embed_dim << stage for stage, depth in depths for _ in range(depth))
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Output tokens before the patch tokens: class and distillation token."""
         return 0

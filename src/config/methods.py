@@ -128,6 +128,34 @@ class PixelsConfig(TargetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(TargetConfig):
+    """The output of a frozen encoder for the whole image (MaskFeat's and MVP's comparisons of targets)."""
+
+    name: str = "features"
+    teacher: str = ""  # a checkpoint of any Method: ours, or converted; its encoder is asked
+    teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # what that file holds
+    # of each token: layer, mean 0 and variance 1 over its channels; length, length 1
+    normalize: Literal["layer", "length", "none"] = "layer"
+
+    def values(self, stride: int, in_chans: int) -> int:
+        return self.teacher_encoder.out_dim
+
+    @property
+    def teacher_network(self) -> Teacher:
+        return Teacher(file=self.teacher, key="method.target.teacher", encoder=self.teacher_encoder)
+
+    def check(self, encoder: EncoderConfig) -> None:
+        check_same_images(encoder, self.teacher_encoder, "method.target.teacher_encoder")
+        ours, theirs = encoder.stage_maps[-1], self.teacher_encoder.stage_maps[-1]
+        need(
+            ours == theirs,
+            "method.target.teacher_encoder",
+            f"{self.teacher_encoder.name} gives {show_size(theirs)} tokens, {encoder.name} {show_size(ours)}, and each "
+            f"token has one target; write a teacher with tokens of {encoder.stride} pixels",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """What every decoder's configuration answers."""
 
@@ -560,7 +588,7 @@ class ManifoldConfig(ClassifyConfig):
             "names no block; write for example student_layers: [0, 3] and teacher_layers: [0, 3], or beta: 0 for "
             "logits alone",
         )
-        check_same_images(student, teacher)
+        check_same_images(student, teacher, "method.teacher_encoder")
         for key, encoder in (("student_layers", student), ("teacher_layers", teacher)):
             blocks = len(encoder.block_maps)
             for number in getattr(self, key):
@@ -574,13 +602,13 @@ class ManifoldConfig(ClassifyConfig):
             check_cache(recipe)
 
 
-def check_same_images(student: EncoderConfig, teacher: EncoderConfig) -> None:
-    """A teacher sees the images of its student."""
+def check_same_images(student: EncoderConfig, teacher: EncoderConfig, teacher_key: str) -> None:
+    """A teacher sees the images of its student; `teacher_key` is where the recipe says what it is."""
     for key in ("image_size", "in_chans"):
         ours, theirs = getattr(student, key), getattr(teacher, key)
         need(
             ours == theirs,
-            f"method.teacher_encoder.{key}",
+            f"{teacher_key}.{key}",
             f"{show_size(theirs)}, but the student has {show_size(ours)} and both see the same images; "
             f"write {list(ours) if isinstance(ours, tuple) else ours}",
         )
@@ -683,5 +711,5 @@ METHODS: dict[str, Any] = {
     "classify": ClassifyConfig(),
     "manifold": ManifoldConfig(),
 }
-TARGETS: dict[str, Any] = {"hog": HOGConfig(), "pixels": PixelsConfig()}
+TARGETS: dict[str, Any] = {"hog": HOGConfig(), "pixels": PixelsConfig(), "features": FeaturesConfig()}
 DECODERS: dict[str, Any] = {"transformer": TransformerDecoderConfig(), "linear": LinearDecoderConfig()}

@@ -12,9 +12,11 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from ..config import HOGConfig, PixelsConfig, TargetConfig
+from ..config import FeaturesConfig, HOGConfig, PixelsConfig, TargetConfig
+from ..models import BareEncoder, Classifier
 from .masking import resize_mask
-from .panels import Panel, Scene, glyphs
+from .method import freeze
+from .panels import Panel, Scene, glyphs, principal_colours
 
 
 class Target(nn.Cell):
@@ -283,10 +285,64 @@ def band(side: int, reach: int) -> np.ndarray:
     return (np.abs(position[:, None] - position) <= reach).astype(np.float32)
 
 
+class Features(Target):
+    """What a frozen encoder makes of each patch of the whole image.
+
+    A token that is hidden in part counts by that part.
+
+    Args:
+        config: normalisation.
+        stride, in_chans: pixels per side of a token, channels; the teacher's are the same.
+        teacher: a network with that encoder.
+    """
+
+    EPS = 1e-6  # added to the variance, and the smallest length
+    teacher: BareEncoder | Classifier
+
+    def __init__(self, config: FeaturesConfig, stride: int, in_chans: int, teacher: BareEncoder | Classifier):
+        super().__init__()
+        self.normalize = config.normalize
+        self.dim = config.values(stride, in_chans)
+        self.prefix = teacher.encoder.num_prefix_tokens
+        self.__dict__["teacher"] = freeze(teacher)  # not as a cell of this one
+
+    def construct(self, image: Tensor) -> Tensor:
+        x = self.teacher.encoder(image)[:, self.prefix :]
+        if self.normalize == "layer":
+            x = x - ops.tile(x.mean(axis=-1, keep_dims=True), (1, 1, self.dim))
+            return x / ops.tile(ops.sqrt((x * x).mean(axis=-1, keep_dims=True) + self.EPS), (1, 1, self.dim))
+        if self.normalize == "length":
+            length = ops.sqrt((x * x).sum(axis=-1, keepdims=True))
+            return x / ops.tile(ops.maximum(length, self.EPS), (1, 1, self.dim))
+        return x
+
+    def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        batch, rows, cols = mask.shape
+        if rows <= grid[0]:
+            return self.of_tokens(mask, grid)
+        parts = mask.reshape(batch, grid[0], rows // grid[0], grid[1], cols // grid[1])
+        return parts.mean(axis=(2, 4)).reshape(batch, grid[0] * grid[1])
+
+    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
+        """The three main directions of the target as colours, and the prediction where the image is hidden."""
+        size = (scene.pixels.shape[2], scene.pixels.shape[3])
+        wanted, found = (
+            part.reshape(len(part), *scene.grid, 3)[:, np.arange(size[0]) * scene.grid[0] // size[0]][
+                :, :, np.arange(size[1]) * scene.grid[1] // size[1]
+            ]
+            for part in principal_colours(target, prediction)
+        )
+        return [
+            Panel("features (main directions)", wanted),
+            Panel("prediction on masked blocks", np.where(scene.hidden(size)[..., None], found, wanted)),
+        ]
+
+
 #: configuration -> target; arguments: the configuration, stride and channels of the encoder
 TARGETS: dict[type[TargetConfig], Callable[..., Target]] = {
     HOGConfig: HOG,
     PixelsConfig: Pixels,
+    FeaturesConfig: Features,
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..config import CaiTConfig, ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig
 from .cait import CaiT
-from .classifier import BareEncoder, Classifier
+from .classifier import BareEncoder, Classifier, Pooled
 from .encoder import Encoder
 from .swin import Swin
 from .swin_v2 import SwinV2
@@ -36,4 +36,4 @@ def build_network(encoder: EncoderConfig, classifier: ClassifyConfig | None) -> 
     return build_classifier(encoder, classifier) if classifier else BareEncoder(build_encoder(encoder))
 
 
-__all__ = ["BareEncoder", "Classifier", "Encoder", "build_classifier", "build_encoder", "build_network"]
+__all__ = ["BareEncoder", "Classifier", "Encoder", "Pooled", "build_classifier", "build_encoder", "build_network"]

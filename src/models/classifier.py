@@ -9,22 +9,48 @@ from .encoder import Encoder
 from .layers import LayerNorm, Linear, trunc_normal
 
 
-class Classifier(nn.Cell):
-    """Logits of an image.
+class Pooled(nn.Cell):
+    """Features of an image: an encoder's tokens, pooled.
 
     Args:
         encoder: built without final norm when `config.fc_norm` is set.
-        config: classes and pooling. `pool: mean` averages the patch tokens (never the class token), `pool: cls` takes
-            the class token; `fc_norm` normalises after pooling (FastMIM models_vit.py). With a distillation token
-            `pool: cls` gives the mean of two heads' logits, one on each token (DeiT).
+        config: how a classifier pools. `pool: mean` averages the patch tokens (never the class token), `pool: cls`
+            takes the class token; `fc_norm` normalises after pooling (FastMIM models_vit.py). None averages.
+    """
+
+    def __init__(self, encoder: Encoder, config: ClassifyConfig | None):
+        super().__init__()
+        self.encoder = encoder
+        self.pool_mean = config is None or config.pool == "mean"
+        self.prefix = encoder.num_prefix_tokens
+        norm = config is not None and config.fc_norm
+        self.fc_norm = LayerNorm(encoder.out_dim, encoder.norm_eps) if norm else None
+
+    def construct(self, image: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, out_dim)."""
+        return self.features(image)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Pooled features (B, out_dim) that a head sees."""
+        return self.pool(self.encoder(image))
+
+    def pool(self, sequence: Tensor) -> Tensor:
+        """(B, prefix + N, out_dim) -> (B, out_dim)."""
+        pooled = sequence[:, self.prefix :].mean(axis=1) if self.pool_mean else sequence[:, 0]
+        return pooled if self.fc_norm is None else self.fc_norm(pooled)
+
+
+class Classifier(Pooled):
+    """Logits of an image.
+
+    Args:
+        encoder: as in `Pooled`.
+        config: classes and pooling. With a distillation token `pool: cls` gives the mean of two heads' logits, one on
+            each token (DeiT).
     """
 
     def __init__(self, encoder: Encoder, config: ClassifyConfig):
-        super().__init__()
-        self.encoder = encoder
-        self.pool_mean = config.pool == "mean"
-        self.prefix = encoder.num_prefix_tokens
-        self.fc_norm = LayerNorm(encoder.out_dim, encoder.norm_eps) if config.fc_norm else None
+        super().__init__(encoder, config)
         self.head = Linear(encoder.out_dim, config.num_classes, init=trunc_normal(config.head_std))
         second = self.prefix > 1 and not self.pool_mean
         self.head_dist = (
@@ -44,15 +70,6 @@ class Classifier(nn.Cell):
         """Tokens of the encoder -> logits of the head, and of that on the distillation token if there is one."""
         logits = self.head(self.pool(sequence))
         return logits, logits if self.head_dist is None else self.head_dist(sequence[:, 1])
-
-    def features(self, image: Tensor) -> Tensor:
-        """Pooled features (B, out_dim) that the head sees."""
-        return self.pool(self.encoder(image))
-
-    def pool(self, sequence: Tensor) -> Tensor:
-        """(B, prefix + N, out_dim) -> (B, out_dim)."""
-        pooled = sequence[:, self.prefix :].mean(axis=1) if self.pool_mean else sequence[:, 0]
-        return pooled if self.fc_norm is None else self.fc_norm(pooled)
 
     def layer_of(self, name: str) -> int:
         """Learning-rate layer: the encoder's own, fc_norm and head on top."""

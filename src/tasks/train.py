@@ -27,6 +27,7 @@ from ..visual.curves import draw_curves
 from ..visual.gallery import write_grid
 from ..weights.load import Origin, carry_over, load_encoder
 from .images import evaluation_batches, load_sources, loader
+from .networks import origin_of
 from .teacher import digest_of, keep_answers, kept_answers, load_teacher
 
 STILL = 256  # training images that a Method may look at before the first step
@@ -313,14 +314,6 @@ def chosen(source: ImageFolder, count: int) -> ImageFolder:
     """Up to so many images of a source, spread evenly."""
     places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     return replace(source, files=[source.files[i] for i in places], labels=[source.labels[i] for i in places])
-
-
-def origin_of(found: checkpoint.Checkpoint) -> Origin:
-    """What a checkpoint says about its weights; before it said who trained them, its recipe did."""
-    recipe = parse_recipe(found.meta["recipe"], str(found.path))
-    before = [] if recipe.method.classifier else [recipe.method.origin]
-    sources, classes = tuple(found.meta.get("origins", before)), tuple(found.meta["classes"])
-    return Origin(sources, recipe.trained_encoder, classes, tuple(found.kept), recipe.method.encoder_blocks)
 
 
 def show_metric(name: str, value: float) -> str:

@@ -1,0 +1,173 @@
+"""Every two values of encoder, target, decoder and corruption meet in a run that trains, saves, draws and loads.
+
+`--all` runs every combination.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src import load_encoder
+from src.config import (
+    CaiTConfig,
+    ClassifyConfig,
+    DataConfig,
+    FeaturesConfig,
+    HOGConfig,
+    LinearDecoderConfig,
+    MAEConfig,
+    ManifoldConfig,
+    MIMConfig,
+    PixelsConfig,
+    Recipe,
+    SwinConfig,
+    SwinV2Config,
+    TrainConfig,
+    TransformerDecoderConfig,
+    ViTConfig,
+)
+from src.config.files import parse_recipe
+from src.engine import checkpoint
+from src.methods import build_method
+from src.models.graph import AsGraph
+from src.tasks.train import train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+ENCODERS: dict[str, Any] = {
+    "vit": ViTConfig.tiny(),
+    "cait": CaiTConfig.tiny(),
+    "swin": SwinConfig.tiny(),
+    "swinv2": SwinV2Config.tiny(),
+}
+TARGETS: dict[str, Any] = {
+    "hog": HOGConfig(cell=4),
+    "pixels": PixelsConfig(normalize="local", window=5),
+    "patch pixels": PixelsConfig(normalize="patch"),
+    "features": FeaturesConfig(),  # the test names the teacher
+}
+DECODERS: dict[str, Any] = {
+    "transformer": TransformerDecoderConfig(width=32, depth=1),
+    "linear": LinearDecoderConfig(),
+}
+#: what is corrupted -> configuration; MAE drops tokens
+CORRUPTIONS: dict[str, Any] = {
+    "pixel": MIMConfig(mask_block=8, corrupt="pixel"),
+    "token": MIMConfig(mask_block=8, corrupt="token", loss="l1", mask_rounding="ceil_masked", origin="simmim"),
+    "drop": MAEConfig(mask_block=8),
+}
+FACTORS = (ENCODERS, TARGETS, DECODERS, CORRUPTIONS)
+
+
+def legal(case: tuple[str, ...]) -> bool:
+    encoder, _, decoder, corruption = case
+    return corruption != "drop" or (ENCODERS[encoder].drops_tokens and decoder == "transformer")
+
+
+def pairs(case: tuple[str, ...]) -> set[tuple[int, str, int, str]]:
+    return {(i, case[i], j, case[j]) for i, j in itertools.combinations(range(len(case)), 2)}
+
+
+ALL = [case for case in itertools.product(*FACTORS) if legal(case)]
+
+
+def pairwise() -> list[tuple[str, ...]]:
+    """Cases that hold every pair of values that any case holds; the one with most new pairs first."""
+    left = set().union(*(pairs(case) for case in ALL))
+    chosen = []
+    while left:
+        best = max(ALL, key=lambda case: len(pairs(case) & left))
+        chosen.append(best)
+        left -= pairs(best)
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = ALL if metafunc.config.getoption("--all") else pairwise()
+        metafunc.parametrize("case", cases, ids=["-".join(case) for case in cases])
+
+
+def test_the_pairs_are_all_there() -> None:
+    chosen = pairwise()
+    assert set().union(*map(pairs, chosen)) == set().union(*map(pairs, ALL))
+    assert len(chosen) < len(ALL) / 2
+
+
+def teacher_of(path: Path) -> dict[str, Any]:
+    recipe = parse_recipe(checkpoint.load(path).meta["recipe"], str(path))
+    return {"teacher": str(path), "teacher_encoder": recipe.encoder}
+
+
+def two_steps(encoder: Any, method: Any, data: Path, output: Path) -> Recipe:
+    return Recipe(
+        encoder=encoder,
+        method=method,
+        data=DataConfig(root=str(data), workers=1),
+        train=TrainConfig(epochs=1, batch_size=36, base_lr=1e-3, lr_batch=0, log_every=1),
+        device="CPU",
+        output=str(output),
+    )
+
+
+def lines_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained_and_loaded(recipe: Recipe) -> None:
+    """Two steps with finite figures, a checkpoint that fits a network built anew, and an encoder made from it."""
+    output = Path(recipe.output)
+    train(recipe)
+    lines = lines_of(output)
+    steps = [line for line in lines if line["event"] == "train"]
+    assert len(steps) == 2 and all(np.isfinite(line["loss"]) and line["baseline"] > 0 for line in steps)
+    assert any(line["event"] == "eval" and np.isfinite(line["loss"]) for line in lines)
+    found = checkpoint.load(output / "last.ckpt")
+    method = build_method(recipe)
+    checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
+    image = Tensor(np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32))
+    encoder = load_encoder(output / "last.ckpt")
+    method.set_train(False)
+    if not recipe.method.classifier:
+        ours = AsGraph(method.encoder, method.encoder.pooled)(image).asnumpy()
+        np.testing.assert_allclose(encoder(image).asnumpy(), ours, rtol=1e-4, atol=1e-5)
+    assert not encoder.training
+
+
+def test_a_masked_run(case: tuple[str, ...], tiny_data: Path, tiny_run: Callable[[str], Path], tmp_path: Path) -> None:
+    encoder, target, decoder, corruption = (factor[name] for factor, name in zip(FACTORS, case, strict=True))
+    if case[1] == "features":
+        target = replace(target, **teacher_of(tiny_run("vit")))
+    method = replace(corruption, target=target, decoder=decoder)
+    trained_and_loaded(two_steps(encoder, method, tiny_data, tmp_path / "run"))
+    (picture,) = (tmp_path / "run" / "gallery").iterdir()
+    image = cv2.imread(str(picture))
+    assert image.shape[0] > 400 and image.std() > 10
+    assert "no gallery" not in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("student", ENCODERS)
+def test_a_supervised_run(student: str, tiny_data: Path, tiny_run: Callable[[str], Path], tmp_path: Path) -> None:
+    encoder = ENCODERS[student]
+    pool: Any = "cls" if encoder.num_prefix_tokens else "mean"
+    shared: dict[str, Any] = {"num_classes": 6, "pool": pool, "fc_norm": False, "mixup": 0.8}
+    manifold = ManifoldConfig(
+        **shared, **teacher_of(tiny_run("vit")), student_layers=(1, -1 % len(encoder.block_maps)), teacher_layers=(0, 1)
+    )
+    if student in ("vit", "cait"):
+        method: Any = manifold
+    else:  # maps of the first stage are larger than the teacher's
+        method = replace(manifold, student_layers=(3,), teacher_layers=(1,))
+    for number, config in enumerate((ClassifyConfig(**shared), method)):
+        trained_and_loaded(two_steps(encoder, config, tiny_data, tmp_path / str(number)))
+    assert not (tmp_path / "0" / "gallery").exists()
