@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from mindspore import Tensor
 
 from src import load_encoder
 from src.config import (
@@ -39,16 +38,16 @@ from src.config import (
 from src.config.files import parse_recipe
 from src.engine import checkpoint
 from src.methods import build_method
-from src.models.graph import AsGraph
 from src.tasks.train import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
+#: one block on each map, which compiles fast
 ENCODERS: dict[str, Any] = {
-    "vit": ViTConfig.tiny(),
-    "cait": CaiTConfig.tiny(),
-    "swin": SwinConfig.tiny(),
-    "swinv2": SwinV2Config.tiny(),
+    "vit": replace(ViTConfig.tiny(), depth=1),
+    "cait": replace(CaiTConfig.tiny(), depth=1),
+    "swin": replace(SwinConfig.tiny(), depths=(1, 1)),
+    "swinv2": replace(SwinV2Config.tiny(), depths=(1, 1)),
 }
 TARGETS: dict[str, Any] = {
     "hog": HOGConfig(cell=4),
@@ -135,13 +134,10 @@ def trained_and_loaded(recipe: Recipe) -> None:
     found = checkpoint.load(output / "last.ckpt")
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
-    image = Tensor(np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32))
-    encoder = load_encoder(output / "last.ckpt")
-    method.set_train(False)
-    if not recipe.method.classifier:
-        ours = AsGraph(method.encoder, method.encoder.pooled)(image).asnumpy()
-        np.testing.assert_allclose(encoder(image).asnumpy(), ours, rtol=1e-4, atol=1e-5)
-    assert not encoder.training
+    loaded = checkpoint.weights_of(load_encoder(output / "last.ckpt"))
+    assert {name for name in found.weights if name.startswith("encoder.")} == set(loaded)
+    for name, parameter in loaded.items():
+        np.testing.assert_array_equal(parameter.asnumpy(), found.weights[name])
 
 
 def test_a_masked_run(case: tuple[str, ...], tiny_data: Path, tiny_run: Callable[[str], Path], tmp_path: Path) -> None:
@@ -161,13 +157,8 @@ def test_a_supervised_run(student: str, tiny_data: Path, tiny_run: Callable[[str
     encoder = ENCODERS[student]
     pool: Any = "cls" if encoder.num_prefix_tokens else "mean"
     shared: dict[str, Any] = {"num_classes": 6, "pool": pool, "fc_norm": False, "mixup": 0.8}
-    manifold = ManifoldConfig(
-        **shared, **teacher_of(tiny_run("vit")), student_layers=(1, -1 % len(encoder.block_maps)), teacher_layers=(0, 1)
-    )
-    if student in ("vit", "cait"):
-        method: Any = manifold
-    else:  # maps of the first stage are larger than the teacher's
-        method = replace(manifold, student_layers=(3,), teacher_layers=(1,))
-    for number, config in enumerate((ClassifyConfig(**shared), method)):
+    last = len(encoder.block_maps) - 1  # has the teacher's map
+    manifold = ManifoldConfig(**shared, **teacher_of(tiny_run("vit")), student_layers=(last,), teacher_layers=(1,))
+    for number, config in enumerate((ClassifyConfig(**shared), manifold)):
         trained_and_loaded(two_steps(encoder, config, tiny_data, tmp_path / str(number)))
     assert not (tmp_path / "0" / "gallery").exists()
