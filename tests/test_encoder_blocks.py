@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import ENCODERS, CaiTConfig, EncoderConfig, MIMConfig, Recipe, SwinConfig, ViTConfig, first_blocks
+from src.config import ENCODERS, CaiTConfig, EncoderConfig, MIMConfig, Recipe, SwinConfig, ViTConfig
 from src.config.files import load_recipe
 from src.engine import checkpoint
 from src.models import build_encoder
@@ -29,12 +29,12 @@ SWIN = SwinConfig(
 
 def test_stages_left_empty_go_and_with_them_their_stride() -> None:
     base = ENCODERS["swin_base"]
-    part = first_blocks(base, 22)
+    part = base.first_blocks(22)
     assert part == replace(base, depths=(2, 2, 18), num_heads=(4, 8, 16))
-    assert first_blocks(base, 22).stride == 16 and first_blocks(base, 23).stride == 32
-    assert first_blocks(base, 3).depths == (2, 1)
-    assert first_blocks(base, 24) is base
-    assert first_blocks(ENCODERS["vit_base"], 8).depth == 8
+    assert base.first_blocks(22).stride == 16 and base.first_blocks(23).stride == 32
+    assert base.first_blocks(3).depths == (2, 1)
+    assert base.first_blocks(24) is base
+    assert ENCODERS["vit_base"].first_blocks(8).depth == 8
 
 
 CAIT = CaiTConfig(image_size=(32, 32), patch_size=8, embed_dim=32, depth=3, num_heads=2, drop_path=0.3)
@@ -42,13 +42,13 @@ CAIT = CaiTConfig(image_size=(32, 32), patch_size=8, embed_dim=32, depth=3, num_
 
 @pytest.mark.parametrize("config", [VIT, SWIN, CAIT])
 def test_the_blocks_that_stay_keep_their_rates(config: EncoderConfig) -> None:
-    whole, part = (build_encoder(each).drop_path for each in (config, first_blocks(config, 2)))
+    whole, part = (build_encoder(each).drop_path for each in (config, config.first_blocks(2)))
     np.testing.assert_allclose(part.keep_prob.asnumpy(), whole.keep_prob.asnumpy()[:2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("config", "blocks"), [(VIT, 2), (SWIN, 4), (SWIN, 3)])
 def test_a_whole_encoder_takes_the_first_blocks_and_says_what_is_fresh(config: EncoderConfig, blocks: int) -> None:
-    part, whole = build_encoder(first_blocks(config, blocks), final_norm=False), build_encoder(config)
+    part, whole = build_encoder(config.first_blocks(blocks), final_norm=False), build_encoder(config)
     for cell in (part, whole):
         cell.set_train(False)
         cell.update_parameters_name("encoder.")
@@ -59,7 +59,7 @@ def test_a_whole_encoder_takes_the_first_blocks_and_says_what_is_fresh(config: E
     # the norm behind the last block that was trained is not the norm behind the last block
     arrays |= {f"encoder.norm.{name}": numbers(0, part.out_dim) for name in ("weight", "bias")}
     parameters = {p.name: p for p in whole.get_parameters() if p.requires_grad}
-    origin = Origin(("fastmim",), first_blocks(config, blocks), (), (), blocks)
+    origin = Origin(("fastmim",), config.first_blocks(blocks), (), (), blocks)
     report = load_encoder(parameters, arrays, Path("f.ckpt"), origin, config)
     total = 3 if config is VIT else 5
     assert report.notes == [f"pre-training had the first {blocks} of {total} blocks, the rest is fresh"]
@@ -76,7 +76,7 @@ def test_a_name_missing_below_the_cut_is_refused() -> None:
     whole.update_parameters_name("encoder.")
     parameters = {p.name: p for p in whole.get_parameters() if p.requires_grad}
     arrays = {name: p.asnumpy() for name, p in parameters.items() if name != "encoder.blocks.1.norm1.weight"}
-    origin = Origin(("fastmim",), first_blocks(VIT, 2), (), (), 2)
+    origin = Origin(("fastmim",), VIT.first_blocks(2), (), (), 2)
     with pytest.raises(WeightsError, match=r"1 of \d+ encoder parameters \(encoder.blocks.1.norm1.weight\)"):
         load_encoder(parameters, arrays, Path("f.ckpt"), origin, VIT)
 

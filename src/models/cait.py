@@ -32,7 +32,7 @@ class AcrossHeads(Linear):
 
     def __init__(self, num_heads: int, init: Initializer):
         super().__init__(num_heads, num_heads, init=init)
-        self.affine = rows.channels()
+        self.affine = rows.build(rows.Channels)
 
     def construct(self, x: Tensor) -> Tensor:
         batch, heads, tokens, others = x.shape
@@ -65,8 +65,8 @@ class ClassAttention(nn.Cell):
         self.proj = Linear(dim, dim, init=init[1])
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = rows.softmax()
-        self.split_heads = rows.split_heads()
+        self.softmax = rows.build(rows.Softmax)
+        self.split_heads = rows.build(rows.SplitHeads)
 
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         first = x.reshape(batch, tokens, self.dim)[:, 0]

@@ -54,7 +54,7 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = parameter(init or XavierUniform(), out_dim, in_dim)
         self.bias = parameter("zeros", out_dim) if bias else None
-        self.affine = rows.affine() if bias else ops.MatMul(transpose_b=True)
+        self.affine = rows.build(rows.Affine) if bias else ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.affine(x, self.weight) if self.bias is None else self.affine(x, self.weight, self.bias)
@@ -67,7 +67,7 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.weight = parameter("ones", dim)
         self.bias = parameter("zeros", dim)
-        self.normalize = rows.normalize(eps)
+        self.normalize = rows.build(rows.Normalize, eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.weight, self.bias)[0]
@@ -78,7 +78,7 @@ class Gelu(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gelu = rows.exact_gelu()
+        self.gelu = rows.build(rows.ExactGelu)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.gelu(x)[0]
@@ -130,9 +130,9 @@ class Attention(nn.Cell):
         self.split = ops.Split(-1, 3)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = rows.softmax()
+        self.softmax = rows.build(rows.Softmax)
         self.bias_add = ops.BiasAdd()
-        self.split_heads, self.join_heads = rows.split_heads(), rows.join_heads()
+        self.split_heads, self.join_heads = rows.build(rows.SplitHeads), rows.build(rows.JoinHeads)
 
     def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
         """(B*N, C) and a bias of the scores (heads, N, N) or None -> (B*N, C)."""
@@ -247,7 +247,7 @@ class PatchProjection(nn.Cell):
         bound = math.sqrt(6.0 / (fan_in + dim)) if xavier else fan_in**-0.5
         self.weight = parameter(Uniform(bound), dim, in_chans, patch_size, patch_size)
         self.bias = parameter(Uniform(fan_in**-0.5), dim)
-        self.affine = rows.affine()
+        self.affine = rows.build(rows.Affine)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.affine(x, self.weight.reshape(self.weight.shape[0], -1), self.bias)

@@ -16,7 +16,8 @@ Both forms give the same numbers; tests/test_models.py holds them together.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -25,6 +26,26 @@ from mindspore import Tensor, nn, ops
 def on_cpu() -> bool:
     """Whether cells built now will run on CPU."""
     return bool(ms.get_context("device_target") == "CPU")
+
+
+Form = TypeVar("Form", bound=type)
+#: operation -> the form of it that runs on CPU
+_CPU_FORMS: dict[type, type] = {}
+
+
+def cpu_form(operation: type) -> Callable[[Form], Form]:
+    """Register a class as what runs in place of another on CPU."""
+
+    def register(form: Form) -> Form:
+        _CPU_FORMS[operation] = form
+        return form
+
+    return register
+
+
+def build(operation: type, *arguments: Any) -> nn.Cell:
+    """A cell of an operation, in the form for the device that cells are built for: the only place that chooses."""
+    return (_CPU_FORMS.get(operation, operation) if on_cpu() else operation)(*arguments)
 
 
 class Affine(nn.Cell):
@@ -39,6 +60,7 @@ class Affine(nn.Cell):
         return self.bias_add(self.matmul(x, weight), bias)
 
 
+@cpu_form(Affine)
 class AffineCPU(Affine):
     """`Affine` with the bias gradient as a product with ones."""
 
@@ -67,6 +89,7 @@ class Channels(nn.Cell):
         return self.bias_add(self.matmul(every, x), bias)
 
 
+@cpu_form(Channels)
 class ChannelsCPU(Channels):
     """`Channels` with the bias gradient as a product with ones."""
 
@@ -100,6 +123,7 @@ class Normalize(nn.Cell):
         return self.norm(x, weight, bias)
 
 
+@cpu_form(Normalize)
 class NormalizeCPU(Normalize):
     """`Normalize` with its gradient written out."""
 
@@ -137,6 +161,7 @@ class ExactGelu(nn.Cell):
         return x * phi, phi
 
 
+@cpu_form(ExactGelu)
 class ExactGeluCPU(ExactGelu):
     """`ExactGelu` whose gradient reuses Phi(x): the error function is the slowest element-wise operation here."""
 
@@ -156,6 +181,7 @@ class Softmax(nn.Cell):
         return self.softmax(x)
 
 
+@cpu_form(Softmax)
 class SoftmaxCPU(Softmax):
     """`Softmax` whose gradient does not broadcast."""
 
@@ -177,6 +203,7 @@ class SplitHeads(nn.Cell):
         return x.reshape(batch, tokens, heads, x.shape[1] // heads).transpose(0, 2, 1, 3)
 
 
+@cpu_form(SplitHeads)
 class SplitHeadsCPU(SplitHeads):
     """`SplitHeads` without a transposition."""
 
@@ -194,6 +221,7 @@ class SwapMiddle(nn.Cell):
         return x.transpose(0, 2, 1, 3)
 
 
+@cpu_form(SwapMiddle)
 class SwapMiddleCPU(SwapMiddle):
     """`SwapMiddle` without a transposition."""
 
@@ -211,6 +239,7 @@ class JoinHeads(nn.Cell):
         return x.transpose(0, 2, 1, 3).reshape(batch * tokens, heads * dim)
 
 
+@cpu_form(JoinHeads)
 class JoinHeadsCPU(JoinHeads):
     """`JoinHeads` without a transposition."""
 
@@ -219,39 +248,6 @@ class JoinHeadsCPU(JoinHeads):
         if heads == 1:
             return x.reshape(batch * tokens, dim)
         return ops.cat(ops.unstack(x, 1), -1).reshape(batch * tokens, heads * dim)
-
-
-def affine() -> nn.Cell:
-    """`Affine` for the device cells are built for; likewise below."""
-    return AffineCPU() if on_cpu() else Affine()
-
-
-def channels() -> nn.Cell:
-    return ChannelsCPU() if on_cpu() else Channels()
-
-
-def normalize(eps: float) -> nn.Cell:
-    return NormalizeCPU(eps) if on_cpu() else Normalize(eps)
-
-
-def exact_gelu() -> nn.Cell:
-    return ExactGeluCPU() if on_cpu() else ExactGelu()
-
-
-def split_heads() -> nn.Cell:
-    return SplitHeadsCPU() if on_cpu() else SplitHeads()
-
-
-def join_heads() -> nn.Cell:
-    return JoinHeadsCPU() if on_cpu() else JoinHeads()
-
-
-def swap_middle() -> nn.Cell:
-    return SwapMiddleCPU() if on_cpu() else SwapMiddle()
-
-
-def softmax() -> nn.Cell:
-    return SoftmaxCPU() if on_cpu() else Softmax()
 
 
 def scale_rows(x: Tensor, factor: Tensor) -> Tensor:

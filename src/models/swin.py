@@ -60,7 +60,7 @@ def shift_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
     return np.where(region[:, :, None] == region[:, None, :], 0.0, BLOCKED).astype(np.float32)
 
 
-class Place:
+class WindowLayout:
     """Where a block's windows lie on its map.
 
     Args:
@@ -116,7 +116,7 @@ class Reorder(nn.Cell):
         return (self.gather(dout, self.inverse, 0),)
 
 
-class Leave(nn.Cell):
+class UndoReorder(nn.Cell):
     """Back from padded windows: the inverse of a `Reorder` with padding."""
 
     def __init__(self, enter: Reorder):
@@ -165,8 +165,9 @@ class WindowAttention(nn.Cell):
         self.split = ops.Split(-1, 3)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = rows.softmax()
-        self.split_heads, self.join_heads, self.swap = rows.split_heads(), rows.join_heads(), rows.swap_middle()
+        self.softmax = rows.build(rows.Softmax)
+        self.split_heads, self.join_heads = rows.build(rows.SplitHeads), rows.build(rows.JoinHeads)
+        self.swap = rows.build(rows.SwapMiddle)
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
         """(N*B, C) -> (N*B, C), N tokens in window order."""
@@ -204,7 +205,7 @@ class SwinBlock(nn.Cell):
         config: MLP ratio, biases, epsilon.
     """
 
-    def __init__(self, dim: int, num_heads: int, place: Place, config: SwinConfig):
+    def __init__(self, dim: int, num_heads: int, place: WindowLayout, config: SwinConfig):
         super().__init__()
         init = weight_init(config.init)
         self.norm1 = LayerNorm(dim, config.norm_eps)
@@ -212,7 +213,7 @@ class SwinBlock(nn.Cell):
         self.norm2 = LayerNorm(dim, config.norm_eps)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), init)
         self.enter = Reorder(place.order(), place.count) if place.padded else None
-        self.leave: Any = None if self.enter is None else Leave(self.enter)
+        self.leave: Any = None if self.enter is None else UndoReorder(self.enter)
 
     def construct(self, x: Tensor, batch: int, keep: tuple[Tensor, Tensor] | None) -> Tensor:
         """(N*B, C) -> (N*B, C); `keep`: factors (N*B, 1) on the two branches, None in evaluation."""
@@ -282,7 +283,7 @@ class SwinStage(nn.Cell):
         self.to_raster = nn.CellList([Reorder(np.argsort(layout), len(layout)) for layout in layouts])
         self.join: Any = None
         self.merged = 0  # tokens after merging
-        self.swap = rows.swap_middle()
+        self.swap = rows.build(rows.SwapMiddle)
         self.downsample = None
         if stage < len(config.depths) - 1:
             following = self.places(config, stage + 1, config.stage_maps[stage + 1])[0].layout()
@@ -291,11 +292,13 @@ class SwinStage(nn.Cell):
             self.downsample = self.merging(dim, config.between_eps, config.init)
 
     @staticmethod
-    def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[Place]:
+    def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[WindowLayout]:
         count, cap = config.depths[stage], config.cap_window
-        return [Place(size, config.window_size, number % 2 == 1, cap, config.roll_first) for number in range(count)]
+        return [
+            WindowLayout(size, config.window_size, number % 2 == 1, cap, config.roll_first) for number in range(count)
+        ]
 
-    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: Place) -> nn.Cell:
+    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: WindowLayout) -> nn.Cell:
         return self.block(dim, config.num_heads[stage], place, config)
 
     def construct(self, x: Tensor, factors: Tensor | None, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:

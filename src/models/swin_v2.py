@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 from ..config import SwinConfig, SwinV2Config
 from . import rows
 from .layers import LayerNorm, Linear, parameter, trunc_normal, weight_init
-from .swin import PatchMerging, Place, Swin, SwinBlock, SwinStage, WindowAttention
+from .swin import PatchMerging, Swin, SwinBlock, SwinStage, WindowAttention, WindowLayout
 
 MAX_LOGIT_SCALE = math.log(100.0)
 CPB_WIDTH = 512  # hidden units of the bias network
@@ -41,7 +41,7 @@ class CosineWindowAttention(WindowAttention):
         pretrained: window of pre-training for the coordinates, 0 for the block's own.
     """
 
-    def __init__(self, dim: int, num_heads: int, place: Place, config: SwinConfig, pretrained: int):
+    def __init__(self, dim: int, num_heads: int, place: WindowLayout, config: SwinConfig, pretrained: int):
         super().__init__(dim, num_heads, place.window, place.mask(), False, weight_init(config.init), table=False)
         self.logit_scale = parameter("zeros", num_heads, 1, 1)
         self.logit_scale.set_data(Tensor(np.full((num_heads, 1, 1), math.log(10.0), np.float32)))
@@ -91,7 +91,13 @@ class SwinV2Block(SwinBlock):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, place: Place, config: SwinConfig, pretrained: int, main_norm: bool = False
+        self,
+        dim: int,
+        num_heads: int,
+        place: WindowLayout,
+        config: SwinConfig,
+        pretrained: int,
+        main_norm: bool = False,
     ):
         super().__init__(dim, num_heads, place, config)
         self.attn = CosineWindowAttention(dim, num_heads, place, config, pretrained)
@@ -123,7 +129,7 @@ class SwinV2Stage(SwinStage):
 
     merging = PatchMergingV2
 
-    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: Place) -> nn.Cell:
+    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: WindowLayout) -> nn.Cell:
         assert isinstance(config, SwinV2Config)
         every = config.main_norm_every
         main_norm = every > 0 and (number + 1) % every == 0

@@ -27,7 +27,7 @@ from ..config import (
     TransformerDecoderConfig,
     ViTConfig,
 )
-from ..models.swin import Place
+from ..models.swin import WindowLayout
 from . import WeightsError
 
 AnyMasked = TypeVar("AnyMasked", bound=MaskedConfig)
@@ -385,7 +385,7 @@ def rolling_matters(encoder: SwinConfig) -> bool:
                 f"a map of {rows}x{cols} tokens is smaller than the window {encoder.window_size} on one side alone; "
                 "timm's current code shifts windows on the other, networks here do not"
             )
-    return any(Place(size, encoder.window_size, shifted=True).padded for size in maps)
+    return any(WindowLayout(size, encoder.window_size, shifted=True).padded for size in maps)
 
 
 # --- methods ----------------------------------------------------------------------------------------------------
