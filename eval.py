@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 
-from src.tasks.command import run_command
+from src.config.files import load_recipe
+from src.config.paths import existing_file, existing_folder
+from src.tasks.command import check_overrides, run_command
 
 
 def main() -> int:
@@ -18,9 +20,16 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     def command() -> None:
+        path = str(existing_file(args.ckpt, "--ckpt"))
+        data = str(existing_folder(args.data, "--data")) if args.data else ""
+        config = str(existing_file(args.config, "--config")) if args.config else ""
+        check_overrides(args.overrides)
+        if config:
+            load_recipe(config, args.overrides)
+
         from src.tasks.evaluate import accuracy_line, evaluate_checkpoint
 
-        result = evaluate_checkpoint(args.ckpt, args.data, args.overrides, args.config)
+        result = evaluate_checkpoint(path, data, args.overrides, config)
         print(accuracy_line(result))
         print(json.dumps(result))
 

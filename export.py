@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.tasks.command import run_command
+from src.config.paths import existing_file, expanded
+from src.tasks.command import check_export, check_overrides, run_command
 
 
 def main() -> int:
@@ -18,12 +19,15 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     def command() -> None:
+        path, output = str(existing_file(args.ckpt, "--ckpt")), expanded(args.output, "--output")
+        check_overrides(args.overrides)
+        check_export(output, args.format, args.batch)
+
         from src.tasks.export import export_checkpoint
 
-        done = export_checkpoint(args.ckpt, args.format, args.output, args.batch, args.overrides)
-        print(
-            f"{done.path}: for {args.batch or 'any number of'} images per call; preprocessing in {done.path.stem}.json"
-        )
+        done = export_checkpoint(path, args.format, output, args.batch, args.overrides)
+        count = args.batch or "any number of"
+        print(f"{done.path}: for {count} images per call; preprocessing in {done.path.stem}.json")
         if args.format == "mindir":
             sizes = ", ".join(map(str, done.batches))
             print(f"equals the checkpoint within {done.difference:.1e} at batch {sizes} on {done.images}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.tasks.command import add_plan_options, run_command, run_plan
+from src.tasks.command import add_plan_options, run_command, train_or_plan
 
 
 def main() -> int:
@@ -19,14 +19,7 @@ def main() -> int:
     if args.init_from:
         args.overrides.append(f"init_from={args.init_from}")
 
-    def command() -> None:
-        from src.config.files import load_recipe
-        from src.tasks.train import train
-
-        if not run_plan(args):
-            train(load_recipe(args.config, args.overrides), args.resume)
-
-    return run_command(command)
+    return run_command(lambda: train_or_plan(args))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ os.environ.setdefault("GLOG_v", "4")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config import ENCODERS
-from src.tasks.command import run_command
+from src.config.paths import existing_file, expanded
+from src.tasks.command import check_overrides, run_command
 from src.weights import WeightsError
 from src.weights.names import SOURCES
 
@@ -41,19 +42,31 @@ def main() -> int:
     parser.add_argument("--window-size", type=int, metavar="TOKENS", help="of a Swin V2, whose shapes do not tell it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe in OUT")
     args = parser.parse_intermixed_args()
-    return run_command(lambda: to_torch(args) if args.to == "torch" else to_ours(args))
+    return run_command(lambda: convert(args))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Look at the arguments before anything slow is imported, then convert."""
+    args.input, args.output = (Path(expanded(str(path), "command line")) for path in (args.input, args.output))
+    if args.to == "torch":
+        to_torch(args)
+    else:
+        to_ours(args)
 
 
 def to_ours(args: argparse.Namespace) -> None:
-    from src.weights import foreign
-    from src.weights.derive import Hints
-
     sides = args.image_size.split("x") if args.image_size else []
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise WeightsError(
             f"--image-size: {args.image_size} is neither PIXELS nor HEIGHTxWIDTH, such as 224 or 192x256"
         )
     check_output(args, (".ckpt",))
+    existing_file(str(args.input), "IN")
+    check_overrides(args.overrides)
+
+    from src.weights import foreign
+    from src.weights.derive import Hints
+
     image = (int(sides[0]), int(sides[-1])) if sides else None
     hints = Hints(num_heads=args.num_heads, image_size=image, window_size=args.window_size, preset=args.encoder)
     found = foreign.open_foreign(args.input, args.key)
@@ -143,10 +156,12 @@ def check_fit(source: Path, weights: dict[str, Any], shapes: dict[str, tuple[int
 
 
 def to_torch(args: argparse.Namespace) -> None:
+    check_output(args, WRITTEN)
+    existing_file(str(args.input), "IN")
+
     from src.engine import checkpoint
     from src.weights import foreign
 
-    check_output(args, WRITTEN)
     found = checkpoint.load(args.input)
     note = found.meta.get("torch")
     origins = found.meta.get("origins", [])

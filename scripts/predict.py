@@ -13,7 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.tasks.command import run_command
+from src.config.paths import existing_file, expanded
+from src.errors import UserError
+from src.tasks.command import check_overrides, run_command
 
 
 def main() -> int:
@@ -29,11 +31,20 @@ def main() -> int:
         parser.error("the following arguments are required: IMAGE_OR_FOLDER")
 
     def command() -> None:
+        path = str(existing_file(args.ckpt, "--ckpt"))
+        check_overrides(overrides)
+        if args.top < 1:
+            raise UserError(f"--top: {args.top} is not above 0")
+        places = [expanded(image, "command line") for image in images]
+        for place in places:
+            if not Path(place).exists():
+                raise UserError(f"{place}: no such file or folder")
+
         from src.data.sources import DataError
         from src.tasks.predict import predict
 
         bad, count = [], 0
-        for prediction in predict(args.ckpt, images, args.top, overrides):
+        for prediction in predict(path, places, args.top, overrides):
             count += 1
             if not prediction.classes:
                 bad.append(str(prediction.path))

@@ -12,18 +12,22 @@ import difflib
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ..errors import UserError
 from .checks import FieldError
+from .paths import expanded
 from .recipe import PRESETS, Recipe
 
 OVERRIDE = "command line"
+MANY = 10_000  # keys that no recipe has
+#: keys of a recipe that hold further keys
+SECTIONS = ("encoder", "method", "data", "train", "stages", "target", "decoder", "teacher_encoder")
 #: fields that resolved recipes of earlier versions do not have: section, field, and its value there by the section
 ADDED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     # until 0.1.0 `corrupt` decided the rounding
@@ -41,7 +45,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: with one line that names file, dotted key, cause and remedy.
     """
-    path = Path(path)
+    path = Path(expanded(str(path), "--config"))
     tree, origins = _read_tree(path, ())
     for text in overrides:
         _apply_override(tree, origins, text)
@@ -61,7 +65,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
             value = before(part)
             if value is not None:
                 part[field] = value
-    return _build(Recipe, tree, _Place(source, {}))
+    return _build(Recipe, tree, _Place(source, {}, expands=False))
 
 
 def override(recipe: Recipe, overrides: Sequence[str], source: str) -> Recipe:
@@ -106,31 +110,44 @@ def _read_tree(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dic
         cycle = " -> ".join(str(p) for p in (*chain, path))
         raise ConfigError(f"{where}: base: files inherit from each other in a circle ({cycle}); remove one of them")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = _read_text(path)
+    except (OSError, ValueError) as error:  # ValueError: not text, or a NUL character in the name
         reason = "no such file" if isinstance(error, FileNotFoundError) else _one_line(error)
         key = "base: " if chain else ""
         near = _nearby_files(path)
         raise ConfigError(f"{where}: {key}cannot read {path} ({reason}){near}") from None
     own = _parse_yaml(text, str(path))
-    bases = own.pop("base", [])
+    bases = own.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise ConfigError(f"{path}: base: must be a file name or a list of file names, not {bases!r}")
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for base in bases:
-        base_tree, base_origins = _read_tree(path.parent / base, (*chain, path))
+        base_tree, base_origins = _read_tree(path.parent / expanded(base, f"{path}: base"), (*chain, path))
         _merge(tree, base_tree)
         origins.update(base_origins)
     _merge(tree, own)
-    origins.update({key: str(path) for key in _dotted_keys(own)})
+    origins.update(dict.fromkeys(_dotted_keys(own, str(path)), str(path)))
     return tree, origins
+
+
+def _read_text(path: Path) -> str:
+    """The text of a recipe; a byte-order mark is dropped."""
+    if path.is_dir():
+        raise IsADirectoryError("it is a folder, not a recipe")
+    if path.is_fifo() and Path("/dev") not in path.parents:  # reading one waits for whoever writes; <(...) does write
+        raise OSError("it is a pipe")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_Loader)
+    except _TwiceError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: is nested too deeply for a recipe; write `key: value` lines") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -143,21 +160,46 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
+class _TwiceError(yaml.YAMLError):
+    """A key that stands twice in a mapping; the later one would hide the other."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once in its mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            if key in lines:
+                raise _TwiceError(f"{key}: is there twice, in lines {lines[key]} and {line}; remove one of them")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
 def _nearby_files(path: Path) -> str:
-    folder = path.parent
-    names = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+    folder = path if path.is_dir() else path.parent
+    there = folder.rglob("*.yaml") if path.is_dir() else folder.glob("*.yaml")
+    found = (p.relative_to(folder) for p in there)
+    names = sorted(str(path) for path in found if not any(part.startswith(".") for part in path.parts))
     close = difflib.get_close_matches(path.name, names, n=1)
     if close:
         return f"; did you mean {folder / close[0]}?"
     if not names:
         return "; no .yaml file in that folder" if folder.is_dir() else f"; there is no folder {folder}"
-    return f"; there is: {', '.join(names[:8])}"
+    shown = 8 if folder == path.parent else 60  # a folder is asked for its recipes
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"; there is: {', '.join(names[:shown])}{more}"
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
     """Deep merge; naming a preset of another class, or a preset as a plain string, replaces what stood there."""
     for key, value in new.items():
         old = into.get(key)
+        if value is None and key in SECTIONS:  # a section whose lines are all comments says nothing
+            continue
         if isinstance(old, str) and key in PRESETS:
             old = into[key] = {"name": old}
         if isinstance(value, dict) and isinstance(old, dict) and not _other_class(key, old, value.get("name")):
@@ -173,23 +215,40 @@ def _other_class(key: str, old: dict[str, Any], name: Any) -> bool:
     return name in presets and old["name"] in presets and type(presets[name]) is not type(presets[old["name"]])
 
 
-def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in tree.items():
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            keys.extend(_dotted_keys(value, f"{prefix}{key}."))
+def _dotted_keys(tree: dict[str, Any], source: str) -> list[str]:
+    """Keys of all mappings, joined by dots."""
+    keys: list[str] = []
+    waiting = [("", tree)]
+    while waiting:
+        prefix, part = waiting.pop()
+        for key, value in part.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                waiting.append((f"{prefix}{key}.", value))
+        if len(keys) > MANY:  # aliases within aliases
+            raise ConfigError(f"{source}: has more than {MANY} keys; a recipe has some hundred at the most")
     return keys
 
 
-def _apply_override(tree: dict[str, Any], origins: dict[str, str], text: str) -> None:
+def split_override(text: str) -> tuple[str, str]:
+    """Key and value of a `key=value` argument.
+
+    Raises:
+        ConfigError: it is none.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
         raise ConfigError(f"{OVERRIDE}: {text!r} is not key=value; write for example train.epochs=10")
+    return key, value
+
+
+def _apply_override(tree: dict[str, Any], origins: dict[str, str], text: str) -> None:
+    key, value = split_override(text)
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"{OVERRIDE}: {key}: {value!r} is not a YAML value") from None
+    said = _Typed(parsed, value) if not isinstance(parsed, dict | list) else parsed
     *parents, last = key.split(".")
     node = tree
     for part in parents:
@@ -202,8 +261,24 @@ def _apply_override(tree: dict[str, Any], origins: dict[str, str], text: str) ->
             child = {}
         node[part] = child
         node = child
-    node[last] = parsed
+    if isinstance(parsed, dict):
+        _merge(node, {last: parsed})
+        origins.update(dict.fromkeys((f"{key}.{inner}" for inner in _dotted_keys(parsed, OVERRIDE)), OVERRIDE))
+    else:
+        node[last] = said
     origins[key] = OVERRIDE
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """A value of the command line: as YAML reads it, and as it was typed, which is what a text is."""
+
+    value: Any
+    text: str
+
+
+def _plain_value(value: Any) -> Any:
+    return value.value if isinstance(value, _Typed) else value
 
 
 # --- building typed values --------------------------------------------------------------------------------------
@@ -212,25 +287,32 @@ def _apply_override(tree: dict[str, Any], origins: dict[str, str], text: str) ->
 class _Place:
     """Where in which recipe a value stands, for error messages."""
 
-    def __init__(self, source: str, origins: dict[str, str], key: str = ""):
-        self.source, self.origins, self.key = source, origins, key
+    def __init__(self, source: str, origins: dict[str, str], key: str = "", expands: bool = True):
+        self.source, self.origins, self.key, self.expands = source, origins, key, expands
 
     def at(self, key: str) -> _Place:
-        return _Place(self.source, self.origins, f"{self.key}.{key}" if self.key else key)
+        return _Place(self.source, self.origins, f"{self.key}.{key}" if self.key else key, self.expands)
+
+    def where(self) -> str:
+        """The file or command line and the key."""
+        source = self.origins.get(self.key, self.source)
+        return f"{source}: {self.key}" if self.key else source
 
     def error(self, message: str) -> ConfigError:
-        source = self.origins.get(self.key, self.source)
-        return ConfigError(f"{source}: {self.key + ': ' if self.key else ''}{message}")
+        return ConfigError(f"{self.where()}: {message}")
 
 
 def _build(cls: type, tree: Any, place: _Place, preset: Any = None) -> Any:
     """One dataclass from a mapping, starting from a preset or from the class defaults."""
     if not isinstance(tree, dict):
         raise place.error(f"must be a mapping of keys, not {tree!r}; valid keys: {_field_names(cls)}")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in tree.items():
         here = place.at(str(key))
+        if key not in hints and isinstance(key, str) and key.split(".")[0] in hints:
+            section, _, rest = key.partition(".")
+            raise here.error(f"dots join keys on the command line alone; write {section}: {{{rest}: ...}}")
         if key not in hints:
             raise here.error(f"unknown key of {cls.__name__}; {did_you_mean(key, hints)}valid: {_field_names(cls)}")
         current = getattr(preset, key) if preset is not None else _default(cls, key)
@@ -254,6 +336,15 @@ def _field_names(cls: type) -> str:
 
 def _value(hint: Any, value: Any, place: _Place, key: str, current: Any) -> Any:
     """One field: a preset or dataclass, a choice, a tuple, or a plain value."""
+    if get_origin(hint) is Annotated:
+        text = _plain(str, value, place)
+        try:
+            return expanded(text, place.where()) if place.expands else text
+        except UserError as error:
+            raise ConfigError(str(error)) from None
+    if hint is str:
+        return _plain(str, value, place)
+    value = _plain_value(value)
     if key in PRESETS:
         return _named(PRESETS[key], value, place, current)
     if is_dataclass(hint):
@@ -274,13 +365,13 @@ def _named(presets: dict[str, Any], value: Any, place: _Place, current: Any) -> 
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict):
         raise place.error(f"must name a preset, not {value!r}; valid: {', '.join(presets)}")
-    name = tree.get("name", current.name)
+    name = _plain_value(tree.get("name", current.name))
     if not isinstance(name, str) or name not in presets:
         hint = did_you_mean(name, presets)
         raise place.at("name").error(f"unknown preset {name!r}; {hint}valid: {', '.join(presets)}")
     # without a name of its own the value keeps what the enclosing preset chose
     preset = current if "name" not in tree else replace(presets[name], name=name)
-    return _build(type(preset), tree, place, preset)
+    return _build(type(preset), {**tree, "name": name} if "name" in tree else tree, place, preset)
 
 
 def _tuple(hint: Any, value: Any, place: _Place) -> tuple[Any, ...]:
@@ -308,9 +399,17 @@ def _plain(hint: type, value: Any, place: _Place) -> Any:
             number = float("nan")
         if number == number and abs(number) != float("inf"):
             return number
+    elif hint is str and isinstance(value, _Typed):
+        return "" if value.value is None else _unquoted(value)
     elif type(value) is hint or (hint is str and value is None):
         return "" if value is None else value
-    raise place.error(f"must be {_type_name(hint)}, not {value!r}")
+    quotes = "; put it in quotes" if hint is str and not isinstance(value, dict | list) else ""
+    raise place.error(f"must be {_type_name(hint)}, not {value!r}{quotes}")
+
+
+def _unquoted(typed: _Typed) -> str:
+    """Text of the command line: YAML takes off quotes and spaces, and leaves words such as `no` and 2012 alone."""
+    return typed.value if isinstance(typed.value, str) else typed.text.strip()
 
 
 def _type_name(hint: type) -> str:

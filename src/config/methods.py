@@ -18,6 +18,7 @@ from .checks import (
 )
 from .cost import NORM, BlockGroup
 from .encoders import EncoderConfig, ViTConfig
+from .paths import PathText
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -132,7 +133,7 @@ class FeaturesConfig(TargetConfig):
     """The output of a frozen encoder for the whole image (MaskFeat's and MVP's comparisons of targets)."""
 
     name: str = "features"
-    teacher: str = ""  # a checkpoint of any Method: ours, or converted; its encoder is asked
+    teacher: PathText = ""  # a checkpoint of any Method: ours, or converted; its encoder is asked
     teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # what that file holds
     # of each token: layer, mean 0 and variance 1 over its channels; length, length 1
     normalize: Literal["layer", "length", "none"] = "layer"
@@ -533,7 +534,7 @@ class ManifoldConfig(ClassifyConfig):
     )
 
     name: str = "manifold"
-    teacher: str = ""  # checkpoint of a classifier: ours, or converted (--teacher-path)
+    teacher: PathText = ""  # checkpoint of a classifier: ours, or converted (--teacher-path)
     teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # what that file holds (--teacher-model)
     student_layers: tuple[int, ...] = ()  # blocks, counted from 0 through all stages, before the final norm (--s-id)
     teacher_layers: tuple[int, ...] = ()  # the teacher's block for each of them (--t-id)
@@ -549,7 +550,8 @@ class ManifoldConfig(ClassifyConfig):
     distillation: Literal["soft", "hard", "none"] = "soft"
     alpha: float = 1.0  # share of soft and hard; 1 leaves the labels out (--distillation-alpha)
     tau: float = 1.0  # temperature of soft (--distillation-tau)
-    cache: str = ""  # folder that keeps the teacher's answers to images without augmentation; empty: it is asked anew
+    # folder that keeps the teacher's answers to images without augmentation; empty: it is asked anew
+    cache: PathText = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

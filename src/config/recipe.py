@@ -9,6 +9,7 @@ from typing import Any, Literal
 from .checks import FieldError, need
 from .encoders import ENCODERS, EncoderConfig, ViTConfig
 from .methods import DECODERS, METHODS, TARGETS, MethodConfig, MIMConfig
+from .paths import PathText
 from .training import DataConfig, StageConfig, TrainConfig
 
 
@@ -23,8 +24,8 @@ class Recipe:
     stages: tuple[StageConfig, ...] = ()  # progressive resolution; train.epochs is their sum
     seed: int = 0
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
-    output: str = ""  # folder of the run; empty: runs/<name of the recipe file>
-    init_from: str = ""  # checkpoint whose encoder the run starts from
+    output: PathText = ""  # folder of the run; empty: runs/<name of the recipe file>
+    init_from: PathText = ""  # checkpoint whose encoder the run starts from
 
     def __post_init__(self) -> None:
         need(self.seed >= 0, "seed", f"{self.seed} is negative")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from .checks import check_not_negative, check_positive, check_rate, legal_near, need
+from .paths import PathText
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,9 +61,9 @@ def _auto_augment_help(text: str, part: str) -> str:
 class DataConfig:
     """Image folders: root/train/<class>/... and root/val/<class>/..., or images directly below train."""
 
-    root: str = "data/imagenet"
-    train: str = "train"
-    val: str = "val"  # empty: no evaluation
+    root: PathText = "data/imagenet"
+    train: PathText = "train"
+    val: PathText = "val"  # empty: no evaluation
     labels_per_class: int = 0  # use so many training images of each class; 0 is all
     # repeated augmentation (DeiT's RASampler, 3 there): an image comes so many times in a row, augmented anew each
     # time, on different ranks where there are several; an epoch is as long as ever and shows fewer images. 1 is off
@@ -84,6 +85,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "workers", "eval_crop", "repeats")
+        need(bool(self.root), "root", "is empty; write the folder of your images, or . for the working folder")
+        need(bool(self.train), "train", "is empty; write the folder of the training images, or . for data.root itself")
         for key in ("crop_scale", "crop_ratio", "erasing_area"):
             low, high = getattr(self, key)
             need(0 < low <= high, key, f"[{low}, {high}] is not an increasing range above 0")

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from ..config.files import load_recipe, split_override
+from ..config.paths import check_training_paths, expanded
 from ..errors import UserError
 
 
@@ -48,22 +50,47 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with --plan: one line of JSON")
 
 
-def run_plan(args: argparse.Namespace) -> bool:
-    """Print the plan of a recipe if `--plan` asks for it.
+def train_or_plan(args: argparse.Namespace) -> None:
+    """What `train.py` does. Recipe, options and paths are looked at before MindSpore is imported, which takes seconds.
 
     Raises:
-        ConfigError: an option that goes with the other of plan and training.
+        UserError: of the recipe, an option that goes with the other of plan and training, or a path.
     """
-    from ..config.files import ConfigError, load_recipe
+    for option in ("devices", "images", "measure", "json"):
+        if getattr(args, option) and not args.plan:
+            raise UserError(f"command line: --{option} goes with --plan; add --plan, or leave it out")
+    if args.plan and args.resume:
+        raise UserError("command line: --resume goes with training, not with --plan; leave it out")
+    recipe = load_recipe(args.config, args.overrides)
+    devices = whole_number("--devices", args.devices or "1")
+    images = whole_number("--images", args.images) if args.images else 0
+    if args.plan:
+        from .plan import print_plan
 
-    if not args.plan:
-        for option in ("devices", "images", "measure", "json"):
-            if getattr(args, option):
-                raise ConfigError(f"command line: --{option} goes with --plan; add --plan, or leave it out")
-        return False
-    if args.resume:
-        raise ConfigError("command line: --resume goes with training, not with --plan; leave it out")
-    from .plan import print_plan
+        print_plan(recipe, devices, images, args.measure, args.json)
+        return
+    resume = args.resume if args.resume in ("", "auto") else expanded(args.resume, "--resume")
+    check_training_paths(recipe, resume)
+    from .train import train
 
-    print_plan(load_recipe(args.config, args.overrides), args.devices or "1", args.images, args.measure, args.json)
-    return True
+    train(recipe, resume)
+
+
+def whole_number(option: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise UserError(f"command line: {option}: {text!r} is not a whole number above 0; write for example 8")
+    return int(text)
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """The form of `key=value` arguments, before anything slow is done."""
+    for text in overrides:
+        split_override(text)
+
+
+def check_export(output: str, file_format: str, batch: int) -> None:
+    """What an export can be asked for, before anything slow is done."""
+    if batch < 0:
+        raise UserError(f"--batch: {batch} is negative; 0 exports for any batch")
+    if output and not output.endswith(f".{file_format}"):
+        raise UserError(f"--output: {output} does not end in .{file_format}")

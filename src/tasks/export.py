@@ -12,10 +12,10 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ..config import Recipe
-from ..config.files import ConfigError
 from ..data.sources import DataError, image_folder
 from ..engine import device
 from ..engine.log import RunError
+from .command import check_export
 from .evaluate import open_checkpoint
 from .images import evaluation_batches
 from .networks import deployed, fill
@@ -52,14 +52,11 @@ def export_checkpoint(path: str, file_format: str, output: str, batch: int, over
         RunError: the format cannot be written here, or the file gives other outputs.
     """
     recipe, found = open_checkpoint(path, overrides)
-    if batch < 0:
-        raise ConfigError(f"--batch: {batch} is negative; 0 exports for any batch")
+    check_export(output, file_format, batch)
     used = device.set_up(recipe.device, recipe.seed)
     if file_format == "air" and used != "Ascend":
         raise RunError(f"--format air: MindSpore writes AIR on Ascend only, this is {used}; write --format mindir")
     target = Path(output) if output else Path(path).with_suffix(f".{file_format}")
-    if target.suffix != f".{file_format}":
-        raise RunError(f"--output: {target} does not end in .{file_format}")
     target.parent.mkdir(parents=True, exist_ok=True)
     network = fill(deployed(recipe), found)
     sizes = (batch,) if batch else COMPARED_BATCHES

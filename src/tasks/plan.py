@@ -33,16 +33,13 @@ class PlanError(ConfigError):
     """A plan that cannot be made; one line for the user."""
 
 
-def print_plan(
-    recipe: Recipe, devices: str = "1", images: str = "", measure: bool = False, as_json: bool = False
-) -> None:
-    """What `train.py --plan` does; devices and images as they stand on the command line.
+def print_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool = False, as_json: bool = False) -> None:
+    """What `train.py --plan` does.
 
     Raises:
-        PlanError: they are not numbers above 0; and as `make_plan`.
+        PlanError: as `make_plan`.
     """
-    counts = whole_number("--devices", devices), whole_number("--images", images) if images else 0
-    plans = [make_plan(view, *counts, measure) for view in parts_of(recipe)]
+    plans = [make_plan(view, devices, images, measure) for view in parts_of(recipe)]
     if as_json:
         sys.stdout.write(json.dumps(plans if recipe.stages else plans[0]) + "\n")
         return
@@ -59,12 +56,6 @@ def parts_of(recipe: Recipe) -> list[Recipe]:
         warm_up = min(view.train.warmup_epochs, stage.epochs - 1)  # a longer one goes on in the next stage
         parts.append(replace(view, train=replace(view.train, epochs=stage.epochs, warmup_epochs=warm_up)))
     return parts or [recipe]
-
-
-def whole_number(option: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise PlanError(f"command line: {option}: {text!r} is not a whole number above 0; write for example 8")
-    return int(text)
 
 
 def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool = False) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..config import Recipe
-from ..config.files import ConfigError
 from ..data.sources import EXTENSIONS, DataError, images_below
 from ..engine import device
 from .evaluate import open_classifier
@@ -34,8 +33,6 @@ def predict(path: str, images: list[str], top: int, overrides: list[str]) -> Ite
         DataError: a path does not exist or is no image, or a folder holds none; before the first prediction.
     """
     recipe, found = open_classifier(path, overrides)
-    if top < 1:
-        raise ConfigError(f"--top: {top} is not above 0")
     files = image_files(images)
     device.set_up(recipe.device, recipe.seed)
     network = fill(deployed(recipe), found)
