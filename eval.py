@@ -27,10 +27,10 @@ def main() -> int:
         if config:
             load_recipe(config, args.overrides)
 
-        from src.tasks.evaluate import accuracy_line, evaluate_checkpoint
+        from src.tasks.evaluate import measure_checkpoint
 
-        result = evaluate_checkpoint(path, data, args.overrides, config)
-        print(accuracy_line(result))
+        result, told = measure_checkpoint(path, data, args.overrides, config)
+        print(told)
         print(json.dumps(result))
 
     return run_command(command)

@@ -231,7 +231,7 @@ def by_hand(source: ImageFolder, config: DataConfig, epoch: int) -> np.ndarray:
     files = _Files(source, loader.order(epoch), loader._operation_seed(epoch))
     rows = []
     for position, index in enumerate(loader.order(epoch)):
-        image, key = np.asarray(Image.open(source.files[index])), files[position][2]
+        image, key = np.asarray(Image.open(source.files[index])), files[position][3]
         cut, pixels, normalised = (
             augment.crops(config, (32, 32)),
             augment.on_pixels(config),
@@ -291,6 +291,6 @@ def test_grey_images_are_augmented_in_colour_and_erased_in_grey(source: ImageFol
 
 def test_two_places_of_an_image_in_an_epoch_differ(source: ImageFolder) -> None:
     files = _Files(source, np.array([5, 5, 2]), 11)
-    keys = [tuple(files[position][2]) for position in range(3)]
+    keys = [tuple(files[position][3]) for position in range(3)]
     assert len(set(keys)) == 3
     assert Path(source.files[5]).read_bytes() == files[0][0].tobytes() == files[1][0].tobytes()

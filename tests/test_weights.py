@@ -639,7 +639,7 @@ def test_a_pretraining_checkpoint_brings_its_method(
         (["in.pth", "o.ckpt", "--key", "ema"], "has no table 'ema'"),
         (["in.pth", "o.pth", "--num-heads", "2"], "writes .ckpt files"),
         (["in.pth", "gone/o.ckpt", "--num-heads", "2"], "no such folder"),
-        (["gone.pth", "o.ckpt"], "no such file"),
+        (["gone.pth", "o.ckpt"], "gone.pth"),
         (["odd.pth", "o.ckpt"], "not a PyTorch checkpoint"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "encoder.depht=3"], "did you mean depth?"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "method.num_classes=4"], "head.weight has shape [3, 16]"),

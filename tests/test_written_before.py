@@ -20,7 +20,7 @@ from tests.helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
-WRITTEN = ROOT / "tests" / "golden" / "written_0_1_0"
+WRITTEN = ROOT / "tests" / "written" / "v0_1_0"
 FIGURES: dict[str, Any] = json.loads((WRITTEN / "figures.json").read_text(encoding="utf-8"))
 
 

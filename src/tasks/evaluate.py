@@ -46,8 +46,13 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
 
     Returns:
         ckpt, data (the folder), count, top1 and top5 as shares, top1_correct and top5_correct as numbers of images,
-        classes (their number) and loss (cross-entropy without smoothing).
+        and loss (cross-entropy without smoothing).
     """
+    return measure_checkpoint(path, data, overrides, config)[0]
+
+
+def measure_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> tuple[dict[str, Any], str]:
+    """What `evaluate_checkpoint` gives, and a line about it for people."""
     recipe, found = open_classifier(path, overrides, config)
     source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
     check_classes(source, found)
@@ -59,17 +64,13 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
     count = int(result["count"])
     shares = {key: result[key] for key in ("top1", "top5")}
     correct = {f"{key}_correct": round(share * count) for key, share in shares.items()}
-    found_here = {"ckpt": path, "data": str(source.folder), "count": count, "classes": len(source.classes)}
-    return {**found_here, **shares, **correct, "loss": result["loss"]}
-
-
-def accuracy_line(result: dict[str, Any]) -> str:
-    """What `evaluate_checkpoint` gives, for people, who learn nothing from the top-5 of five classes or fewer."""
-    return ", ".join(
-        f"{name} {100 * result[key]:.2f} % ({result[f'{key}_correct']} of {plural(result['count'], 'image')})"
+    parts = [
+        f"{name} {100 * shares[key]:.2f} % ({correct[f'{key}_correct']} of {plural(count, 'image')})"
         for name, key in (("top-1", "top1"), ("top-5", "top5"))
-        if key == "top1" or result["classes"] > 5
-    )
+        if key == "top1" or len(source.classes) > 5  # the top-5 of so few classes tells nothing
+    ]
+    told = {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
+    return told, ", ".join(parts)
 
 
 def check_classes(source: ImageFolder, found: checkpoint.Checkpoint) -> None:
