@@ -10,7 +10,7 @@ keys change single fields of it: `encoder: {name: vit_base, image_size: 128}`. `
 
 from __future__ import annotations
 
-from .checks import FieldError, show_size
+from .checks import FieldError, plural, show_size
 from .encoders import ENCODERS, CaiTConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig, window_side
 from .methods import (
     METHODS,
@@ -76,6 +76,7 @@ __all__ = [
     "at_stage",
     "masked_count",
     "parse_auto_augment",
+    "plural",
     "relation_maps",
     "show_size",
     "window_side",

@@ -53,3 +53,8 @@ def check_multiples(key: str, sides: tuple[int, ...], unit: int, meaning: str) -
             key,
             f"{side} is not a multiple of {meaning}; write {legal_near(max(side, 1), unit)}",
         )
+
+
+def plural(count: int, what: str, several: str = "") -> str:
+    """1 image, 2 images."""
+    return f"{count} {what if count == 1 else several or what + 's'}"

@@ -21,7 +21,7 @@ from mindspore import dtype as mstype
 from mindspore.dataset import transforms, vision
 from mindspore.dataset.vision import Inter
 
-from ..config import DataConfig
+from ..config import DataConfig, plural
 from .augment import crops, on_normalised, on_pixels
 from .sources import DataError, ImageFolder
 
@@ -64,7 +64,7 @@ class Loader:
         if self.training and not len(self):
             each = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
             raise DataError(
-                f"train.batch_size: {self.batch_size}{each} is more than the {len(self.source)} images "
+                f"train.batch_size: {self.batch_size}{each} is more than the {plural(len(self.source), 'image')} "
                 f"of {self.source.folder}; write {len(self.source) // self.ranks} or less"
             )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import plural
 from ..errors import UserError
 
 #: what MindSpore's decoder reads (WebP and GIF fail)
@@ -33,11 +34,11 @@ class ImageFolder:
 
     def summary(self) -> str:
         """One line for the log."""
-        kind = f"{len(self.classes)} classes" if self.classes else "no labels"
-        text = f"{self.folder}: {len(self)} images, {kind}"
+        kind = plural(len(self.classes), "class", "classes") if self.classes else "no labels"
+        text = f"{self.folder}: {plural(len(self), 'image')}, {kind}"
         if self.skipped:
             kinds = ", ".join(f"{count} x {suffix or 'no extension'}" for suffix, count in self.skipped.most_common(5))
-            text += f", {self.skipped.total()} other files skipped ({kinds})"
+            text += f", {plural(self.skipped.total(), 'other file')} skipped ({kinds})"
         return text
 
 
@@ -71,7 +72,7 @@ def image_folder(folder: Path) -> ImageFolder:
     if flat:
         return ImageFolder(folder, flat, [0] * len(flat), [], skipped)
     if not files:
-        seen = f" ({skipped.total()} other files)" if skipped else ""
+        seen = f" ({plural(skipped.total(), 'other file')})" if skipped else ""
         raise DataError(f"data: no image in {folder}{seen}; readable are {', '.join(sorted(EXTENSIONS))}")
     return ImageFolder(folder, files, labels, named, skipped)
 
@@ -102,8 +103,8 @@ def labelled_share(source: ImageFolder, per_class: int) -> ImageFolder:
         own = [i for i, value in enumerate(source.labels) if value == label]
         if len(own) < per_class:
             raise DataError(
-                f"data.labels_per_class: {per_class} asked, but {source.folder}/{name} has {len(own)} images; "
-                f"write {min(Counter(source.labels).values())} or less"
+                f"data.labels_per_class: {per_class} asked, but {source.folder}/{name} has "
+                f"{plural(len(own), 'image')}; write {min(Counter(source.labels).values())} or less"
             )
         chosen += [own[int(i)] for i in np.linspace(0, len(own) - 1, per_class)]
     files, labels = [source.files[i] for i in chosen], [source.labels[i] for i in chosen]

@@ -7,8 +7,11 @@ so that there is always a whole one.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +73,8 @@ def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter],
     text = json.dumps({"format": 1, "versions": versions, "names": [i["name"] for i in items], **meta})
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.ckpt")
     try:
-        ms.save_checkpoint(items, str(temporary), append_dict={"meta": text}, crc_check=True)
+        with quiet():
+            ms.save_checkpoint(items, str(temporary), append_dict={"meta": text}, crc_check=True)
         temporary.chmod(0o644)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -80,8 +84,18 @@ def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter],
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: cannot be written ({reason}){before}") from None
     finally:
-        for left in (temporary, temporary.with_name(f"{temporary.name}.tmp")):
+        for left in (temporary, temporary.with_suffix(".tmp")):  # MindSpore's own temporary file
             left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without MindSpore's log: what it says comes as an exception too."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def load(path: Path) -> Checkpoint:

@@ -154,20 +154,24 @@ def refusing(path: Path, key: str = "output") -> Iterator[None]:
 @contextlib.contextmanager
 def made(path: Path) -> Iterator[None]:
     """A folder with those above it, which are removed again where what is done in it fails."""
-    absent = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    absent = absent_folders(path)
     before = set() if path in absent else {item.name for item in path.iterdir()}
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        if path.is_dir():
-            for item in path.iterdir():
-                if item.name not in before and item.is_file():
-                    item.unlink()
-        for folder in absent:
-            if folder.is_dir():
-                folder.rmdir()
+        there = [folder for folder in absent if folder not in absent_folders(path)]
+        for item in path.iterdir() if path in there or not absent else ():
+            if item.name not in before and item.is_file():
+                item.unlink()
+        for folder in there:
+            folder.rmdir()
         raise
+
+
+def absent_folders(path: Path) -> list[Path]:
+    """Those of a folder and the folders above it that are not there, the lowest first."""
+    return [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]  # noqa: PTH112 # long names too
 
 
 def check_writable(path: Path) -> None:
@@ -176,7 +180,7 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: one of them cannot be made.
     """
-    absent = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    absent = absent_folders(path)
     probe = path / f".probe.{os.getpid()}"
     with made(path):
         try:
@@ -204,11 +208,6 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
-
-
-def plural(count: int, what: str, several: str = "") -> str:
-    """1 image, 2 images."""
-    return f"{count} {what if count == 1 else several or what + 's'}"
 
 
 def _is_past(text: str, epoch: int, step: int) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from ..config import TrainConfig
+from ..config import TrainConfig, plural
 from . import checkpoint, parallel
 from .contracts import Batches, Trainable
-from .log import Clock, Progress, RunError, RunFolder, duration, finite, plural
+from .log import Clock, Progress, RunError, RunFolder, duration, finite
 from .optim import build_optimizer
 from .schedule import effective_batch, learning_rate, peak_rate, position
 from .step import Accumulate, TrainStep

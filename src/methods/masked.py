@@ -17,6 +17,7 @@ from .panels import Panel, Scene
 from .targets import build_target
 
 EQUAL = 1e-6  # share of the mean square below which a variance in float32 is rounding
+NOTHING = 1e-5  # a baseline below it is rounding too: half a grey level of normalised pixels makes 1e-4
 
 
 class MaskedModel(Method):
@@ -103,11 +104,12 @@ class MaskedModel(Method):
     def baseline(self, sums: np.ndarray) -> float:
         """Of squared errors: the variance around the mean of each channel, over all values."""
         if self.absolute:
-            return float(sums[0] / max(sums[1], 1.0))
+            distance = float(sums[0] / max(sums[1], 1.0))
+            return distance if distance > NOTHING else 0.0
         counts, first, second = np.split(sums, [len(sums) - 2 * self.target.dim, len(sums) - self.target.dim])
         spread = second.sum() - (first**2 / np.maximum(counts, 1)).sum()
-        values = np.broadcast_to(counts, first.shape).sum()
-        return float(spread / max(values, 1)) if spread > EQUAL * second.sum() else 0.0
+        variance = float(spread / max(np.broadcast_to(counts, first.shape).sum(), 1))
+        return variance if spread > EQUAL * second.sum() and variance > NOTHING else 0.0
 
     def prepare(self, batches: Iterable[np.ndarray]) -> None:
         """The mean target, channel by channel, of absolute errors.

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Recipe
+from ..config import Recipe, plural
 from ..config.files import ConfigError, load_recipe, override, parse_recipe
 from ..data.sources import DataError, ImageFolder, image_folder
 from ..engine import checkpoint, device
 from ..engine.evaluate import evaluate
-from ..engine.log import plural
 from ..methods import build_method
 from ..models.graph import AsGraph
 from .images import loader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mindspore import Tensor
 
-from ..config import Recipe
+from ..config import Recipe, plural
 from ..data.loader import Loader
 from ..data.sources import DataError, ImageFolder, image_folder, labelled_share
 from ..engine import parallel
@@ -35,9 +35,9 @@ def check_classes(num_classes: int, source: ImageFolder) -> None:
     if not source.classes:
         raise DataError(f"data: {source.folder} has no class folders, which a classifier needs")
     if len(source.classes) != num_classes:
+        count = plural(len(source.classes), "class", "classes")
         raise DataError(
-            f"method.num_classes: {num_classes}, but {source.folder} has {len(source.classes)} classes; "
-            f"write {len(source.classes)}"
+            f"method.num_classes: {num_classes}, but {source.folder} has {count}; write {len(source.classes)}"
         )
 
 

@@ -13,12 +13,12 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from ..config import Recipe, at_stage
+from ..config import Recipe, at_stage, plural
 from ..config.files import ConfigError
 from ..data.loader import images_of_epoch
 from ..data.sources import image_folder, labelled_share
 from ..engine import checkpoint, device
-from ..engine.log import duration, plural
+from ..engine.log import duration
 from ..engine.optim import build_optimizer
 from ..engine.schedule import effective_batch, peak_rate
 from ..engine.step import TrainStep

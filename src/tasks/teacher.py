@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from ..config import Recipe, Teacher, show_size
+from ..config import Recipe, Teacher, plural, show_size
 from ..config.files import ConfigError, parse_recipe
 from ..data.loader import Loader
 from ..engine import checkpoint
@@ -143,7 +143,7 @@ def keep_answers(recipe: Recipe, method: Method, batches: Loader) -> str:
         raise TeacherError(f"method.cache: {folder} cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"the teacher's answers to {len(batches.source)} images: {size / 1e6:.1f} MB in {folder}"
+    return f"the teacher's answers to {plural(len(batches.source), 'image')}: {size / 1e6:.1f} MB in {folder}"
 
 
 def write_answers(folder: Path, method: Method, batches: Loader) -> int:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from ..config import Recipe, at_stage
+from ..config import Recipe, at_stage, plural
 from ..config.files import dump_recipe, parse_recipe, to_tree
 from ..data.loader import Loader
 from ..data.sources import ImageFolder
 from ..engine import checkpoint, device, parallel
 from ..engine.evaluate import evaluate, features, knn_accuracy
-from ..engine.log import RunFolder, plural
+from ..engine.log import RunFolder
 from ..engine.loop import Fit, Hooks, State, attempt
 from ..engine.schedule import effective_batch, peak_rate
 from ..methods import Method, build_method
@@ -194,12 +194,11 @@ class Training:
         self.folder.info(f"done: {self.folder.path}")
 
     def _introduce(self) -> None:
-        recipe, train = self.recipe, self.recipe.train
+        recipe = self.recipe
         weights = checkpoint.weights_of(self.method)
         size = sum(p.size for p in weights.values() if p.requires_grad) / 1e6
         ranks = parallel.size()
         place = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
-        batch, of_ranks = effective_batch(train, ranks), f" x {ranks} ranks" if ranks > 1 else ""
         self.folder.info(f"output {self.folder.path}, device {place}, seed {recipe.seed}")
         height, width = recipe.encoder.image_size
         self.folder.info(
@@ -212,12 +211,25 @@ class Training:
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
+        self._introduce_batches(ranks)
+
+    def _introduce_batches(self, ranks: int) -> None:
+        """Effective batch, learning rate, updates, and the images that no update takes."""
+        train, passes = self.recipe.train, self.recipe.train.passes(ranks)
+        batch, of_ranks = effective_batch(train, ranks), f" x {ranks} ranks" if ranks > 1 else ""
+        updates = len(self.train_loader) // passes
+        scaled = f" x {batch} / {train.lr_batch})" if train.lr_batch else ", not scaled)"
         self.folder.info(
-            f"effective batch {batch} ({train.batch_size} x {train.accumulate} passes{of_ranks}), "
-            f"learning rate {peak_rate(train, ranks):.3g} (train.base_lr {train.base_lr:g}"
-            + (f" x {batch} / {train.lr_batch})" if train.lr_batch else ", not scaled)")
-            + f", {len(self.train_loader) // train.accumulate} updates per epoch, {train.epochs} epochs"
+            f"effective batch {batch} ({train.batch_size} x {plural(passes, 'pass', 'passes')}{of_ranks}), "
+            f"learning rate {peak_rate(train, ranks):.3g} (train.base_lr {train.base_lr:g}{scaled}, "
+            f"{plural(updates, 'update')} per epoch, {plural(train.epochs, 'epoch')}"
         )
+        left = self.train_loader.images - updates * batch
+        if left and updates:
+            self.folder.info(
+                f"{left} of {plural(self.train_loader.images, 'image')} are left out of each epoch, others each time: "
+                f"they do not fill an update of {batch}"
+            )
 
     def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
         self._warn_about_changes(found)

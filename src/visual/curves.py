@@ -29,7 +29,7 @@ def draw_curves(folder: Path) -> Path:
     values = [line["loss"] for line in steps] + [line["loss"] for line in evaluations]
     # the first steps can be many times the constant predictor's loss and would flatten everything after them
     top = min(max(values), 1.5 * max(baseline)) if steps else 1.0
-    loss.set_ylim(0, 1.08 * max(top, max(baseline, default=0)))
+    loss.set_ylim(0, 1.08 * max(top, max(baseline, default=0)) or 1.0)
     loss.legend(frameon=False, fontsize=8)
     rate.plot(epochs, [line["lr"] for line in steps], color="#1f5fa8")
     rate.set(xlabel="epoch", ylabel="learning rate")
