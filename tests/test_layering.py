@@ -208,3 +208,27 @@ def test_src_does_not_print(path: Path) -> None:
 def test_entry_points_are_short(name: str) -> None:
     """Parse the command line and call src.tasks.train: nothing that belongs into src."""
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 40
+
+
+#: where a configuration's class may be asked for: its own package, and the tables that build from it
+BUILDERS = ("config/", "models/__init__.py", "methods/__init__.py", "methods/decoders.py", "methods/targets.py")
+CONFIGURATIONS = [path for path in MODULES if not path.relative_to(SRC).as_posix().startswith(BUILDERS)] + [
+    path for path in OUTSIDE if path.relative_to(ROOT).parts[0] != "tests"
+]
+
+
+def configurations_asked_for(path: Path) -> list[str]:
+    """Calls of isinstance with a configuration's class."""
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+    asked = [ast.unparse(call) for call in calls if isinstance(call.func, ast.Name) and call.func.id == "isinstance"]
+    return [text for text in asked if "Config" in text]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=ids(CONFIGURATIONS))
+def test_nobody_asks_which_configuration_it_is(path: Path) -> None:
+    assert configurations_asked_for(path) == []
+
+
+def test_the_configuration_check_sees_questions(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("isinstance(method, (MIMConfig, int)) or isinstance(x, dict)\n")
+    assert configurations_asked_for(tmp_path / "one.py") == ["isinstance(method, (MIMConfig, int))"]

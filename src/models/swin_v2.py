@@ -7,6 +7,7 @@ bias comes from a small network over log-spaced offsets, which can be asked for 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -130,12 +131,10 @@ class SwinV2Stage(SwinStage):
     merging = PatchMergingV2
 
     def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: WindowLayout) -> nn.Cell:
-        assert isinstance(config, SwinV2Config)
-        every = config.main_norm_every
+        own = cast(SwinV2Config, config)
+        every = own.main_norm_every
         main_norm = every > 0 and (number + 1) % every == 0
-        return SwinV2Block(
-            dim, config.num_heads[stage], place, config, config.pretrained_window_sizes[stage], main_norm
-        )
+        return SwinV2Block(dim, config.num_heads[stage], place, config, own.pretrained_window_sizes[stage], main_norm)
 
 
 class SwinV2(Swin):
