@@ -95,15 +95,15 @@ def test_an_override_of_a_section_keeps_the_rest(tmp_path: Path) -> None:
 
 
 def test_paths_are_expanded_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/people/me")
     monkeypatch.setenv("IMAGES", "/big/disk")
     text = "data: {root: $IMAGES/in, train: '${IMAGES}/t'}\noutput: ~/x\ninit_from: ~/a.ckpt\n"
     recipe = loaded(tmp_path, text)
     assert (recipe.data.root, recipe.data.train) == ("/big/disk/in", "/big/disk/t")
-    assert (recipe.output, recipe.init_from) == ("/home/me/x", "/home/me/a.ckpt")
-    assert loaded(tmp_path, "", "data.root=~/y").data.root == "/home/me/y"
+    assert (recipe.output, recipe.init_from) == ("/people/me/x", "/people/me/a.ckpt")
+    assert loaded(tmp_path, "", "data.root=~/y").data.root == "/people/me/y"
     target = "method: {target: {name: features, teacher: ~/t.ckpt}}"
-    assert loaded(tmp_path, target).method.teacher_network.file == "/home/me/t.ckpt"  # type: ignore[union-attr]
+    assert loaded(tmp_path, target).method.teacher_network.file == "/people/me/t.ckpt"  # type: ignore[union-attr]
     (tmp_path / "child.yaml").write_text("base: $HERE/mine.yaml\n")
     monkeypatch.setenv("HERE", str(tmp_path))
     assert load_recipe("$HERE/child.yaml").method.teacher_network is not None
