@@ -197,6 +197,16 @@ def test_a_picture_that_fails_costs_a_line_and_no_checkpoint(
     assert checkpoint.load(tmp_path / "run" / "last.ckpt").meta["epoch"] == 2
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path) -> None:
+    """And the line names a checkpoint only where there is one."""
+    with pytest.raises(RunError) as caught:
+        train(recipe_of(data, tmp_path / "run", "train.base_lr=1e30"))
+    text = str(caught.value)
+    assert "the loss is not finite before update 2" in text and "checkpoint" not in text
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["step"] == 1
+
+
 def test_the_checkpoint_is_there_before_the_picture_is_drawn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
