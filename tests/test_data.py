@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import mindspore.dataset as ds
 import numpy as np
 import pytest
 from mindspore import dtype as mstype
+from mindspore.dataset import vision
+from mindspore.dataset.vision import Inter
 
 from src.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from src.data.loader import Loader, evaluation_operations, has_scan
@@ -17,6 +20,7 @@ from src.data.sources import DataError, ImageFolder, image_folder, labelled_shar
 from tests.helpers import MakeFolder
 
 Image = pytest.importorskip("PIL.Image")
+PILLOW = int(pytest.importorskip("PIL").__version__.split(".")[0])
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -299,6 +303,10 @@ def pillow_evaluation(path: Path, size: tuple[int, int], crop: float, mode: str 
         ((50, 71), (32, 32), 1.0),  # 32 x 45: 13 / 2 rounds to 6
         ((50, 71), (32, 48), 0.875),  # 36 x 54 whatever the file's shape
         ((20, 30), (32, 32), 0.9),  # enlarged to 35 x 52
+        ((488, 26), (39, 39), 1.0),  # 732 x 39, not 731, hence 346 rows above, not 345
+        ((26, 488), (39, 39), 1.0),
+        ((50, 71), (28, 28), 0.875),  # 32 x 45 with MindSpore's own rule
+        ((9, 70), (24, 24), 0.875),  # wide and enlarged
     ],
 )
 def test_evaluation_equals_pillow(
@@ -335,6 +343,98 @@ def test_every_pixel_of_the_centre_crop_comes_from_the_middle() -> None:
     image = np.arange(7 * 9).reshape(7, 9, 1)
     # 3 / 2 rounds to 2, 5 / 2 to 2: half to even
     np.testing.assert_array_equal(crop(image), image[2:6, 2:6])
+
+
+# --- bicubic: MindSpore and Pillow ------------------------------------------------------------------------------
+
+
+def pillow_bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.BICUBIC))
+
+
+def width_first(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """In two calls, whose order no version of Pillow changes."""
+    return pillow_bicubic(pillow_bicubic(pixels, pixels.shape[0], width), height, width)
+
+
+def height_first_in_pillow_13(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    rows, cols = before[0] - after[0], before[1] - after[1]
+    return rows > 0 and cols != 0 and rows > 2 * cols
+
+
+def boxes_and_sizes(count: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(height, width) of a crop and of the result: any, one or both sides kept, and at the edge of the condition."""
+    rng, found = np.random.default_rng(3), []
+    for number in range(count):
+        rows, cols, height, width = map(int, rng.integers(1, 100, 4))
+        if number % 5 == 1:
+            height = rows
+        elif number % 5 == 2:
+            width = cols
+        elif number % 5 == 3:
+            width = max(1, cols - number % 7)
+            height = max(1, rows - 2 * (cols - width) - int(rng.integers(-1, 2)))
+        found.append(((rows, cols), (rows, cols) if number % 25 == 0 else (height, width)))
+    return found
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 256), (64, 192)], ids=["sharp", "soft"])
+def test_a_crop_and_resize_takes_the_width_first_and_pillow_13_sometimes_the_height(lowest: int, highest: int) -> None:
+    rng, worst = np.random.default_rng(5), 0
+    for (rows, cols), (height, width) in boxes_and_sizes(400):
+        top, left = map(int, rng.integers(0, 9, 2))
+        image = rng.integers(lowest, highest, (rows + top + 2, cols + left + 2, 3), np.uint8)
+        part = image[top : top + rows, left : left + cols]
+        ours = vision.Resize((height, width), Inter.PILCUBIC)(vision.Crop((top, left), (rows, cols))(image))
+        where = f"{rows}x{cols} to {height}x{width}"
+        np.testing.assert_array_equal(ours, width_first(part, height, width), where)
+        difference = np.abs(ours.astype(int) - pillow_bicubic(part, height, width)).max()
+        if PILLOW < 13 or not height_first_in_pillow_13((rows, cols), (height, width)):
+            assert difference == 0, where
+        worst = max(worst, difference)
+    if PILLOW < 13:
+        assert worst == 0
+    elif lowest:  # the first pass cannot leave 0..255: only its rounding differs
+        assert 1 <= worst <= 2
+    else:
+        assert worst > 2
+
+
+def test_the_training_crop_takes_the_width_first_too() -> None:
+    """The operation of the training pipeline on boxes of one shape, of which one must give its result exactly."""
+    rng, pillow_differs = np.random.default_rng(6), 0
+    ds.config.set_seed(6)
+    for (rows, cols), size in [((24, 18), (12, 16)), ((24, 18), (30, 9)), ((20, 20), (20, 20)), ((16, 24), (10, 30))]:
+        image = rng.integers(0, 256, (28, 27, 3), np.uint8)
+        area, ratio = rows * cols / (28 * 27), cols / rows
+        ours = vision.RandomResizedCrop(size, (area, area), (ratio, ratio), Inter.PILCUBIC)(image)
+        parts = [image[y : y + rows, x : x + cols] for y in range(29 - rows) for x in range(28 - cols)]
+        (part,) = [part for part in parts if np.array_equal(width_first(part, *size), ours)]
+        differs = not np.array_equal(pillow_bicubic(part, *size), ours)
+        assert differs == (PILLOW >= 13 and height_first_in_pillow_13((rows, cols), size))
+        pillow_differs += differs
+    assert pillow_differs == (2 if PILLOW >= 13 else 0)
+
+
+@pytest.mark.parametrize(
+    ("side", "short", "long", "longer"),
+    [
+        (39, 26, 488, 732),  # of the first five MindSpore's own operation makes one pixel less
+        (224, 112, 117, 234),
+        (224, 140, 155, 248),
+        (248, 248, 997, 997),
+        (438, 102, 119, 511),
+        (256, 375, 500, 341),
+        (256, 192, 333, 444),
+        (32, 48, 51, 34),
+        (32, 47, 47, 32),
+    ],
+)
+def test_the_longer_side_of_an_evaluation_is_torchvisions(side: int, short: int, long: int, longer: int) -> None:
+    resize = evaluation_operations((side, side), 1.0)[0]
+    assert longer == int(side * long / short)
+    assert resize(np.zeros((long, short, 3), np.uint8)).shape == (longer, side, 3)
+    assert resize(np.zeros((short, long, 3), np.uint8)).shape == (side, longer, 3)
 
 
 # --- broken files -----------------------------------------------------------------------------------------------

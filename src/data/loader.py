@@ -3,6 +3,13 @@
 Decoding, cropping and normalising are MindSpore's own operations, which run outside Python; RandAugment and erasing are
 those of `augment`. The order is ours: a permutation drawn from (seed, epoch), so that a resumed run continues with the
 images the uninterrupted run would have seen.
+
+Inter.PILCUBIC resizes images and crops bit for bit as Pillow 9.1 to 12.3: the width first, then the height, with 8 bits
+between the two. Inter.BICUBIC is another filter. Pillow 13 takes the height first where the height shrinks, the width
+changes, and the height loses more pixels than twice what the width loses (one that grows loses less than nothing).
+There, and nowhere else, its result differs: by at most two grey levels where the first pass stays within 0..255, by
+more at sharp edges where it leaves that range and is cut. An evaluation that shrinks and keeps the shape meets this in
+images more than twice as tall as wide. The published recipes are older than Pillow 13.
 """
 
 from __future__ import annotations
@@ -160,7 +167,6 @@ class Loader:
 
         crop = crops(config, self.image_size)
         if crop is None:
-            # Inter.PILCUBIC equals Pillow's bicubic; Inter.BICUBIC is another filter
             sizes = self.image_size, config.crop_scale, config.crop_ratio
             add([vision.RandomResizedCrop(*sizes, Inter.PILCUBIC)], image)
         else:
@@ -201,8 +207,31 @@ def images_of_epoch(count: int, repeats: int) -> int:
 def evaluation_operations(image_size: tuple[int, int], eval_crop: float) -> list:
     """Resize so that the crop is `eval_crop` of the shorter side, then cut the centre (torchvision on PIL images)."""
     height, width = image_size
-    resized = int(height / eval_crop) if height == width else (int(height / eval_crop), int(width / eval_crop))
-    return [vision.Resize(resized, Inter.PILCUBIC), CentreCrop(image_size)]
+    resize: vision.Resize | ShorterSide
+    if height != width:
+        resize = vision.Resize((int(height / eval_crop), int(width / eval_crop)), Inter.PILCUBIC)
+    else:
+        shorter = int(height / eval_crop)
+        # by a power of two, as the 256 of 224, both orders of rounding are exact: that one stays outside Python
+        exact = shorter & (shorter - 1) == 0
+        resize = vision.Resize(shorter, Inter.PILCUBIC) if exact else ShorterSide(shorter)
+    return [resize, CentreCrop(image_size)]
+
+
+class ShorterSide:
+    """Resize the shorter side to `size` and the longer one to size * longer / shorter, cut off, as torchvision does.
+
+    vision.Resize(size) divides first, in 32 bits, and may be one pixel short where the longer side comes out whole: of
+    140 x 155 pixels it makes 224 x 247, not 248.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        longer = int(self.size * max(height, width) / min(height, width))
+        return vision.Resize((longer, self.size) if width <= height else (self.size, longer), Inter.PILCUBIC)(image)
 
 
 class CentreCrop:
