@@ -87,6 +87,7 @@ def grid_of(table: np.ndarray) -> int:
 
 def pos_embed(case: Case) -> Findings:
     """Arrays grid<a>_to_<b>_src and _dst, and sincos_<dim>_<side> with a row for the class token."""
+    limit = case.tolerance.get("abs", 1e-5)
     for name, theirs in case.data.items():
         if name.startswith("sincos"):
             side = grid_of(theirs)
@@ -99,7 +100,7 @@ def pos_embed(case: Case) -> Findings:
             ours = case.data[name.removesuffix("_dst") + "_src"]
             old, new = grid_of(ours), grid_of(theirs)
             ours = resize_places(ours, (old, old), (new, new)) if old != new else ours
-            yield name, absolute(ours, theirs), case.tolerance.get("abs", 1e-5)
+            yield name, absolute(ours, theirs), limit
 
 
 def remap(case: Case) -> Findings:
