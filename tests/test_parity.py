@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mindspore.nn.utils import no_init_parameters
 
 from scripts import check_parity as parity
+from src.config import ClassifyConfig, SwinConfig, SwinV2Config
+from src.models import build_classifier
+from src.weights.names import PLAIN
 from tests.helpers import ROOT, Run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -200,6 +204,20 @@ def test_full_size_networks_of_other_names_and_without_arguments_pass(
         info.update(model="x", arguments=None, num_heads=None, source="")
 
     json_copy(tmp_path, f"full_size/{name}", f"{name.split('_')[0]}_x", change)
+    assert outcome(tmp_path), capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [SwinConfig, SwinV2Config])
+def test_a_full_size_network_needs_no_arguments_for_what_its_shapes_do_not_hang_on(
+    kind: type[SwinConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without buffers no shape tells the image, and none of Swin V2 the window."""
+    encoder = kind(in_chans=1, embed_dim=24, depths=(1, 3, 1), num_heads=(3, 6, 12), window_size=5, patch_norm=False)
+    with no_init_parameters():
+        network = build_classifier(encoder, ClassifyConfig(num_classes=37, pool="mean", fc_norm=False))
+    rows = [[PLAIN.theirs(p.name)[0][0], list(p.shape), "trainable"] for p in network.get_parameters()]
+    (tmp_path / "full_size").mkdir()
+    (tmp_path / "full_size" / "swin_x.json").write_text(json.dumps({"state_dict": rows}))
     assert outcome(tmp_path), capsys.readouterr().out
 
 

@@ -39,10 +39,11 @@ def encoder_of(
     """The encoder that parameters of these shapes belong to.
 
     Args:
-        heads: of a ViT, where neither shapes nor arguments tell them.
+        heads: of a ViT, where neither shapes nor arguments tell them; None if numbers are compared, not shapes alone.
 
-    An image size that nothing tells changes no shape: then one that every window fits into.
+    No shape hangs on an image or a window that no shape tells: then one of 8 tokens, and an image of whole windows.
     """
+    free = heads is not None
     heads = next((value for value in stated_values(arguments, "num_heads") if isinstance(value, int)), heads)
     size = next(iter(stated_values(arguments, "image_size")), None)
     hints = Hints(num_heads=heads, image_size=pair(size) if size else None)
@@ -52,7 +53,9 @@ def encoder_of(
     except WeightsError as reason:
         table = shapes.get("encoder.layers.0.blocks.0.attn.relative_position_bias_table")
         square = not any(name in shapes for name in ("encoder.pos_embed", "encoder.absolute_pos_embed"))
-        if size or not square or "image size" not in str(reason):
+        if free and "tells its window" in str(reason):
+            return encoder_of(shapes, buffers, {**arguments, "window_size": 8}, heads)
+        if not free or size or not square or "image size" not in str(reason):
             raise UnknownError(told(reason)) from None
         patch = shapes["encoder.patch_embed.proj.weight"][-1]
         stages = len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})

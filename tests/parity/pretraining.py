@@ -161,20 +161,21 @@ def fastmim_swin_model(case: Case, image: np.ndarray) -> MaskedImageModel:
     encoder = case_encoder(
         case, lambda: swin_config(case.arguments, image, absolute_position=ape), weights, case.arguments
     )
-    config = fastmim_config(fastmim_arguments(case, weights), mask_ratio(case), encoder.stride)
+    config = fastmim_config(fastmim_arguments(case, weights, encoder.stride), mask_ratio(case), encoder.stride)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
     load_weights(method, trained(weights), from_fastmim)
     return method
 
 
-def fastmim_arguments(case: Case, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+def fastmim_arguments(case: Case, weights: dict[str, np.ndarray], stride: int) -> dict[str, Any]:
     """Arguments of a masked model, with what its weights and noise tell where they say nothing."""
     width, out = weights["decoder_pred.weight"].shape[1], weights["decoder_pred.weight"].shape[0]
     image, noise = case.data["image"], case.data["noise"]
+    histograms = HOGConfig.bins * image.shape[1] * (stride // HOGConfig.cell) ** 2
     told: dict[str, Any] = {
         "decoder_embed_dim": width,
         "decoder_depth": len({name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}),
-        "mim_loss": "HOG" if out % image.shape[1] == 0 and out // image.shape[1] % HOGConfig().bins == 0 else "l2",
+        "mim_loss": "HOG" if out == histograms else "l2",
         "block_size": round(math.sqrt(image.shape[2] * image.shape[3] / noise.shape[-1])),
     }
     if told["decoder_depth"]:
@@ -206,7 +207,7 @@ def fastmim_vit_model(case: Case, image: np.ndarray) -> MaskedImageModel:
     encoder = case_encoder(case, lambda: vit_config(case.arguments, image), weights, case.arguments)
     assert isinstance(encoder, ViTConfig)
     encoder = replace(encoder, position="sincos")
-    config = fastmim_config(fastmim_arguments(case, weights), mask_ratio(case), encoder.stride)
+    config = fastmim_config(fastmim_arguments(case, weights, encoder.stride), mask_ratio(case), encoder.stride)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
     table = sincos_position(encoder.embed_dim, method.grid, encoder.class_token)
     if error(table, weights["pos_embed"]) > 1e-6:
