@@ -20,12 +20,23 @@ TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
 UNSEEN = ("attn.k.bias", "attn.proj_l.bias")
 
 
+class UnknownError(Exception):
+    """What a case leaves open and a comparison needs; the case is then not covered."""
+
+
+class Stated(dict[str, Any]):
+    """Arguments of a reference; one that is asked for and not stated leaves the case open."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UnknownError(f"its arguments do not state {key}")
+
+
 def rename_with(naming: Naming) -> Callable[[str], str]:
     """Our name of each of theirs, where every name has a place."""
 
     def rename(name: str) -> str:
         place = naming.ours(name)
-        assert place is not None, name
+        assert place is not None and place[1] is None, name
         return place[0]
 
     return rename
@@ -49,13 +60,16 @@ class Case:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.info = json.loads((folder / "case.json").read_text())
-        self.arguments = self.info.get("arguments", {})
+        self.info: dict[str, Any] = read_json(folder / "case.json")
+        self.arguments = Stated(self.info.get("arguments") or {})
         stated = self.info.get("tolerance", {})
         tolerance: dict[str, Any] = stated if isinstance(stated, dict) else {}
+        self.tolerance = tolerance
         self.forward: float = tolerance.get("float32_forward_rel", tolerance.get("forward", 1e-4))
         self.gradient: float = tolerance.get("float32_grad_rel", tolerance.get("gradient", 1e-3))
         data = folder / "data.npz"
+        if self.info.get("arrays") and not data.exists():
+            raise FileNotFoundError("data.npz is missing")
         self.data = dict(np.load(data)) if data.exists() else {}
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
@@ -64,6 +78,16 @@ class Case:
     @property
     def batch(self) -> int:
         return self.data["image"].shape[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is missing")
+    info = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(info, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return info
 
 
 class Gradients(nn.Cell):

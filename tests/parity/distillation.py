@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -17,8 +19,19 @@ from src.methods.manifold import Relations, merge
 from src.models import build_classifier
 from src.models.graph import AsGraph
 from src.weights.derive import pair
-from src.weights.names import recognise
-from tests.parity.common import Case, Findings, Gradients, error, gradient_findings, load_weights, rename_with
+from tests.parity.common import (
+    Case,
+    Findings,
+    Gradients,
+    Stated,
+    UnknownError,
+    error,
+    gradient_findings,
+    load_weights,
+    read_json,
+    rename_with,
+)
+from tests.parity.networks import case_encoder, naming_of
 from tests.parity.pretraining import swin_config, trained, vit_config
 
 
@@ -30,6 +43,8 @@ def manifold_config(arguments: dict[str, Any], **changes: Any) -> ManifoldConfig
     for theirs in (("s_id", "layer_ids_s"), ("t_id", "layer_ids_t")):
         keys |= dict.fromkeys(theirs, "student_layers" if theirs[0] == "s_id" else "teacher_layers")
     taken = {ours: arguments[theirs] for theirs, ours in keys.items() if theirs in arguments}
+    if not {"student_layers", "teacher_layers"} <= set(taken):
+        raise UnknownError("its arguments do not state the layers that are compared")
     taken |= {key: tuple(taken[key]) for key in ("student_layers", "teacher_layers")}
     if taken.get("distillation") == "none":  # the reference's then has no relations either
         taken["beta"] = 0.0
@@ -60,18 +75,25 @@ class WithInputGradients(nn.Cell):
         return self.value_and_grad(*inputs)
 
 
+def number(name: str) -> int:
+    """The number at the end of an array's name."""
+    return int(name.rpartition("_")[2])
+
+
 def manifold_losses(case: Case) -> Findings:
     """mf_loss on stored block outputs: losses, those of each pair without weights, gradients, merged tokens."""
     data, config = case.data, manifold_config(case.arguments)
-    extra = data["student_0"].shape[1] - data["teacher_0"].shape[1]  # of the first blocks, as there
+    first = [min(number(name) for name in data if name.startswith(f"{side}_")) for side in ("student", "teacher")]
+    # of the first blocks, as there
+    extra = data[f"student_{first[0]}"].shape[1] - data[f"teacher_{first[1]}"].shape[1]
     pairs = list(zip(config.student_layers, config.teacher_layers, strict=True))
     maps, indices = [], []
-    for number, (ours, theirs) in enumerate(pairs):
+    for place, (ours, theirs) in enumerate(pairs):
         own, given = data[f"student_{ours}"].shape[1] - extra, data[f"teacher_{theirs}"].shape[1]
         limit = config.max_patch_num
         merged = math.isqrt(limit) ** 2 if limit and own > limit else own
         maps.append(((own, 1), (given, 1), (merged, 1)))
-        indices.append(Tensor(data[f"perm_{number}"][: config.samples].astype(np.int32)))
+        indices.append(Tensor(data[f"perm_{place}"][: config.samples].astype(np.int32)))
     blocks = sorted(set(config.student_layers))
     students = [Tensor(data[f"student_{block}"]) for block in blocks]
     teachers = tuple(Tensor(data[f"teacher_{theirs}"]) for _, theirs in pairs)
@@ -82,11 +104,11 @@ def manifold_losses(case: Case) -> Findings:
     for block, grad in zip(blocks, grads if len(blocks) > 1 else [grads], strict=True):
         yield f"grad_student_{block}", error(grad, data[f"grad_student_{block}"]), case.gradient
     alone = replace(config, w_sample=1.0, w_patch=1.0, w_rand=1.0)
-    for number in range(len(pairs)):
-        one = Relations(alone, (maps[number],))
-        pair = SumOfRelations(one, (places[number],), (teachers[number],), (indices[number],))
+    for place in range(len(pairs)):
+        one = Relations(alone, (maps[place],))
+        pair = SumOfRelations(one, (places[place],), (teachers[place],), (indices[place],))
         _, sample, patch, rand = (float(value) for value in pair(*students))
-        yield f"per_layer[{number}]", error(np.array([patch, sample, rand]), data["per_layer"][number]), case.forward
+        yield f"per_layer[{place}]", error(np.array([patch, sample, rand]), data["per_layer"][place]), case.forward
     if "merged_student" in data:
         first = Tensor(data[f"student_{config.student_layers[0]}"][:, extra:])
         yield "merged_student", error(merge(first, config.max_patch_num), data["merged_student"]), case.forward
@@ -112,12 +134,19 @@ def timm_encoder(arguments: dict[str, Any]) -> EncoderConfig:
     return vit_config(arguments, position="learned", distilled=arguments.get("distilled", False))
 
 
-def timm_classifier(arguments: dict[str, Any], weights: dict[str, np.ndarray]) -> tuple[EncoderConfig, Any, Any]:
+def head_size(weights: dict[str, np.ndarray]) -> int:
+    return next(value.shape[0] for name, value in weights.items() if re.fullmatch(r"head(\.fc)?\.weight", name))
+
+
+def timm_classifier(
+    case: Case, arguments: dict[str, Any], weights: dict[str, np.ndarray]
+) -> tuple[EncoderConfig, Any, Any]:
     """Encoder, classifier with the reference's weights, and the name of ours for each of theirs."""
-    encoder = timm_encoder(arguments)
+    arguments, rename = Stated(arguments), rename_with(naming_of(list(weights)))
+    encoder = case_encoder(case, lambda: timm_encoder(arguments), weights, arguments)
     pool: Any = "mean" if isinstance(encoder, SwinConfig) else "cls"
-    network = build_classifier(encoder, ClassifyConfig(num_classes=arguments["num_classes"], pool=pool, fc_norm=False))
-    rename = rename_with(recognise(list(weights)).naming)
+    classes = arguments.get("num_classes") or head_size(weights)
+    network = build_classifier(encoder, ClassifyConfig(num_classes=classes, pool=pool, fc_norm=False))
     load_weights(network, trained(weights), rename)
     return encoder, network, rename
 
@@ -147,14 +176,35 @@ class Sequences(nn.Cell):
         return (self.network.logits(sequence), *taken)
 
 
+def weights_folder(case: Case) -> Path:
+    """This case's folder, or the one beside it whose weights it says to share, or that of the same two networks."""
+    files = ("student.safetensors", "teacher.safetensors")
+
+    def holds(folder: Path) -> bool:
+        return all((folder / file).exists() for file in files)
+
+    if holds(case.folder):
+        return case.folder
+    others = [path for path in sorted(case.folder.parent.iterdir()) if holds(path) and (path / "case.json").exists()]
+    said = set(re.findall(r"\w+", str(case.info.get("weights", ""))))
+    infos = {path: read_json(path / "case.json") for path in others}
+    named = [path for path in others if {path.name, infos[path].get("case")} & said]
+    pairs = [case.arguments.get(key) for key in ("student", "teacher")]
+    same = [
+        path for path in others if [infos[path].get("arguments", {}).get(k) for k in ("student", "teacher")] == pairs
+    ]
+    for found in (named, same):
+        if len({tuple((path / file).read_bytes() for file in files) for path in found}) == 1:
+            return found[0]
+    raise UnknownError("nothing tells which case holds its student and teacher")
+
+
 def manifold(case: Case) -> Findings:
     """DistillationLoss with a student and a teacher: components, gradients, outputs of both networks."""
-    data, folder = case.data, case.folder
-    if not (folder / "student.safetensors").exists():
-        folder = folder.parent / case.info["weights"].split("of case ")[1].split()[0]
-    arguments = case.arguments
-    encoder, student, rename = timm_classifier(arguments["student"], load_file(str(folder / "student.safetensors")))
-    theirs, teacher, _ = timm_classifier(arguments["teacher"], load_file(str(folder / "teacher.safetensors")))
+    data, arguments, folder = case.data, case.arguments, weights_folder(case)
+    loaded = {kind: load_file(str(folder / f"{kind}.safetensors")) for kind in ("student", "teacher")}
+    encoder, student, rename = timm_classifier(case, arguments["student"], loaded["student"])
+    theirs, teacher, _ = timm_classifier(case, arguments["teacher"], loaded["teacher"])
     for name, network in (("student", student), ("teacher", teacher)):
         stored = {"logits", *(key.removeprefix(f"{name}_") for key in data if key.startswith(f"{name}_block_"))}
         blocks = tuple(sorted(int(key.removeprefix("block_")) for key in stored - {"logits"}))
@@ -162,10 +212,13 @@ def manifold(case: Case) -> Findings:
             ours = Sequences(network, blocks)(Tensor(data["image"]))
             for key, found in zip(("logits", *(f"block_{block}" for block in blocks)), ours, strict=True):
                 yield f"{name}_{key}", error(found, data[f"{name}_{key}"]), case.forward
-    smoothing = arguments.get("smoothing", 0.1) if "LabelSmoothing" in case.info["base_criterion"] else 0.0
+    criterion = case.info.get("base_criterion", "SoftTarget" if data["label"].ndim == 2 else "")
+    if not criterion:
+        raise UnknownError("nothing tells its base criterion")
+    smoothing = arguments.get("smoothing", 0.1) if "LabelSmoothing" in criterion else 0.0
     config = manifold_config(
         arguments,
-        num_classes=arguments["student"]["num_classes"],
+        num_classes=head_size(loaded["student"]),
         teacher_encoder=theirs,
         label_smoothing=smoothing,
     )
@@ -187,7 +240,7 @@ def manifold(case: Case) -> Findings:
 def distilled_student(case: Case) -> Findings:
     """A student with two heads: what training sees of them, what evaluation makes of them."""
     data = case.data
-    encoder, network, _ = timm_classifier(case.arguments, case.tensors("weights"))
+    encoder, network, _ = timm_classifier(case, case.arguments, case.tensors("weights"))
     image, last = Tensor(data["image"]), len(encoder.block_maps) - 1
     first, second = AsGraph(network, network.heads)(network.encoder(image))
     yield "train_cls", error(first, data["train_cls"]), case.forward

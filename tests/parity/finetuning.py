@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.config import ClassifyConfig, EncoderConfig, TrainConfig
+from src.config import EncoderConfig, SwinV2Config, TrainConfig, ViTConfig
 from src.engine.optim import build_optimizer
 from src.engine.schedule import learning_rate, position
 from src.engine.step import TrainStep
@@ -29,6 +31,7 @@ from tests.parity.common import (
     gradient_findings,
     load_weights,
 )
+from tests.parity.networks import case_encoder
 from tests.parity.pretraining import (
     GivenMask,
     GivenNoise,
@@ -42,16 +45,15 @@ from tests.parity.pretraining import (
     trained,
     vit_config,
 )
-from tests.parity.recipes import SIMMIM_DECAYED
+from tests.parity.recipes import SIMMIM_DECAYED, known_schedule
 
 
 def simmim_ft(case: Case) -> Findings:
-    encoder = simmim_encoder(case.arguments)
-    vit, means = case.arguments["MODEL.TYPE"] == "vit", bool(case.arguments.get("MODEL.VIT.USE_MEAN_POOLING"))
-    config = classifier_config(case.arguments["MODEL.NUM_CLASSES"], vit, means)
-    if case.arguments["MODEL.TYPE"] == "swinv2":
+    weights = case.tensors("weights")
+    encoder = case_encoder(case, lambda: simmim_encoder(case.arguments), weights, case.arguments)
+    if isinstance(encoder, SwinV2Config):
         yield from coordinate_tables(case, build_encoder(encoder))
-    yield from classifier(case, encoder, config, from_plain)
+    yield from classifier(case, encoder, weights, from_plain)
 
 
 def train10_simmim(case: Case) -> Findings:
@@ -59,21 +61,22 @@ def train10_simmim(case: Case) -> Findings:
     schedule = case.info["schedule"]
     settings = {
         "rule": "timm",
-        "schedule": schedule["name"],
+        "schedule": known_schedule(schedule["name"]),
         "base_lr": schedule["base_lr"],
         "lr_batch": 0,
         "warmup_lr": schedule["warmup_lr"],
-        "milestones": tuple(schedule["multisteps"]),
-        "gamma": schedule["gamma"],
-        "decayed": SIMMIM_DECAYED[case.arguments["MODEL.TYPE"], False],
+        "milestones": tuple(schedule.get("multisteps", ())),
+        "gamma": schedule.get("gamma", 0.1),
+        "decayed": SIMMIM_DECAYED["swin" if hasattr(method.encoder, "layers") else "vit", False],
     }
     yield from train10(case, method, GivenMask(method), ("image", "mask"), from_simmim, settings)
 
 
 def fastmim_ft_swin(case: Case) -> Findings:
-    encoder = swin_config(case.arguments, case.data["image"], absolute_position=case.arguments.get("ape", False))
-    config = classifier_config(case.arguments["num_classes"], vit=False, means=True)
-    yield from classifier(case, encoder, config, from_fastmim_pooled)
+    arguments, weights, image = case.arguments, case.tensors("weights"), case.data["image"]
+    ape = arguments.get("ape", False)
+    encoder = case_encoder(case, lambda: swin_config(arguments, image, absolute_position=ape), weights, arguments)
+    yield from classifier(case, encoder, weights, from_fastmim_pooled)
 
 
 def train10_fastmim_swin(case: Case) -> Findings:
@@ -82,16 +85,30 @@ def train10_fastmim_swin(case: Case) -> Findings:
 
 
 def fastmim_ft_vit(case: Case) -> Findings:
-    arguments = case.arguments
-    encoder = vit_config(arguments, case.data["image"], position="learned")
-    config = classifier_config(arguments["num_classes"], vit=True, means=bool(arguments["global_pool"]))
-    yield from classifier(case, encoder, config, from_plain)
+    arguments, weights, image = case.arguments, case.tensors("weights"), case.data["image"]
+    encoder = case_encoder(case, lambda: vit_config(arguments, image, position="learned"), weights, arguments)
+    yield from classifier(case, encoder, weights, from_plain)
 
 
-def classifier(case: Case, encoder: EncoderConfig, config: ClassifyConfig, rename: Callable[[str], str]) -> Findings:
+def label_smoothing(case: Case) -> float:
+    """As the arguments or the text about the loss say; else the 0.1 of SimMIM and FastMIM."""
+    stated = case.arguments.get("smoothing", case.arguments.get("MODEL.LABEL_SMOOTHING"))
+    text = re.search(r"smoothing\D*(\d+(?:\.\d+)?)", str(case.info.get("loss", "")))
+    return float(stated if stated is not None else text.group(1) if text else 0.1)
+
+
+def classifier(
+    case: Case, encoder: EncoderConfig, loaded: dict[str, np.ndarray], rename: Callable[[str], str]
+) -> Findings:
+    """A ViT with a norm behind its mean has `fc_norm`; a Swin always takes the mean."""
+    vit, names = isinstance(encoder, ViTConfig), {rename(name): name for name in trained(loaded)}
+    means = "fc_norm.weight" in names if vit else True
+    classes = case.arguments.get("num_classes", case.arguments.get("MODEL.NUM_CLASSES"))
+    config = classifier_config(classes or loaded[names["head.weight"]].shape[0], vit, means)
+    config = replace(config, label_smoothing=label_smoothing(case))
     data = case.data
     method = Classify(build_classifier(encoder, config), config.label_smoothing)
-    load_weights(method, trained(case.tensors("weights")), rename)
+    load_weights(method, trained(loaded), rename)
     image, label = Tensor(data["image"]), Tensor(data["label"].astype(np.int32))
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _), grads = Gradients(method, weights)(image, label)
@@ -131,14 +148,15 @@ def train10(
     settings: dict[str, Any],
 ) -> Findings:
     """Ten steps with the engine's optimiser and step: losses, gradient norms, rates, final weights."""
-    data, schedule, tolerance = case.data, case.info["schedule"], case.info["tolerance"]
-    optimizer_info = case.info["optimizer"]
+    data, schedule, tolerance = case.data, case.info["schedule"], {"loss_rel": 1e-4, "final_weight_abs": 2e-4}
+    tolerance |= case.tolerance
+    optimizer_info = {"betas": TrainConfig.betas} | case.info["optimizer"]
     train = TrainConfig(
         epochs=schedule["epochs"],
         warmup_epochs=schedule["warmup_epochs"],
         min_lr=schedule["min_lr"],
         betas=tuple(optimizer_info["betas"]),
-        eps=optimizer_info["eps"],
+        eps=optimizer_info.get("eps", 1e-8),
         weight_decay=optimizer_info["weight_decay"],
         clip_norm=optimizer_info.get("clip_grad") or 0.0,
         **settings,

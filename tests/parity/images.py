@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,21 @@ from src.data.loader import Loader
 from src.data.sources import ImageFolder
 from src.methods.classify import soft_cross_entropy
 from src.methods.mixing import cut_box, mix, soft_targets
-from tests.parity.common import Case, Findings, error
+from tests.parity.common import Case, Findings, error, read_json
+
+
+def share_of(crop: int, resize: int) -> float:
+    """A share of the image that a crop takes, whose resize is the stated one: 1, the usual share, or another."""
+    shares = (1.0, DataConfig().eval_crop, crop / resize, crop / (resize + 0.5))
+    return next((share for share in shares if share <= 1 and int(crop / share) == resize), DataConfig().eval_crop)
 
 
 def evaluation_transform(case: Case) -> Findings:
     """Resize, centre crop and normalise as `eval.py` does; the same filter on stated boxes (training crops)."""
     data, files = case.data, ImageFolder(case.folder, [], [], [])
-    for row in case.info["eval"]:
+    for row in case.info.get("eval", []):
         size = (row["crop"], row["crop"])
-        crop = 1.0 if row["resize"] == row["crop"] else DataConfig().eval_crop  # FastMIM enlarges nothing above 224
+        crop = share_of(row["crop"], row["resize"])
         steps = Loader(files, DataConfig(eval_crop=crop), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
         image = data[f"image_{row['image']}"]
         for step in steps[:2]:
@@ -37,8 +43,8 @@ def evaluation_transform(case: Case) -> Findings:
         if "float_array" in row:
             for step in steps[2:]:
                 image = step(image)
-            yield row["float_array"], error(image, data[row["float_array"]]), case.info["tolerance"]["float32_rel"]
-    for row in case.info["random_resized_crop"]:
+            yield row["float_array"], error(image, data[row["float_array"]]), case.tolerance.get("float32_rel", 1e-6)
+    for row in case.info.get("random_resized_crop", []):
         image, size = data[f"image_{row['image']}"], (row["size"], row["size"])
         top, left, height, width = box = row["top_left_height_width"]
         if row["interpolation"] == "bicubic":
@@ -47,7 +53,7 @@ def evaluation_transform(case: Case) -> Findings:
         else:
             image = np.asarray(augment.resized_crop(Image.fromarray(image), box, size))
         yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
-    for row in case.info["fallback_boxes"]:
+    for row in case.info.get("fallback_boxes", []):
         never = augment.ResizedCrop(
             (1, 1), tuple(row["scale"]), tuple(row["ratio"])
         )  # these scales and ratios never fit
@@ -93,9 +99,12 @@ class Box(nn.Cell):
 
 def mixup(case: Case) -> Findings:
     """Boxes, mixed images and soft targets of stored draws; losses and gradients of stored logits."""
-    data, smoothing = case.data, case.arguments["label_smoothing"]
+    data = case.data
     yield from mixup_boxes(case)
-    for classes in np.atleast_1d(case.arguments["num_classes"]).tolist():
+    stored = [int(name.removeprefix("label")) for name in data if re.fullmatch(r"label\d+", name)]
+    for classes in np.atleast_1d(case.arguments.get("num_classes", stored)).tolist():
+        lowest = float(data[f"soft{classes}"].min()) * classes  # what is left for a class that no label names
+        smoothing = case.arguments.get("label_smoothing", round(lowest, 6))
         cell, label = GivenDraws(classes, smoothing), Tensor(data[f"label{classes}"].astype(np.int32))
         mixed, soft = [], []
         for number, drawn in enumerate(data["lam_drawn"]):
@@ -145,7 +154,8 @@ def mixup_boxes(case: Case) -> Findings:
 
 def randaugment_ops(case: Case) -> Findings:
     """Single operations and recorded sequences on one image, in grey levels, exactly."""
-    fill = tuple(case.info["hparams"]["img_mean"])
+    mean = case.info.get("hparams", {}).get("img_mean") or [round(255 * value) for value in DataConfig().mean]
+    fill = tuple(mean)
     for entry in case.info["operations"]:
         argument = argument_of(entry["op"], entry["level"], entry["sign"] or 1)
         wanted = entry["arg"]
@@ -185,7 +195,7 @@ def grey_levels(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def randaugment_rules(path: Path) -> Findings:
     """What a text of timm's syntax means: operations, probabilities, and arguments at levels."""
-    info = json.loads(path.read_text())
+    info = read_json(path)
     config = parse_auto_augment(info["config"])
     names = list(augment.operations_of(config))
     yield "operations", float(names != info["operations"]), 0.0
@@ -206,7 +216,7 @@ def randaugment_rules(path: Path) -> Findings:
 
 def random_erasing(path: Path) -> Findings:
     """Ranges that are drawn from, and the box of each stated draw."""
-    info = json.loads(path.read_text())
+    info = read_json(path)
     used = augment.RandomErasing(info["used_as"]["probability"], tuple(info["area_fraction"]))
     aspect = [math.exp(-used.log_aspect), math.exp(used.log_aspect)]
     yield "area_fraction of the default", error(DataConfig().erasing_area, np.array(info["area_fraction"])), 1e-9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +35,8 @@ from tests.parity.common import (
     Case,
     Findings,
     Gradients,
+    Stated,
+    UnknownError,
     as_map,
     error,
     from_fastmim,
@@ -40,6 +44,7 @@ from tests.parity.common import (
     gradient_findings,
     load_weights,
 )
+from tests.parity.networks import case_encoder
 
 
 class GivenNoise(nn.Cell):
@@ -57,19 +62,30 @@ def hog(case: Case) -> Findings:
     image = case.data["image"]
     kinds = case.info.get("sample_kinds", ["exact"] * len(image))
     for name, theirs in case.data.items():
-        if not name.startswith("hog_norm"):
+        if not name.startswith("hog") or theirs.ndim != 4:
             continue
-        normalize, window = (int(part.strip("hognrmw")) for part in name.split("_")[1:])
+        normalize, window = hog_options(case, name)
         config = HOGConfig(
-            bins=case.arguments["nbins"],
-            cell=case.arguments["pool"],
-            normalize=bool(normalize),
+            bins=case.arguments.get("nbins", theirs.shape[1] // image.shape[1]),
+            cell=case.arguments.get("pool", image.shape[-1] // theirs.shape[-1]),
+            normalize=normalize,
             gaussian_window=window,
         )
         target = HOG(config, config.cell, image.shape[1])
         ours = AsGraph(target, target.histograms)(Tensor(image)).asnumpy()
         for sample, kind in enumerate(kinds):
             yield from hog_sample(case, f"{name}[{sample}]", kind, sample, ours[sample], theirs[sample])
+
+
+def hog_options(case: Case, name: str) -> tuple[bool, int]:
+    """Normalised or not and the Gaussian window of an array hog_norm<0 or 1>_gw<pixels>, or as the arguments say."""
+    said = re.fullmatch(r"hog_norm(\d)_gw(\d+)", name)
+    if said:
+        return said.group(1) != "0", int(said.group(2))
+    normalize, window = (case.arguments.get(key) for key in ("norm_pix_loss", "gaussian_window"))
+    if not isinstance(normalize, bool):
+        raise UnknownError(f"nothing tells whether {name} is normalised")
+    return normalize, window if isinstance(window, int) else 0
 
 
 def hog_sample(case: Case, name: str, kind: str, sample: int, ours: np.ndarray, theirs: np.ndarray) -> Findings:
@@ -103,7 +119,9 @@ def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) ->
 
 
 def vit_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> ViTConfig:
-    size = pair(image.shape[-2:] if image is not None else arguments.get("img_size", 224))
+    arguments = Stated(arguments)
+    size = pair(image.shape[-2:] if image is not None else arguments["img_size"])
+    arguments["num_heads"]  # no default is safe: heads change the numbers and no shape
     taken = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
     return ViTConfig(
         image_size=size,
@@ -124,6 +142,7 @@ def norm_eps(arguments: dict[str, Any]) -> float:
 
 def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> SwinConfig:
     """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
+    arguments = Stated(arguments)
     pretraining = "decoder_depth" in arguments  # its qkv_bias, mlp_ratio and patch_size are the decoder's
     keys = ("embed_dim", "window_size", *(() if pretraining else ("qkv_bias", "mlp_ratio", "patch_size")), "patch_norm")
     size = pair(image.shape[-2:] if image is not None else arguments["img_size"])
@@ -138,11 +157,43 @@ def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **ch
 
 
 def fastmim_swin_model(case: Case, image: np.ndarray) -> MaskedImageModel:
-    encoder = swin_config(case.arguments, image, absolute_position=case.arguments.get("ape", False))
-    config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
+    weights, ape = case.tensors("weights"), case.arguments.get("ape", False)
+    encoder = case_encoder(
+        case, lambda: swin_config(case.arguments, image, absolute_position=ape), weights, case.arguments
+    )
+    config = fastmim_config(fastmim_arguments(case, weights, encoder.stride), mask_ratio(case), encoder.stride)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
-    load_weights(method, trained(case.tensors("weights")), from_fastmim)
+    load_weights(method, trained(weights), from_fastmim)
     return method
+
+
+def fastmim_arguments(case: Case, weights: dict[str, np.ndarray], stride: int) -> dict[str, Any]:
+    """Arguments of a masked model, with what its weights and noise tell where they say nothing."""
+    width, out = weights["decoder_pred.weight"].shape[1], weights["decoder_pred.weight"].shape[0]
+    image, noise = case.data["image"], case.data["noise"]
+    histograms = HOGConfig.bins * image.shape[1] * (stride // HOGConfig.cell) ** 2
+    told: dict[str, Any] = {
+        "decoder_embed_dim": width,
+        "decoder_depth": len({name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}),
+        "mim_loss": "HOG" if out == histograms else "l2",
+        "block_size": round(math.sqrt(image.shape[2] * image.shape[3] / noise.shape[-1])),
+    }
+    if told["decoder_depth"]:
+        told["mlp_ratio"] = weights["decoder_blocks.0.mlp.fc1.weight"].shape[0] / width
+        told["qkv_bias"] = "decoder_blocks.0.attn.qkv.bias" in weights
+    return told | case.arguments
+
+
+def mask_ratio(case: Case) -> float:
+    """As stated, or such that as many blocks are masked as in the stored mask."""
+    stated = (case.info.get("call") or {}).get("mask_ratio", case.arguments.get("mask_ratio"))
+    if stated is not None:
+        return float(stated)
+    if "mask" not in case.data:
+        raise UnknownError("nothing tells its mask ratio")
+    blocks = case.data["noise"].shape[-1]
+    masked = round(float(case.data["mask"][0].mean()) * blocks)
+    return (masked - 0.5) / blocks
 
 
 def trained(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -152,11 +203,13 @@ def trained(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def fastmim_vit_model(case: Case, image: np.ndarray) -> MaskedImageModel:
-    encoder = vit_config(case.arguments, image, position="sincos")
-    config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], encoder.stride)
+    weights = case.tensors("weights")
+    encoder = case_encoder(case, lambda: vit_config(case.arguments, image), weights, case.arguments)
+    assert isinstance(encoder, ViTConfig)
+    encoder = replace(encoder, position="sincos")
+    config = fastmim_config(fastmim_arguments(case, weights, encoder.stride), mask_ratio(case), encoder.stride)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
     table = sincos_position(encoder.embed_dim, method.grid, encoder.class_token)
-    weights = case.tensors("weights")
     if error(table, weights["pos_embed"]) > 1e-6:
         raise ValueError("our sine-cosine table differs from the reference's")
     load_weights(method, weights, from_fastmim)
@@ -200,9 +253,12 @@ def classifier_config(classes: int, vit: bool, means: bool) -> ClassifyConfig:
 
 def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
     """SimMIM's configuration keys (config.py)."""
+    arguments = Stated(arguments)
     kind = arguments["MODEL.TYPE"]
-    own = {key.split(".")[-1]: value for key, value in arguments.items() if key.startswith(f"MODEL.{kind.upper()}.")}
-    side = arguments.get("DATA.IMG_SIZE", 224)
+    own = Stated(
+        {key.split(".")[-1]: value for key, value in arguments.items() if key.startswith(f"MODEL.{kind.upper()}.")}
+    )
+    side = arguments["DATA.IMG_SIZE"]
     common = {
         "image_size": (side, side),
         "in_chans": own.get("IN_CHANS", 3),
@@ -235,13 +291,15 @@ def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
 
 
 def simmim_model(case: Case, image: np.ndarray) -> MaskedImageModel:
-    encoder = simmim_encoder(case.arguments)
+    weights = case.tensors("weights")
+    encoder = case_encoder(case, lambda: simmim_encoder(case.arguments), weights, case.arguments)
     target = PixelsConfig(channels_first=True)
-    if case.arguments.get("MODEL.SIMMIM.NORM_TARGET.ENABLE"):
-        target = replace(target, normalize="local", window=case.arguments["MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE"])
+    if case.arguments.get("MODEL.SIMMIM.NORM_TARGET.ENABLE", "norm_target" in case.data):
+        window = case.arguments.get("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", PixelsConfig.window)
+        target = replace(target, normalize="local", window=window)
     config = replace(METHODS["simmim"], target=target)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
-    load_weights(method, trained(case.tensors("weights")), from_simmim)
+    load_weights(method, trained(weights), from_simmim)
     return method
 
 
@@ -287,7 +345,7 @@ def coordinate_tables(case: Case, encoder: Any) -> Findings:
 def masks(case: Case) -> Findings:
     """Masked tokens of each image, and that whole blocks are masked."""
     for name, theirs in case.data.items():
-        side, block, patch, ratio = (float(part) for part in name.split("_")[1:])
+        side, block, patch, ratio = mask_sizes(case, name)
         cut, span = int(side // block), int(block // patch)
         count = masked_count(cut**2, ratio, "ceil_masked")
         mask = BlockMask((cut, cut), count)
@@ -298,9 +356,22 @@ def masks(case: Case) -> Findings:
         yield f"{name} blocks", float((whole != whole[:, :, :1, :, :1]).mean()), 0.0
 
 
+def mask_sizes(case: Case, name: str) -> tuple[float, ...]:
+    """Side of the image, of a mask block and of a patch, and the ratio: of `generators`, or mask_<side>_... ."""
+    keys = ("input_size", "mask_patch_size", "model_patch_size", "mask_ratio")
+    stated = case.info.get("generators", {}).get(name, {})
+    if set(keys) <= set(stated):
+        return tuple(float(stated[key]) for key in keys)
+    said = re.fullmatch(r"mask_(\d+)_(\d+)_(\d+)_([\d.]+)", name)
+    if not said:
+        raise UnknownError(f"nothing tells the sizes of {name}")
+    return tuple(float(part) for part in said.groups())
+
+
 def pos_sincos(case: Case) -> Findings:
-    """Arrays pos_<dim>_<grid>_<cls or nocls>, float32 or float64."""
+    """Tables (places, dim) in float32 or float64; a row for the class token makes their number no square."""
     for name, theirs in case.data.items():
-        dim, side, kind = name.split("_")[1:4]
-        ours = sincos_position(int(dim), (int(side), int(side)), kind == "cls")[0]
-        yield name, error(ours, theirs.reshape(ours.shape)), 1e-6
+        side = math.isqrt(theirs.shape[-2])
+        token = side**2 != theirs.shape[-2]
+        ours = sincos_position(theirs.shape[-1], (side, side), token)[0]
+        yield name, error(ours, theirs.reshape(theirs.shape[-2:])), 1e-6

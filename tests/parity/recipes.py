@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-from src.config import ENCODERS, METHODS, ClassifyConfig, EncoderConfig, TrainConfig
+from src.config import (
+    METHODS,
+    CaiTConfig,
+    ClassifyConfig,
+    EncoderConfig,
+    MAEConfig,
+    MIMConfig,
+    PixelsConfig,
+    SwinConfig,
+    SwinV2Config,
+    TrainConfig,
+    TransformerDecoderConfig,
+    ViTConfig,
+)
 from src.engine.optim import parameter_groups
 from src.engine.schedule import learning_rate, position
-from src.methods import Classify, MaskedImageModel
+from src.methods import Classify, MaskedAutoencoder, MaskedImageModel
 from src.models import build_classifier, build_encoder
-from src.weights.names import recognise
-from tests.parity.common import (
-    TOKENS,
-    Findings,
-    from_fastmim,
-    from_fastmim_pooled,
-    from_plain,
-    from_simmim,
-    rename_with,
-)
-from tests.parity.pretraining import classifier_config, fastmim_config, simmim_encoder
+from src.tasks.networks import BareEncoder
+from src.weights.derive import Hints, derive_method
+from src.weights.names import BUFFERS
+from tests.parity.common import TOKENS, Findings, Stated, UnknownError, read_json, rename_with
+from tests.parity.networks import buffer_like, encoder_of, is_buffer, naming_of, stated_encoder
 
 #: what SimMIM decays all the same, by encoder and fine-tuning (no_weight_decay of its four networks)
 SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {
@@ -40,164 +46,223 @@ SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {
 
 
 def fastmim_schedule(path: Path) -> Findings:
-    for name, case in json.loads(path.read_text())["cases"].items():
-        kind: Any = "step" if case["decay_epoch"] else "cosine"
+    for name, case in read_json(path)["cases"].items():
+        kind: Any = "step" if case.get("decay_epoch") else "cosine"
         train = TrainConfig(
             epochs=case["epochs"],
             warmup_epochs=case["warmup_epochs"],
             min_lr=case["min_lr"],
             schedule=kind,
-            decay_epochs=case["decay_epoch"] or 1,
+            decay_epochs=case.get("decay_epoch") or 1,
         )
         worst = 0.0
         per_epoch = case["steps_per_epoch"]
         for number, theirs in enumerate(case["lr_used"]):
-            here = position(number // per_epoch, number % per_epoch, per_epoch, case["accum_iter"])
-            ours = [learning_rate(train, case["lr"], here, scale) for scale in case["layer_scales"]]
+            here = position(number // per_epoch, number % per_epoch, per_epoch, case.get("accum_iter", 1))
+            ours = [learning_rate(train, case["lr"], here, scale) for scale in case.get("layer_scales", [1.0])]
             worst = max(worst, float(np.max(np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(theirs), 1e-30))))
         yield name, worst, 1e-9
 
 
 def simmim_schedule(path: Path) -> Findings:
-    for name, case in json.loads(path.read_text())["cases"].items():
-        changed = {key.split(".")[-1]: value for key, value in case["overrides"].items()}
+    for name, case in read_json(path)["cases"].items():
+        changed = {key.split(".")[-1]: value for key, value in case.get("overrides", {}).items()}
         train = TrainConfig(
             rule="timm",
-            schedule=case["scheduler"],
+            schedule=known_schedule(case["scheduler"]),
             epochs=case["epochs"],
             warmup_epochs=case["warmup_epochs"],
             base_lr=case["base_lr"],
             lr_batch=0,
             warmup_lr=case["warmup_lr"],
             min_lr=case["min_lr"],
-            milestones=tuple(case["multisteps"]),
-            gamma=changed.get("DECAY_RATE", 0.1) if case["scheduler"] == "step" else case["gamma"],
+            milestones=tuple(case.get("multisteps", ())),
+            gamma=changed.get("DECAY_RATE", 0.1) if case["scheduler"] == "step" else case.get("gamma", 0.1),
             decay_epochs=changed.get("DECAY_EPOCHS", 30),
         )
         updates, worst = case["n_iter_per_epoch"], 0.0
         for number, theirs in enumerate(case["lr_used"]):
-            ours = [learning_rate(train, train.base_lr, number / updates, s, updates) for s in case["layer_scales"]]
+            ours = [
+                learning_rate(train, train.base_lr, number / updates, s, updates)
+                for s in case.get("layer_scales", [1.0])
+            ]
             worst = max(worst, float(np.max(np.abs(np.subtract(ours, theirs)) / np.maximum(np.abs(theirs), 1e-30))))
         yield name, worst, 1e-9
 
 
+def known_schedule(name: str) -> Any:
+    known = get_args(get_type_hints(TrainConfig)["schedule"])
+    if name not in known:
+        raise UnknownError(f"no schedule {name} here")
+    return name
+
+
 def manifold_schedule(path: Path) -> Findings:
     """timm's scheduler, asked after each epoch with that epoch's number."""
-    for name, case in json.loads(path.read_text())["cases"].items():
-        args = case["args"]
+    for name, case in read_json(path)["cases"].items():
+        args = Stated(case["args"])
+        if args.get("lr_noise") is not None:
+            raise UnknownError("its rates have noise")
+        epochs = len(case["lr_used_per_epoch"])
         train = TrainConfig(
             rule="timm",
             per_epoch=True,
-            schedule=args["sched"],
+            schedule=known_schedule(args["sched"]),
             epochs=args["epochs"],
             warmup_epochs=args["warmup_epochs"],
             base_lr=args["lr"],
             lr_batch=0,
             warmup_lr=args["warmup_lr"],
             min_lr=args["min_lr"],
-            decay_epochs=args["decay_epochs"],
-            gamma=args["decay_rate"],
+            decay_epochs=args["decay_epochs"] if args["sched"] == "step" else 1,
+            gamma=args["decay_rate"] if args["sched"] == "step" else 0.1,
         )
-        updates = 7
-        for place in (0, updates - 1):  # of an epoch: the first and the last update have the same rate
-            here = [position(epoch, place, updates, 1) for epoch in range(train.epochs)]
+        for updates, place in ((1, 0), (2, 1), (9, 8)):  # of an epoch, however many updates it has
+            here = [position(epoch, place, updates, 1) for epoch in range(epochs)]
             ours = [learning_rate(train, train.base_lr, epoch, 1.0, updates) for epoch in here]
             yield name, float(np.abs(np.array(ours) / case["lr_used_per_epoch"] - 1).max()), 1e-9
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A full-size or tiny network named by the reference data: ours, the name table, and what training decays."""
+    """A network of the reference data: ours, the name table, and what training decays."""
 
     method: Any
     rename: Callable[[str], str]
     decayed: tuple[str, ...]
 
 
+#: what a file of optimizer_groups/ starts with: whose rule says what is decayed
+GROUP_SOURCES = ("fastmim", "simmim", "manifold_kd")
+
+
 def reference_network(info: dict[str, Any]) -> Reference:
-    """Build what a file of full_size/ or optimizer_groups/ describes, from its name and arguments."""
-    name, arguments = info["model"], info.get("arguments") or {}
-    if "timm" in info.get("source", "") or info.get("source", "").startswith("huggingface/"):
-        rows = [row[0] for row in info["state_dict"]]
-        return timm_network(name, arguments["num_classes"], rename_with(recognise(rows).naming))
-    if name.startswith("manifold_kd_"):
-        names = recognise([row[0] for row in info["params"]]).naming
-        return timm_network(name.removeprefix("manifold_kd_"), 1000, rename_with(names))
-    fine_tune = "finetune" in name or "_ft_" in name or name.startswith("ft_")
-    kind = "swin" if "swin" in name else "vit"
-    if name.startswith("fastmim"):
-        encoder = fastmim_encoder(name, kind, arguments, fine_tune)
-        if not fine_tune:
-            mask = fastmim_config(arguments, 0.75, encoder.stride)
-            method: Any = MaskedImageModel(build_encoder(encoder), mask, encoder.image_size)
-            return Reference(method, from_fastmim, TOKENS)
-        config = classifier_config(arguments["num_classes"], kind == "vit", bool(arguments.get("global_pool")))
-        rename = from_fastmim_pooled if kind == "swin" else from_plain
-        return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
-    encoder = simmim_encoder(arguments) if arguments else simmim_preset(name, kind, fine_tune)
-    decayed = SIMMIM_DECAYED[kind, fine_tune]
+    """Build what a file of full_size/ describes, from its arguments and the shapes in its list."""
+    arguments = Stated(info.get("arguments") or {})
+    rows = [(*row, "")[:3] for row in info["state_dict"]]
+    naming = naming_of([row[0] for row in rows])
+    rename = rename_with(naming)
+    kept = [row for row in rows if not is_buffer(naming, row)]
+    shapes = {rename(name): tuple(shape) for name, shape, _ in kept}
+    buffers = {name: buffer_like(name, shape) for name, shape, kind in rows if is_buffer(naming, (name, shape, kind))}
+    heads = info["num_heads"] if isinstance(info.get("num_heads"), int) else 1  # no shape hangs on a ViT's heads
+    encoder = stated_encoder(encoder_of(shapes, buffers, arguments, heads), arguments)
+    frozen = {rename(name) for name, _, kind in kept if kind == "frozen"}
+    if isinstance(encoder, ViTConfig) and "encoder.pos_embed" in frozen:
+        encoder = replace(encoder, position="sincos")
+    config = derive_method(shapes, encoder, Hints(target=str(arguments.get("mim_loss", "")).lower()))
+    classes = arguments.get("num_classes", arguments.get("MODEL.NUM_CLASSES"))
+    if isinstance(config, ClassifyConfig) and classes:
+        config = replace(config, num_classes=classes)
+    return Reference(network_of(encoder, config), rename, ())
+
+
+def network_of(encoder: EncoderConfig, config: Any) -> Any:
+    if config is None:
+        return BareEncoder(build_encoder(encoder))
+    if isinstance(config, ClassifyConfig):
+        return Classify(build_classifier(encoder, config), 0.1)
+    kind = MaskedAutoencoder if isinstance(config, MAEConfig) else MaskedImageModel
+    return kind(build_encoder(encoder), config, encoder.image_size)
+
+
+# --- parameter groups -------------------------------------------------------------------------------------------
+
+
+def grouped_network(names: list[str], source: str) -> Reference:
+    """A small network with these parameters: groups hang on names and numbers of axes, never on sizes."""
+    naming = naming_of(names)
+    rename = rename_with(naming)
+    ours = {rename(name) for name in names}
+    encoder = small_encoder(ours)
+    stages = isinstance(encoder, SwinConfig)
+    fine_tune = "mask_token" not in ours
+    if source == "simmim":
+        decayed = SIMMIM_DECAYED["swin" if stages else "vit", fine_tune]
+    else:  # timm's add_weight_decay asks for no keywords: it decays Swin's bias tables
+        decayed = TOKENS if source == "fastmim" and not fine_tune else TOKENS[2:]
+    config: Any = METHODS["simmim"]
+    if fine_tune:
+        if "head.weight" not in ours:
+            raise UnknownError("its parameters have neither a head nor a mask token")
+        fc_norm = "fc_norm.weight" in ours
+        config = ClassifyConfig(num_classes=2, pool="mean" if stages or fc_norm else "cls", fc_norm=fc_norm)
+    elif any(name.startswith("decoder.norm.") for name in ours):
+        bias = not has_part(ours, r"decoder\.blocks\.0\.") or has_part(ours, r"decoder\.blocks\.0\.attn\.qkv\.bias")
+        depth = numbers(ours, r"decoder\.blocks\.(\d+)\.")
+        width = 32 if depth else last_width(encoder)
+        decoder = TransformerDecoderConfig(width=width, depth=depth, qkv_bias=bias)
+        config = MIMConfig(target=PixelsConfig(), decoder=decoder)
     if not fine_tune:
-        method = MaskedImageModel(build_encoder(encoder), METHODS["simmim"], encoder.image_size)
-        return Reference(method, from_simmim, decayed)
-    means = arguments.get("MODEL.VIT.USE_MEAN_POOLING", True)
-    config = classifier_config(arguments.get("MODEL.NUM_CLASSES", 1000), kind == "vit", means)
-    return Reference(Classify(build_classifier(encoder, config), 0.1), from_plain, decayed)
+        config = replace(config, mask_block=encoder.stride)
+    return Reference(network_of(encoder, config), rename, decayed)
 
 
-def timm_network(name: str, classes: int, rename: Callable[[str], str]) -> Reference:
-    """timm's factories, such as deit_tiny_patch16_224, cait_s24_224 and swin_tiny_patch4_window7_224."""
-    kind, size = name.split("_")[:2]
-    preset = ENCODERS[f"{'vit' if kind == 'deit' else kind}_{size}"]
-    side = next(int(word) for word in reversed(name.split("_")) if word.isdigit())
-    changes: dict[str, Any] = {"image_size": (side, side)}
-    if kind in ("vit", "deit"):
-        changes |= {"position": "learned", "distilled": "_distilled_" in name}
-    for key, word in (("patch_size", "patch"), ("window_size", "window")):
-        found = re.search(rf"_{word}(\d+)", name)
-        if found and hasattr(preset, key):
-            changes[key] = int(found.group(1))
-    encoder = replace(preset, **changes)
-    config = ClassifyConfig(num_classes=classes, pool="mean" if kind == "swin" else "cls", fc_norm=False)
-    # timm's add_weight_decay asks for no keywords: it decays Swin's bias tables
-    return Reference(Classify(build_classifier(encoder, config), 0.1), rename, TOKENS[2:])
+def last_width(encoder: EncoderConfig) -> int:
+    return encoder.embed_dim * (2 ** (len(encoder.depths) - 1) if isinstance(encoder, SwinConfig) else 1)
 
 
-def fastmim_encoder(name: str, kind: str, arguments: dict[str, Any], fine_tune: bool) -> EncoderConfig:
-    """FastMIM's factories: the size is in the name, arguments override."""
-    size = next((word for word in name.split("_") if word in ("base", "large", "small")), "")
-    preset = ENCODERS[f"{kind}_{size}"] if size else ENCODERS[kind]
-    side = arguments.get("img_size", 224)
-    changes: dict[str, Any] = {"image_size": (side, side)}
-    keys = ("patch_size", "qkv_bias", "mlp_ratio") if kind == "vit" or fine_tune else ()  # else of the decoder
-    for key in ("embed_dim", "depth", "num_heads", "depths", "window_size", *keys):
-        if key in arguments and hasattr(preset, key):
-            value = arguments[key]
-            changes[key] = tuple(value) if isinstance(value, list) else value
-    if kind == "vit":
-        return replace(preset, position="learned" if fine_tune else "sincos", **changes)
-    window = next((int(word[1:]) for word in name.split("_") if word[0] == "w" and word[1:].isdigit()), None)
-    changes.setdefault("window_size", window or preset.window_size)
-    return replace(preset, absolute_position=arguments.get("ape", False), **changes)
+def has_part(names: set[str], pattern: str) -> bool:
+    return any(re.search(pattern, name) for name in names)
 
 
-def simmim_preset(name: str, kind: str, fine_tune: bool) -> EncoderConfig:
-    """SimMIM's published networks by name, as in simmim_finetune_swin_base_w7_224."""
-    words = name.split("_")
-    side = next(int(word) for word in words if word in ("192", "224"))
-    preset = ENCODERS[f"{kind}_{words[words.index(kind) + 1]}"]
-    if kind == "vit":
-        relative = "block" if fine_tune else "shared"
-        changes = {"k_bias": False, "position": "none", "relative_position": relative, "layer_scale": 0.1}
-        return replace(preset, image_size=(side, side), **changes)
-    window = next(int(word[1:]) for word in words if word[0] == "w" and word[1:].isdigit())
-    return replace(preset, image_size=(side, side), window_size=window)
+def numbers(names: set[str], pattern: str) -> int:
+    """How many numbers the group of a pattern has."""
+    return 1 + max((int(m.group(1)) for name in names if (m := re.match(pattern, name))), default=-1)
+
+
+def small_encoder(names: set[str]) -> EncoderConfig:
+    """An encoder of few channels with the parameters of these names."""
+    bias = has_part(names, r"^encoder\..*attn\.(q_bias|qkv\.bias)")
+    if has_part(names, r"^encoder\.layers\."):
+        stages = numbers(names, r"encoder\.layers\.(\d+)\.")
+        depths = tuple(numbers(names, rf"encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
+        side = 8 * 2 ** (stages - 1)
+        values: dict[str, Any] = {
+            "image_size": (side, side),
+            "embed_dim": 8,
+            "depths": depths,
+            "num_heads": (1,) * stages,
+            "window_size": 2,
+            "qkv_bias": bias,
+            "patch_norm": "encoder.patch_embed.norm.weight" in names,
+            "absolute_position": "encoder.absolute_pos_embed" in names,
+        }
+        if not has_part(names, r"attn\.logit_scale$"):
+            return SwinConfig(**values)
+        every = numbers(names, r"encoder\.layers\.\d+\.blocks\.(\d+)\.norm3\.")
+        return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=(0,) * max(stages, 4))
+    depth = numbers(names, r"encoder\.blocks\.(\d+)\.")
+    common: dict[str, Any] = {
+        "image_size": (32, 32),
+        "patch_size": 8,
+        "embed_dim": 8,
+        "depth": depth,
+        "num_heads": 2,
+        "qkv_bias": bias,
+    }
+    if has_part(names, r"^encoder\.blocks_token_only\."):
+        return CaiTConfig(**common, depth_token_only=numbers(names, r"encoder\.blocks_token_only\.(\d+)\."))
+    shared = "encoder.rel_pos_bias.relative_position_bias_table" in names
+    own = "encoder.blocks.0.attn.relative_position_bias_table" in names
+    return ViTConfig(
+        **common,
+        k_bias=not has_part(names, r"^encoder\..*attn\.q_bias"),
+        class_token="encoder.cls_token" in names,
+        distilled="encoder.dist_token" in names,
+        position="learned" if "encoder.pos_embed" in names else "none",
+        relative_position="shared" if shared else "block" if own else "none",
+        layer_scale=0.1 if "encoder.blocks.0.gamma_1" in names else 0.0,
+    )
 
 
 def optimizer_groups(path: Path) -> Findings:
     """Every parameter's weight decay, layer and rate factor; parameters of one group stay together."""
-    info = json.loads(path.read_text())
+    info = read_json(path)
+    names = [dict(zip(info["params_columns"], row, strict=True))["name"] for row in info["params"]]
+    source = next(source for source in GROUP_SOURCES if path.stem.startswith(source))
     with no_init_parameters():
-        reference = reference_network({**info, "model": path.stem})
+        reference = grouped_network(names, source)
     train = TrainConfig(
         weight_decay=info["weight_decay"], layer_decay=info.get("layer_decay") or 1.0, decayed=reference.decayed
     )
@@ -207,7 +272,7 @@ def optimizer_groups(path: Path) -> Findings:
 
 def full_size(path: Path) -> Findings:
     """Names, shapes, order and count of a full-size network's parameters; nothing is compiled."""
-    info = json.loads(path.read_text())
+    info = read_json(path)
     with no_init_parameters():  # names and shapes only
         reference = reference_network(info)
     yield from full_size_findings(info, reference.method, reference.rename)
@@ -216,14 +281,19 @@ def full_size(path: Path) -> Findings:
 def full_size_findings(info: dict[str, Any], method: Any, rename: Callable[[str], str]) -> Findings:
     """A network against the list of a reference's parameters; recipes are held to it too (tests/test_recipes.py)."""
     ours = {p.name: p for p in method.get_parameters() if not p.name.endswith(".draws")}
-    rows = [row for row in info["state_dict"] if not row[2].startswith("buffer")]
+    rows = [(*row, "")[:3] for row in info["state_dict"]]
+    rows = [row for row in rows if not row[2].startswith("buffer") and not re.fullmatch(BUFFERS, row[0])]
     names = [rename(row[0]) for row in rows]
     for name, (theirs, shape, kind) in zip(names, rows, strict=True):
         found = name in ours and math.prod(ours[name].shape) == math.prod(shape)
-        same = found and (list(ours[name].shape) == shape or theirs == "decoder.0.weight")
+        same = found and (list(ours[name].shape) == list(shape) or theirs == "decoder.0.weight")
         yield f"shape {theirs}", 0.0 if same else float("inf"), 0.0
-        yield f"trained {theirs}", float(ours[name].requires_grad != (kind == "trainable")), 0.0
-    yield "parameters", abs(sum(p.size for p in ours.values()) - info["total"]), 0.0
+        if kind:
+            yield f"trained {theirs}", float(ours[name].requires_grad != (kind == "trainable")), 0.0
+    left = sorted(set(ours) - set(names))
+    yield f"parameters without a reference: {left[:3]}", float(bool(left)), 0.0
+    if "total" in info:
+        yield "parameters", abs(sum(p.size for p in ours.values()) - info["total"]), 0.0
     # the references put mask token, fc_norm and head in different places; the networks keep their order
     # (and merging, which current timm puts before the blocks that follow it)
     parts = ("encoder.", "decoder.")

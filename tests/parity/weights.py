@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from dataclasses import replace
@@ -12,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.config import ClassifyConfig, MAEConfig
+from src.config import ClassifyConfig, HOGConfig, MAEConfig
 from src.engine.checkpoint import weights_of
 from src.methods import Classify, MaskedAutoencoder, MaskedImageModel
 from src.models import build_classifier, build_encoder
@@ -25,12 +26,23 @@ from src.weights.load import Origin, load_encoder
 from src.weights.names import BUFFERS, naming_for, recognise
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
 from src.weights.torch_file import Stored
-from tests.parity.common import Case, Findings, Gradients, absolute, error, load_weights, rename_with
+from tests.parity.common import (
+    Case,
+    Findings,
+    Gradients,
+    Stated,
+    UnknownError,
+    absolute,
+    error,
+    load_weights,
+    rename_with,
+)
 from tests.parity.pretraining import (
     GivenMask,
     GivenNoise,
     classifier_config,
     fastmim_config,
+    mask_ratio,
     simmim_encoder,
     swin_config,
     vit_config,
@@ -40,37 +52,61 @@ from tests.parity.pretraining import (
 def remap_tables(case: Case) -> Findings:
     """Arrays <pair>_src and <pair>_dst (SimMIM) or <pair>_simmim and <pair>_interpolate (FastMIM's two modes)."""
     rules = {"dst": "simmim", "simmim": "fastmim", "interpolate": "bicubic"}
-    limit = case.info["tolerance"]["abs"]
+    limit = case.tolerance.get("abs", 1e-5)
     for name, theirs in case.data.items():
         pair, _, kind = name.rpartition("_")
         if kind == "src":
             continue
-        old, new = (int("".join(c for c in side if c.isdigit())) for side in pair.split("_to_"))
-        rule = TABLE_RULES[rules[kind]]
+        if kind not in rules:
+            raise UnknownError(f"nothing tells how {name} was resized")
         ours = case.data[f"{pair}_src"]
+        old, new = window_of(ours), window_of(theirs)
+        rule = TABLE_RULES[rules[kind]]
         yield name, absolute(resize_offsets(ours, (old, old), (new, new), rule) if old != new else ours, theirs), limit
-        places = case.info["pairs"][pair].get("source_positions")
+        places = case.info.get("pairs", {}).get(pair, {}).get("source_positions")
         if places and isinstance(rule, Progression):
             yield f"{name} offsets", absolute(rule.offsets(old - 1, new - 1), np.array(places)), limit
 
 
+def window_of(table: np.ndarray) -> int:
+    """Side of the window of a table ((2w-1)^2, heads), or with three more rows for a class token."""
+    for rows in (len(table), len(table) - 3):
+        side = math.isqrt(max(rows, 0))
+        if side**2 == rows and side % 2:
+            return (side + 1) // 2
+    raise UnknownError(f"{len(table)} offsets are not those of a square window")
+
+
+def grid_of(table: np.ndarray) -> int:
+    """Side of the grid of a table (1, 1 + side^2, dim)."""
+    side = math.isqrt(table.shape[-2] - 1)
+    if side**2 != table.shape[-2] - 1:
+        raise UnknownError(f"{table.shape[-2] - 1} places are not those of a square")
+    return side
+
+
 def pos_embed(case: Case) -> Findings:
     """Arrays grid<a>_to_<b>_src and _dst, and sincos_<dim>_<side> with a row for the class token."""
+    limit = case.tolerance.get("abs", 1e-5)
     for name, theirs in case.data.items():
         if name.startswith("sincos"):
-            dim, side = map(int, name.split("_")[1:])
-            yield name, absolute(sincos_position(dim, (side, side), True)[0], theirs), case.info["tolerance"]["abs"]
+            side = grid_of(theirs)
+            yield (
+                name,
+                absolute(sincos_position(theirs.shape[-1], (side, side), True)[0], theirs),
+                case.tolerance.get("abs", 1e-5),
+            )
         elif name.endswith("_dst"):
-            old, new = (int(side) for side in name[4:-4].split("_to_"))
-            ours = case.data[name.replace("_dst", "_src")]
+            ours = case.data[name.removesuffix("_dst") + "_src"]
+            old, new = grid_of(ours), grid_of(theirs)
             ours = resize_places(ours, (old, old), (new, new)) if old != new else ours
-            yield name, absolute(ours, theirs), case.info["tolerance"]["abs"]
+            yield name, absolute(ours, theirs), limit
 
 
 def remap(case: Case) -> Findings:
     """A pre-trained checkpoint into a classifier: what is taken, what is resized, and what stays fresh."""
-    source = "simmim" if "simmim" in case.folder.name else "fastmim"
-    before, after = case.info["pretrain_arguments"], case.info["finetune_arguments"]
+    before, after = (Stated(case.info.get(f"{stage}_arguments") or {}) for stage in ("pretrain", "finetune"))
+    source = "simmim" if "MODEL.TYPE" in after else "fastmim"
     side = before["DATA.IMG_SIZE" if source == "simmim" else "img_size"]
     heads = before.get("num_heads")
     hints = Hints(image_size=(side, side), num_heads=heads if isinstance(heads, int) else None)
@@ -95,7 +131,7 @@ def remap(case: Case) -> Findings:
     for name, value in weights.items():
         theirs = result.pop(name, None)
         kind = "kept" if theirs is None else "table" if name in report.resized else "exact"
-        tolerance = case.info["tolerance"]["tables_abs"] if kind == "table" else 0.0
+        tolerance = case.tolerance.get("tables_abs", 1e-5) if kind == "table" else 0.0
         yield f"{kind} {name}", absolute(value.asnumpy(), fresh[name] if theirs is None else theirs), tolerance
     yield f"without a place: {sorted(result)[:3]}", float(bool(result)), 0.0
     missing = {rename(name) for name in case.info["missing_keys"] if not re.fullmatch(BUFFERS, name)}
@@ -144,14 +180,20 @@ def assembled(done: Any, **changes: Any) -> Any:
     return network
 
 
+def reference_of(case: Case) -> str:
+    return str(case.info.get("reference", "")).lower()
+
+
 def container(case: Case) -> Findings:
     """Every file of a checkpoint case: its entries, its way back, and what its network computes."""
-    files = [case.info["checkpoint"], *(text.split()[0] for text in case.info.get("other_files", []))]
-    source = case.folder.name.split("_")[1]
+    files = [case.info["checkpoint"], *(text.split()[0] for text in case.info.get("other_files") or [])]
+    # names that several sources share do not say whose network it is
+    source = "simmim" if "MODEL.TYPE" in case.arguments else "fastmim" if "fastmim" in reference_of(case) else ""
     for file in files:
         found = foreign.open_foreign(case.folder / file)
         entries = [[name, list(tensor.shape), tensor.dtype] for name, tensor in found.tensors.items()]
-        yield f"{file} entries", float(entries != case.info["state_dict_entries"]), 0.0
+        if "state_dict_entries" in case.info:
+            yield f"{file} entries", float(entries != case.info["state_dict_entries"]), 0.0
         if "weights" in case.info:
             stored = case.tensors(Path(case.info["weights"]["file"]).stem)
             for name, theirs in stored.items():
@@ -163,6 +205,14 @@ def container(case: Case) -> Findings:
         yield from container_outputs(case, done, suffix)
 
 
+def container_arguments(case: Case, done: Any) -> dict[str, Any]:
+    """With what the converted network and the noise tell where the arguments say nothing."""
+    image, noise = case.data["image"], case.data["noise"]
+    block = round(math.sqrt(image.shape[2] * image.shape[3] / noise.shape[-1]))
+    kind = "HOG" if isinstance(done.method.target, HOGConfig) else "l2"
+    return {"block_size": block, "mim_loss": kind} | case.arguments
+
+
 def container_outputs(case: Case, done: Any, suffix: str) -> Findings:
     data = case.data
     image = Tensor(data["image"])
@@ -170,7 +220,7 @@ def container_outputs(case: Case, done: Any, suffix: str) -> Findings:
         yield f"logits{suffix}", error(assembled(done)(image), data[f"logits{suffix}"]), case.forward
         return
     if "noise" in data:  # the tiny network's arguments, which differ from those in its file
-        config = fastmim_config(case.arguments, case.info["call"]["mask_ratio"], done.encoder.stride)
+        config = fastmim_config(container_arguments(case, done), mask_ratio(case), done.encoder.stride)
         network = assembled(done, mask_ratio=config.mask_ratio, mask_block=config.mask_block, target=config.target)
         loss, _, prediction, _ = GivenNoise(network)(image, Tensor(data["noise"]))
         yield "pred", error(prediction, data["pred"]), case.forward
@@ -218,9 +268,17 @@ def autoencoder(case: Case, network: Any) -> Findings:
     yield "loss", error(loss, data["loss"]), case.forward
 
 
+def masked_share(case: Case) -> float | None:
+    """As stated; else such that as many patches are masked as in the stored mask, or left to the file."""
+    if "mask_ratio" in case.arguments or "mask" not in case.data:
+        return case.arguments.get("mask_ratio")
+    mask = case.data["mask"].reshape(len(case.data["mask"]), -1)
+    return float((mask[0].sum() - 0.5) / mask.shape[1])
+
+
 def mae(case: Case) -> Findings:
     """MAE pre-training in Hugging Face's names: prediction, loss and the gradient of every trained parameter."""
-    done = converted(case, "model.safetensors", mask_ratio=case.arguments["mask_ratio"])
+    done = converted(case, "model.safetensors", mask_ratio=masked_share(case))
     network = assembled(done)
     yield from autoencoder(case, network)
     weights = ms.ParameterTuple(network.trainable_params())
@@ -248,7 +306,7 @@ def timm(case: Case) -> Findings:
     """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
     file = case.info["checkpoint"]["file"]
     done = converted(
-        case, file, image_size=pair(case.arguments["img_size"]), pool=case.arguments.get("global_pool", "")
+        case, file, image_size=pair(case.data["image"].shape[-2:]), pool=case.arguments.get("global_pool", "")
     )
     for name, theirs in case.tensors("weights").items():
         ours = foreign.open_foreign(case.folder / file).tensors[name]

@@ -1,0 +1,137 @@
+"""Networks of the reference data, from the shapes of their parameters and from what their arguments state."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from src.config import EncoderConfig, SwinConfig, SwinV2Config
+from src.weights import WeightsError
+from src.weights.derive import Hints, derive_encoder, pair
+from src.weights.names import Naming, recognise
+from tests.parity.common import Case, Stated, UnknownError
+
+
+def naming_of(names: list[str]) -> Naming:
+    try:
+        return recognise(names).naming
+    except WeightsError as reason:
+        raise UnknownError(f"{reason}") from None
+
+
+def is_buffer(naming: Naming, row: tuple[Any, ...]) -> bool:
+    return row[2].startswith("buffer") or re.fullmatch(naming.kept, row[0]) is not None
+
+
+def buffer_like(name: str, shape: list[int]) -> np.ndarray:
+    """A buffer of which only the shape is known; Swin V2's coordinates as of an unchanged window."""
+    return np.broadcast_to(math.log2(9) / 3 if name.endswith("relative_coords_table") else 0.0, shape)
+
+
+def encoder_of(
+    shapes: dict[str, tuple[int, ...]], buffers: dict[str, np.ndarray], arguments: dict[str, Any], heads: int | None = 1
+) -> EncoderConfig:
+    """The encoder that parameters of these shapes belong to.
+
+    Args:
+        heads: of a ViT, where neither shapes nor arguments tell them; None if numbers are compared, not shapes alone.
+
+    No shape hangs on an image or a window that no shape tells: then one of 8 tokens, and an image of whole windows.
+    """
+    free = heads is not None
+    heads = next((value for value in stated_values(arguments, "num_heads") if isinstance(value, int)), heads)
+    size = next(iter(stated_values(arguments, "image_size")), None)
+    hints = Hints(num_heads=heads, image_size=pair(size) if size else None)
+    window = next(iter(stated_values(arguments, "window_size")), None)
+    try:
+        return derive_encoder(shapes, buffers, replace(hints, window_size=window))
+    except WeightsError as reason:
+        table = shapes.get("encoder.layers.0.blocks.0.attn.relative_position_bias_table")
+        square = not any(name in shapes for name in ("encoder.pos_embed", "encoder.absolute_pos_embed"))
+        if free and "tells its window" in str(reason):
+            return encoder_of(shapes, buffers, {**arguments, "window_size": 8}, heads)
+        if not free or size or not square or "image size" not in str(reason):
+            raise UnknownError(told(reason)) from None
+        patch = shapes["encoder.patch_embed.proj.weight"][-1]
+        stages = len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
+        window = (math.isqrt(table[0]) + 1) // 2 if table else window or 14
+        side = patch * window * 2 ** max(stages - 1, 0)
+        return derive_encoder(shapes, buffers, replace(hints, window_size=window, image_size=(side, side)))
+
+
+def told(reason: Exception) -> str:
+    """The reason without what to write on a command line."""
+    return str(reason).split("; write ")[0]
+
+
+#: fields of an encoder, and what FastMIM, timm and SimMIM call them
+FIELDS: dict[str, tuple[str, ...]] = {
+    "image_size": ("img_size", "DATA.IMG_SIZE"),
+    "in_chans": ("in_chans", "IN_CHANS"),
+    "patch_size": ("patch_size", "PATCH_SIZE"),
+    "embed_dim": ("embed_dim", "EMBED_DIM"),
+    "depth": ("depth", "DEPTH"),
+    "depths": ("depths", "DEPTHS"),
+    "num_heads": ("num_heads", "NUM_HEADS"),
+    "window_size": ("window_size", "WINDOW_SIZE"),
+    "mlp_ratio": ("mlp_ratio", "MLP_RATIO"),
+    "qkv_bias": ("qkv_bias", "QKV_BIAS"),
+    "absolute_position": ("ape", "APE"),
+    "patch_norm": ("patch_norm", "PATCH_NORM"),
+}
+
+
+def stated_values(arguments: dict[str, Any], key: str) -> list[Any]:
+    """What arguments say of a field, under any of its names."""
+    kind = str(arguments.get("MODEL.TYPE", "")).upper()
+    names = [name for word in FIELDS[key] for name in (word, f"MODEL.{kind}.{word}")]
+    return [arguments[name] for name in names if arguments.get(name) is not None]
+
+
+def stated_encoder(encoder: EncoderConfig, arguments: dict[str, Any]) -> EncoderConfig:
+    """The encoder as its arguments state it, so that other shapes than theirs are found.
+
+    `decoder_depth` tells FastMIM's pre-training: there a Swin's patch_size, mlp_ratio and qkv_bias are the decoder's.
+    """
+    decoder = "decoder_depth" in arguments and isinstance(encoder, SwinConfig)
+    changes: dict[str, Any] = {}
+    for key in FIELDS:
+        if not hasattr(encoder, key) or (decoder and key in ("patch_size", "mlp_ratio", "qkv_bias")):
+            continue
+        for value in stated_values(arguments, key):
+            changes[key] = tuple(value) if isinstance(value, list) else value
+    windows = arguments.get("MODEL.SWINV2.PRETRAINED_WINDOW_SIZES")
+    if windows and isinstance(encoder, SwinV2Config):
+        changes["pretrained_window_sizes"] = tuple(windows)
+    if "image_size" in changes:
+        changes["image_size"] = pair(changes["image_size"])
+    return replace(encoder, **changes)
+
+
+def case_encoder(
+    case: Case, otherwise: Callable[[], EncoderConfig], weights: dict[str, np.ndarray], arguments: dict[str, Any]
+) -> EncoderConfig:
+    """The encoder of a case that stores its weights: from their shapes, and as its arguments state it.
+
+    Args:
+        otherwise: from arguments alone, for shapes that leave something open.
+    """
+    naming = naming_of(list(weights))
+    ours = {name: naming.ours(name) for name in weights}
+    shapes = {place[0]: weights[name].shape for name, place in ours.items() if place is not None}
+    buffers = {name: weights[name] for name, place in ours.items() if place is None}
+    image = case.data.get("image")
+    own = Stated(arguments)
+    if image is not None:
+        own |= {"img_size": list(image.shape[-2:]), "in_chans": image.shape[1]}
+    try:
+        encoder = stated_encoder(encoder_of(shapes, buffers, own, None), own)
+    except UnknownError:
+        return otherwise()
+    text = str(arguments.get("norm_layer", ""))
+    return replace(encoder, norm_eps=float(text.split("eps=")[1].rstrip(")"))) if "eps=" in text else encoder
