@@ -162,6 +162,18 @@ def test_sizes_come_from_shapes_not_from_names_of_arrays(
     assert passed, capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "arrays"), [("fastmim_ft_vit_gap", ("features",)), ("simmim_vit_ape_rpb", ("latent", "reconstruction"))]
+)
+def test_an_array_between_image_and_loss_may_be_left_out(
+    name: str, arrays: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(GOLDEN / name, tmp_path / name)
+    data = dict(np.load(tmp_path / name / "data.npz"))
+    np.savez(tmp_path / name / "data.npz", **{key: value for key, value in data.items() if key not in arrays})
+    assert outcome(tmp_path), capsys.readouterr().out
+
+
 def json_copy(tmp_path: Path, name: str, other: str, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A file of the folder under another name, changed."""
     path = tmp_path / name.split("/")[0] / f"{other}.json"

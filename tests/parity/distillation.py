@@ -247,4 +247,5 @@ def distilled_student(case: Case) -> Findings:
     yield "train_dist", error(second, data["train_dist"]), case.forward
     logits, block = Sequences(network, (last,))(image)
     yield "eval_logits", error(logits, data["eval_logits"]), case.forward
-    yield "last_block", error(block, data["last_block"]), case.forward
+    if "last_block" in data:
+        yield "last_block", error(block, data["last_block"]), case.forward

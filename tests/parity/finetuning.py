@@ -112,8 +112,10 @@ def classifier(
     image, label = Tensor(data["image"]), Tensor(data["label"].astype(np.int32))
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _), grads = Gradients(method, weights)(image, label)
-    yield "features", error(AsGraph(method, method.classifier.features)(image), data["features"]), case.forward
-    yield "logits", error(AsGraph(method, method.classifier)(image), data["logits"]), case.forward
+    if "features" in data:
+        yield "features", error(AsGraph(method, method.classifier.features)(image), data["features"]), case.forward
+    if "logits" in data:
+        yield "logits", error(AsGraph(method, method.classifier)(image), data["logits"]), case.forward
     yield "loss", error(loss, data["loss"]), case.forward
     yield from gradient_findings(case, [w.name for w in weights], grads, rename)
 

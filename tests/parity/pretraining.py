@@ -233,15 +233,18 @@ def fastmim(case: Case, method: MaskedImageModel) -> Findings:
     hidden = np.kron(
         mask.asnumpy(), np.ones((1, *[s // m for s, m in zip(image.shape[2:], mask.shape[1:], strict=True)]))
     )
-    yield "mask", float((hidden[:, None] != data["mask"]).mean()), 0.0
+    if "mask" in data:
+        yield "mask", float((hidden[:, None] != data["mask"]).mean()), 0.0
     latent = AsGraph(method, method.encode)(image, mask)
-    yield "latent", error(latent, data["latent"]), case.forward
+    if "latent" in data:
+        yield "latent", error(latent, data["latent"]), case.forward
     if "hog_target_tokens" in data:
         yield "hog_target_tokens", error(target, data["hog_target_tokens"]), case.forward
     if "l2_target" in data:
         theirs = data["l2_target"].reshape(*data["l2_target"].shape[:2], -1).transpose(0, 2, 1)
         yield "l2_target", error(target, theirs), case.forward
-    yield "pred", error(prediction, data["pred"]), case.forward
+    if "pred" in data:
+        yield "pred", error(prediction, data["pred"]), case.forward
     yield "loss", error(loss, data["loss"]), case.forward
     yield from gradient_findings(case, [w.name for w in weights], grads, from_fastmim)
 
@@ -321,10 +324,12 @@ def simmim(case: Case) -> Findings:
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _, prediction, _), grads = Gradients(GivenMask(method), weights)(image, mask)
     latent = AsGraph(method, method.encode)(image, mask).asnumpy()[:, method.encoder.num_prefix_tokens :]
-    yield "latent", error(as_map(latent, method.grid), data["latent"]), case.forward
+    if "latent" in data:
+        yield "latent", error(as_map(latent, method.grid), data["latent"]), case.forward
     plain = Pixels(PixelsConfig(channels_first=True), method.encoder.stride, image.shape[1])
     restored = plain.to_image(prediction.asnumpy(), data["image"])
-    yield "reconstruction", error(restored[: len(data["reconstruction"])], data["reconstruction"]), case.forward
+    if "reconstruction" in data:
+        yield "reconstruction", error(restored[: len(data["reconstruction"])], data["reconstruction"]), case.forward
     if "norm_target" in data:
         normalized = AsGraph(method, method.target.local)(image).asnumpy()
         yield "norm_target", error(normalized[:1, :1], data["norm_target"]), case.forward

@@ -223,7 +223,8 @@ def container_outputs(case: Case, done: Any, suffix: str) -> Findings:
         config = fastmim_config(container_arguments(case, done), mask_ratio(case), done.encoder.stride)
         network = assembled(done, mask_ratio=config.mask_ratio, mask_block=config.mask_block, target=config.target)
         loss, _, prediction, _ = GivenNoise(network)(image, Tensor(data["noise"]))
-        yield "pred", error(prediction, data["pred"]), case.forward
+        if "pred" in data:
+            yield "pred", error(prediction, data["pred"]), case.forward
     else:
         loss = GivenMask(assembled(done))(image, Tensor(data["mask"].astype(np.float32)))[0]
     yield "loss", error(loss, data["loss"]), case.forward
@@ -247,7 +248,8 @@ def hugging_face(case: Case) -> Findings:
         yield "loss", error(loss, data["loss"]), case.forward
     else:
         yield "logits", error(network(image), data["logits"]), case.forward
-        yield "last_hidden_state", error(network.encoder(image), data["last_hidden_state"]), case.forward
+        if "last_hidden_state" in data:
+            yield "last_hidden_state", error(network.encoder(image), data["last_hidden_state"]), case.forward
 
 
 def autoencoder(case: Case, network: Any) -> Findings:
@@ -304,7 +306,8 @@ def mae(case: Case) -> Findings:
 
 def timm(case: Case) -> Findings:
     """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
-    file = case.info["checkpoint"]["file"]
+    stored = case.info["checkpoint"]
+    file = stored["file"] if isinstance(stored, dict) else stored
     done = converted(
         case, file, image_size=pair(case.data["image"].shape[-2:]), pool=case.arguments.get("global_pool", "")
     )
