@@ -10,4 +10,4 @@ ruff check .
 ruff format --check .
 mypy
 # compiling graphs takes one core; two processes halve the time. A file stays in one process, with its fixtures
-python -m pytest --numprocesses 2 --dist loadfile "$@"
+python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -130,3 +130,15 @@ def one_fine_tuned(tiny_run: Callable[[str], Path]) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="every combination of the walk in test_pairs.py")
+
+
+#: files that take longest; they start first, so that no process waits for the other at the end
+LONGEST = (
+    *("test_launchers", "test_pairs", "test_end_to_end", "test_stages", "test_cait", "test_readme", "test_teacher"),
+    *("test_same_figures", "test_parity", "test_written_before", "test_deploy", "test_run_folder", "test_manifold"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

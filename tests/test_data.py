@@ -78,7 +78,7 @@ def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path: Path) -> None
     source = image_folder(tmp_path)
     assert len(source) == 1 and source.classes == ["a"]
     assert source.skipped == Counter({".txt": 2, "": 1})
-    assert source.summary().endswith("1 images, 1 classes, 3 other files skipped (2 x .txt, 1 x no extension)")
+    assert source.summary().endswith("1 image, 1 class, 3 other files skipped (2 x .txt, 1 x no extension)")
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / "x.webp").write_text("x")
     with pytest.raises(DataError) as caught:
         image_folder(tmp_path)
-    assert str(caught.value) == f"data: no image in {tmp_path} (1 other files); {readable}"
+    assert str(caught.value) == f"data: no image in {tmp_path} (1 other file); {readable}"
 
 
 def test_images_beside_class_folders(tmp_path: Path) -> None:

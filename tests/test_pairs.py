@@ -149,7 +149,7 @@ def test_a_masked_run(case: tuple[str, ...], tiny_data: Path, tiny_run: Callable
     assert "no gallery" not in (tmp_path / "run" / "train.log").read_text()
 
 
-@pytest.mark.parametrize("student", ENCODERS)
+@pytest.mark.parametrize("student", ["cait", "swinv2"])  # the others have tests of their own
 def test_a_distillation(student: str, tiny_data: Path, tiny_run: Callable[[str], Path], tmp_path: Path) -> None:
     encoder = ENCODERS[student]
     pool: Any = "cls" if encoder.num_prefix_tokens else "mean"

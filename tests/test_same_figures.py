@@ -57,7 +57,7 @@ def run_of(kind: str, batch: int, data: Path, folder: Path) -> list[dict[str, An
     return [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "mae"])  # whose sums are those of hog
 def test_passes_change_no_figure(kind: str, data: Path, tmp_path: Path) -> None:
     whole, split = (run_of(kind, batch, data, tmp_path) for batch in (8, 2))
     assert len(whole) == len(split) == 4 and whole[0]["relative"] is not None
@@ -71,7 +71,7 @@ def test_passes_change_no_figure(kind: str, data: Path, tmp_path: Path) -> None:
         assert split[0][key] == pytest.approx(whole[0][key], rel=2e-6), key
 
 
-@pytest.mark.parametrize("kind", ["fine mask", "absolute", "classify"])
+@pytest.mark.parametrize("kind", ["fine mask", "absolute", "classify", "mae"])
 def test_the_batch_changes_no_evaluation(kind: str, data: Path, tmp_path: Path) -> None:
     """Sums of 8 images at once, and of 3, 3 and 2 with a padded image."""
     path = tmp_path / "recipe.yaml"
@@ -110,7 +110,7 @@ def test_black_images_have_no_baseline_to_compare_with(
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} in metrics.jsonl")
 
-    for kind in ("hog", "absolute", "fine mask"):
+    for kind in ("absolute", "fine mask"):
         run_of(kind, 8, root, tmp_path)
         for text in (tmp_path / f"{kind}_8" / "metrics.jsonl").read_text().splitlines():
             line = json.loads(text, parse_constant=refuse)

@@ -433,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         sys.stdout.write(dump_recipe(load_recipe(args.file, args.overrides)))
-    except ConfigError as error:
+    except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
