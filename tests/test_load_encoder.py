@@ -89,7 +89,7 @@ def test_an_origin_of_another_name_is_answered_by_the_recipe(tmp_path: Path) -> 
     assert "rule fastmim" in load_encoder(path, image_size=64, window_size=8).report
 
 
-@pytest.mark.parametrize("kind", ["vit", "cait"])
+@pytest.mark.parametrize("kind", ["vit"])
 def test_a_classifier_gives_what_its_head_sees(kind: str, tiny_run: Callable[[str], Path]) -> None:
     path = tiny_run(kind)
     classifier, features = load_model(path), load_encoder(path)(Tensor(IMAGE))

@@ -24,7 +24,6 @@ METHODS = {
     "hog": "{name: fastmim, mask_block: 8, target: {cell: 4}, decoder: {width: 32}}",
     "fine mask": "{name: fastmim, mask_block: 4, target: {name: pixels, normalize: patch}, decoder: {width: 32}}",
     "absolute": "{name: simmim, mask_block: 8}",
-    "mae": "{name: mae, mask_block: 8, decoder: {width: 32, depth: 1}}",
     "classify": "{name: classify, num_classes: 3, pool: cls, fc_norm: false, label_smoothing: 0.1}",
     "logits": "{name: manifold, num_classes: 3, pool: cls, fc_norm: false, beta: 0, alpha: 0.5, tau: 2.0, "
     f"teacher: TEACHER, teacher_encoder: {VIT}}}",
@@ -57,7 +56,7 @@ def run_of(kind: str, batch: int, data: Path, folder: Path) -> list[dict[str, An
     return [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "mae"])  # whose sums are those of hog
+@pytest.mark.parametrize("kind", ["hog", "absolute", "classify", "logits"])  # the others have the sums of hog
 def test_passes_change_no_figure(kind: str, data: Path, tmp_path: Path) -> None:
     whole, split = (run_of(kind, batch, data, tmp_path) for batch in (8, 2))
     assert len(whole) == len(split) == 4 and whole[0]["relative"] is not None
@@ -71,7 +70,7 @@ def test_passes_change_no_figure(kind: str, data: Path, tmp_path: Path) -> None:
         assert split[0][key] == pytest.approx(whole[0][key], rel=2e-6), key
 
 
-@pytest.mark.parametrize("kind", ["fine mask", "absolute", "classify", "mae"])
+@pytest.mark.parametrize("kind", ["fine mask", "absolute", "classify"])
 def test_the_batch_changes_no_evaluation(kind: str, data: Path, tmp_path: Path) -> None:
     """Sums of 8 images at once, and of 3, 3 and 2 with a padded image."""
     path = tmp_path / "recipe.yaml"
@@ -110,7 +109,7 @@ def test_black_images_have_no_baseline_to_compare_with(
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} in metrics.jsonl")
 
-    for kind in ("absolute", "fine mask"):
+    for kind in ("fine mask",):
         run_of(kind, 8, root, tmp_path)
         for text in (tmp_path / f"{kind}_8" / "metrics.jsonl").read_text().splitlines():
             line = json.loads(text, parse_constant=refuse)
