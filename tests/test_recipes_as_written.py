@@ -139,6 +139,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         (["train.py", "--config", DEMO, "train.epoch=3"], "did you mean epochs?"),
         (["train.py", "--config", DEMO, "train.epochs"], "is not key=value"),
         (["train.py", "--config", DEMO, "data.root=/nope"], "there is no folder /nope/train"),
+        (["train.py", "--config", DEMO, f"data.root={'n' * 300}"], "data.train: "),
         (
             ["train.py", *READY, "--resume", "n.ckpt"],
             "n.ckpt",

@@ -439,8 +439,7 @@ class MAEConfig(MaskedConfig):
             "method.decoder.name",
             f"{self.decoder.name} has no blocks for mask tokens; write transformer",
         )
-        if self.decoder.takes_mask_tokens:
-            self.decoder.check_positions()
+        self.decoder.check_positions()
 
     def visible_tokens(self, encoder: EncoderConfig) -> int:
         """Patch tokens of an image that the encoder sees."""

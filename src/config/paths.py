@@ -53,15 +53,17 @@ def existing_folder(text: str, key: str) -> Path:
     return path
 
 
-def check(path: Path, key: str, kind: str) -> None:
+def check(path: Path, key: str, kind: str, remedy: str = "") -> None:
+    """A file or folder is there; `remedy` says what to write else, where the nearest folder would not help."""
     try:
         there, found = path.exists(), path.is_dir()
         near = next((folder for folder in path.parents if folder.is_dir()), None)
     except (OSError, ValueError) as error:  # a name too long, a NUL character
         raise UserError(f"{key}: {str(path)!r} is no path ({getattr(error, 'strerror', None) or error})") from None
     if not there:
-        beside = f"; {near} is the nearest folder that is there" if near not in (None, Path()) else ""
-        raise UserError(f"{key}: there is no {kind} {path}{beside}")
+        beside = f"{near} is the nearest folder that is there" if near not in (None, Path()) else ""
+        told = remedy or beside
+        raise UserError(f"{key}: there is no {kind} {path}" + (f"; {told}" if told else ""))
     if found != (kind == "folder"):
         raise UserError(f"{key}: {path} is a {'folder' if found else 'file'}; name a {kind}")
 
@@ -76,11 +78,8 @@ def check_training_paths(recipe: Recipe, resume: str) -> None:
     data = recipe.data
     for part, key in ((data.train, "data.train"), (data.val, "data.val")):
         if part:
-            folder = Path(data.root) / part
-            if not folder.is_dir():
-                raise UserError(
-                    f"{key}: there is no folder {folder}; set data.root (and data.train, data.val) to your images"
-                )
+            remedy = "set data.root (and data.train, data.val) to your images"
+            check(Path(data.root) / part, key, "folder", remedy)
     if recipe.init_from:
         existing_file(recipe.init_from, "init_from")
     teacher = recipe.method.teacher_network
