@@ -1,4 +1,4 @@
-"""Train a recipe: python train.py --config FILE [--resume auto|PATH] [--init-from CKPT] [--plan] [key=value ...]"""
+"""Train a recipe: python train.py --config FILE [--resume auto|PATH] [--init-from CKPT] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="recipe, a YAML file below config/")
     parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from a checkpoint of this run")
     parser.add_argument("--init-from", default="", metavar="CKPT", help="start from the encoder of a checkpoint")
+    parser.add_argument("--stop-after", default="", metavar="N", help="end after epoch N; --resume auto continues")
     add_plan_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()

@@ -25,21 +25,23 @@ device: CPU
 PRETRAIN = "method: {name: fastmim, mask_block: 8, target: {cell: 4}, decoder: {width: 32, depth: 1}}\n"
 FINETUNE = "method: {name: classify, num_classes: 3}\n"
 
-#: trains a recipe and dies without warning during the third epoch
+#: trains a recipe and dies without warning when it prints the first line of the third epoch
 CRASH = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from src.engine.loop import Fit
 from src.config.files import load_recipe
 from src.tasks.train import train
 
-log = Fit._log
-def log_and_die(self, epoch, *rest):
-    log(self, epoch, *rest)
-    if epoch == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+class Killer:
+    def write(self, text):
+        if "epoch 3/" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def flush(self):
+        pass
+    def isatty(self):
+        return False
 
-Fit._log = log_and_die
+sys.stdout = Killer()
 train(load_recipe({recipe!r}, ["output=" + {output!r}]))
 """
 

@@ -157,7 +157,7 @@ def test_a_finished_run_says_that_nothing_is_left(
 ) -> None:
     before = state_of(finished)
     metrics = train(recipe_of(data, finished), "auto")
-    assert "all 2 epochs are done; nothing is left to train" in capsys.readouterr().out
+    assert "epoch 2 of 2 is done; nothing is left to train" in capsys.readouterr().out
     assert metrics == checkpoint.load(finished / "last.ckpt").meta["metrics"]
     assert state_of(finished) == before
 

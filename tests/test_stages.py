@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,43 +36,30 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, image_folder_factory: MakeF
     return path
 
 
-def run(recipe: Path, output: Path, resume: str = "") -> dict[str, np.ndarray]:
-    """All arrays at the end of a run, whose checkpoints after each epoch are kept."""
-    save = checkpoint.save
-
-    def keep(path: Path, *rest: object) -> None:
-        save(path, *rest)  # type: ignore[arg-type]
-        meta = rest[2]
-        assert isinstance(meta, dict)
-        shutil.copy(path, path.with_name(f"{path.stem}_{meta['epoch']}.ckpt"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", keep)
-        train(load_recipe(recipe, [f"output={output}"]), resume)
+def run(recipe: Path, output: Path, resume: str = "", stop_after: int = 0) -> dict[str, np.ndarray]:
+    """All arrays at the end of a run."""
+    train(load_recipe(recipe, [f"output={output}"]), resume, stop_after)
     found = checkpoint.load(output / "last.ckpt")
     return {**found.weights, **{f"state {name}": value for name, value in found.state.items()}}
 
 
-def test_a_run_resumed_on_either_side_of_a_border_ends_like_one_that_never_stopped(
+def test_a_run_stopped_at_a_border_and_after_it_ends_like_one_that_never_stopped(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    table = "encoder.layers.0.blocks.0.attn.relative_position_bias_table"
     straight = run(recipe, tmp_path / "straight")
     log = capsys.readouterr().out
     assert "stage 2 of 2" in log and "48x48 pixels" in log
     assert "3 resized (relative positions: rule fastmim)" in log  # one table per block
     assert straight["encoder.layers.1.blocks.0.attn.relative_position_bias_table"].shape == (25, 4)
-    sizes = {
-        number: checkpoint.load(tmp_path / "straight" / f"last_{number}.ckpt")
-        .weights["encoder.layers.0.blocks.0.attn.relative_position_bias_table"]
-        .shape
-        for number in (1, 2, 3)
-    }
-    assert sizes == {1: (9, 2), 2: (25, 2), 3: (25, 2)}
-    for number in (1, 2):
-        resumed = run(recipe, tmp_path / f"from_{number}", str(tmp_path / "straight" / f"last_{number}.ckpt"))
-        assert resumed.keys() == straight.keys()
-        for name, value in straight.items():
-            np.testing.assert_array_equal(resumed[name], value, err_msg=f"resumed after epoch {number}: {name}")
+    stopped = tmp_path / "stopped"
+    assert run(recipe, stopped, stop_after=1)[table].shape == (9, 2)
+    assert run(recipe, stopped, "auto", stop_after=2)[table].shape == (25, 2)
+    assert "stopped after epoch 2 of 3; --resume auto continues" in capsys.readouterr().out
+    resumed = run(recipe, stopped, "auto")
+    assert resumed.keys() == straight.keys()
+    for name, value in straight.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
 def test_the_rate_follows_the_batch_of_the_stage(recipe: Path) -> None:

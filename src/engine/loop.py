@@ -96,12 +96,13 @@ class Fit:
         parameters = {**weights, **state}
         self.folder.info(parallel.self_test(self.loader, parameters, str(self.hooks.meta.get("recipe", ""))))
 
-    def run(self) -> None:
-        """All epochs that are left."""
+    def run(self, stop_after: int) -> None:
+        """Train until epoch `until`, or until epoch `stop_after` if that comes first."""
         train, state = self.train, self.state
-        progress = Progress((self.until - state.epoch) * self.updates)
+        end = min(self.until, stop_after)
+        progress = Progress((end - state.epoch) * self.updates)
         try:
-            for epoch in range(state.epoch, self.until):
+            for epoch in range(state.epoch, end):
                 self.step.set_train(True)
                 self._epoch(epoch, progress)
                 state.epoch = epoch + 1
@@ -110,7 +111,7 @@ class Fit:
                 try:
                     metrics = self._evaluate(last)
                 finally:  # an evaluation that fails must not lose the epochs before it
-                    if last or state.epoch % train.save_every == 0:
+                    if state.epoch == end or state.epoch % train.save_every == 0:
                         self._save("last", metrics)
                 if last or (train.gallery_every and state.epoch % train.gallery_every == 0):
                     attempt(self.folder, "gallery", lambda: self.hooks.pictures(state.epoch))

@@ -59,11 +59,14 @@ def train_or_plan(args: argparse.Namespace) -> None:
     for option in ("devices", "images", "measure", "json"):
         if getattr(args, option) and not args.plan:
             raise UserError(f"command line: --{option} goes with --plan; add --plan, or leave it out")
-    if args.plan and args.resume:
-        raise UserError("command line: --resume goes with training, not with --plan; leave it out")
+    for option in ("resume", "stop_after"):
+        if getattr(args, option) and args.plan:
+            name = option.replace("_", "-")
+            raise UserError(f"command line: --{name} goes with training, not with --plan; leave it out")
     recipe = load_recipe(args.config, args.overrides)
     devices = whole_number("--devices", args.devices or "1")
     images = whole_number("--images", args.images) if args.images else 0
+    stop_after = whole_number("--stop-after", args.stop_after) if args.stop_after else 0
     if args.plan:
         from .plan import print_plan
 
@@ -73,7 +76,7 @@ def train_or_plan(args: argparse.Namespace) -> None:
     check_training_paths(recipe, resume)
     from .train import train
 
-    train(recipe, resume)
+    train(recipe, resume, stop_after)
 
 
 def whole_number(option: str, text: str) -> int:

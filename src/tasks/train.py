@@ -34,22 +34,25 @@ STILL = 256  # training images that a Method may look at before the first step
 PICTURES = 6  # images of a gallery
 
 
-def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
+def train(recipe: Recipe, resume: str = "", stop_after: int = 0) -> dict[str, float]:
     """Run a recipe to its end; returns the metrics of the last evaluation.
 
     Args:
         recipe: the resolved recipe.
         resume: a checkpoint of this run, or `auto` for the last one in the output folder (a fresh start, said so, if
             there is none).
+        stop_after: number of epochs of the recipe after which this call ends, with `last.ckpt` written; `resume`
+            continues. 0 trains to the end.
     """
     used = device.set_up(recipe.device, recipe.seed)
     found = parallel.together(lambda: find_checkpoint(recipe, resume))
     ends = recipe.stage_ends()
+    stop = min(stop_after or ends[-1], ends[-1])
     first = parallel.rank() == 0
     folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first))
     try:
-        if found is not None and found.meta["epoch"] >= ends[-1]:
-            folder.info(f"{found.path}: all {plural(ends[-1], 'epoch')} are done; nothing is left to train")
+        if found is not None and found.meta["epoch"] >= stop:
+            folder.info(f"{found.path}: epoch {found.meta['epoch']} of {ends[-1]} is done; nothing is left to train")
             return dict(found.meta["metrics"])
         # a checkpoint at a border has the shapes of the stage it ended
         start = min(bisect.bisect_left(ends, found.meta["epoch"]), len(ends) - 1) if found else 0
@@ -60,11 +63,13 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
         parallel.together(lambda: folder.open(dump_recipe(recipe), used, parallel.size()))
         if found is not None:
             folder.forget_after(fit.state.epoch, fit.state.step)
-        training.run(fit)
+        training.run(fit, stop)
         for number in range(start + 1, len(ends)):
+            if fit.state.epoch == stop:
+                break
             training, fit = parallel.together(partial(training.next_stage, recipe, number, fit))
-            training.run(fit)
-        training.finish()
+            training.run(fit, stop)
+        training.finish(stop, ends[-1])
         return training.metrics
     finally:
         folder.close()
@@ -179,19 +184,20 @@ class Training:
             self.folder.info(said)
         return replace(batches, extras=kept_answers(recipe, method, batches))
 
-    def run(self, fit: Fit) -> None:
-        """All steps of this stage that are left."""
+    def run(self, fit: Fit, stop_after: int) -> None:
+        """All steps of this stage that are left, as far as epoch `stop_after`."""
         fit.align_ranks()
         self.method.prepare(self._still_images())
         if fit.state.epoch == 0 and self.recipe.train.knn:
             self._log_metrics(self._knn(), 0)
-        fit.run()
+        fit.run(stop_after)
 
-    def finish(self) -> None:
+    def finish(self, epoch: int, epochs: int) -> None:
         """After the last step."""
         if self.folder.writes:
             attempt(self.folder, "curves", lambda: draw_curves(self.folder.path))
-        self.folder.info(f"done: {self.folder.path}")
+        done = "done" if epoch == epochs else f"stopped after epoch {epoch} of {epochs}; --resume auto continues"
+        self.folder.info(f"{done}: {self.folder.path}")
 
     def _introduce(self) -> None:
         recipe = self.recipe
