@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,17 +79,28 @@ def absolute_imports(path: Path) -> set[str]:
     return names
 
 
-def ids(paths: list[Path]) -> list[str]:
-    return [str(path.relative_to(ROOT)) for path in paths]
+def offenders(paths: list[Path], rule: Callable[[Path], Iterable[Any]]) -> dict[str, list[Any]]:
+    """Files that break a rule: name -> what breaks it there, as `rule` returns it."""
+    broken = {str(path.relative_to(ROOT)): list(rule(path)) for path in paths}
+    return {name: found for name, found in broken.items() if found}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=ids(MODULES))
-def test_a_module_imports_only_the_layers_below_it(path: Path) -> None:
-    layer = layer_of(path)
-    assert layer in ALLOWED, f"src/{layer} is a new layer: say in ALLOWED what it may import"
-    allowed = ALLOWED[layer]
-    if allowed is not None:
-        assert imported_layers(path) <= allowed | {layer}
+def forbidden_layers(path: Path) -> set[str]:
+    """Layers a module of src imports although `ALLOWED` does not list them."""
+    allowed = ALLOWED[layer_of(path)]
+    return set() if allowed is None else imported_layers(path) - allowed - {layer_of(path)}
+
+
+def test_every_layer_has_its_imports_in_allowed() -> None:
+    assert {layer_of(path) for path in MODULES} == set(ALLOWED)
+
+
+def test_a_module_imports_only_the_layers_below_it() -> None:
+    assert offenders(MODULES, forbidden_layers) == {}
+
+
+def test_the_list_of_offenders_names_file_and_cause() -> None:
+    assert offenders([SRC / "errors.py", SRC / "__init__.py"], imported_layers) == {"src/__init__.py": ["tasks"]}
 
 
 def test_the_import_check_sees_imports() -> None:
@@ -97,20 +110,23 @@ def test_the_import_check_sees_imports() -> None:
     assert "models" in imported_layers(SRC / "methods" / "mim.py")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=ids(MODULES))
-def test_inside_src_imports_are_relative(path: Path) -> None:
-    assert "src" not in absolute_imports(path)
+def test_inside_src_imports_are_relative() -> None:
+    assert offenders(MODULES, lambda path: absolute_imports(path) & {"src"}) == {}
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=ids(OUTSIDE))
-def test_outside_src_imports_are_absolute(path: Path) -> None:
-    levels = [node.level for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom)]
-    assert not any(levels)
+def relative_imports(path: Path) -> list[str]:
+    nodes = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom)]
+    return [ast.unparse(node) for node in nodes if node.level]
+
+
+def test_outside_src_imports_are_absolute() -> None:
+    assert offenders(OUTSIDE, relative_imports) == {}
 
 
 def test_config_needs_only_the_standard_library_and_yaml() -> None:
-    for path in (SRC / "config").glob("*.py"):
-        assert absolute_imports(path) <= set(sys.stdlib_module_names) | ({"yaml"} if path.stem == "files" else set())
+    allowed = set(sys.stdlib_module_names)
+    modules = sorted((SRC / "config").glob("*.py"))
+    assert offenders(modules, lambda path: absolute_imports(path) - allowed) == {"src/config/files.py": ["yaml"]}
 
 
 @pytest.mark.parametrize("module", ["src.config", "src.config.files", "src.tasks.command"])
@@ -157,10 +173,12 @@ def code_words(path: Path) -> list[tuple[int, str]]:
 GENERAL = [path for path in MODULES if not path.relative_to(SRC).as_posix().startswith(ENCODER_PLACES)]
 
 
-@pytest.mark.parametrize("path", GENERAL, ids=ids(GENERAL))
-def test_only_models_and_config_know_single_encoders(path: Path) -> None:
-    named = [(line, text) for line, text in code_words(path) if any(w in text.lower() for w in ENCODER_WORDS)]
-    assert not named
+def encoder_words(path: Path) -> list[tuple[int, str]]:
+    return [(line, text) for line, text in code_words(path) if any(word in text.lower() for word in ENCODER_WORDS)]
+
+
+def test_only_models_and_config_know_single_encoders() -> None:
+    assert offenders(GENERAL, encoder_words) == {}
 
 
 def test_the_word_check_sees_words() -> None:
@@ -193,21 +211,26 @@ def at_import(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=ids(MODULES))
-def test_importing_does_nothing(path: Path) -> None:
-    assert at_import(path) == []
+def test_importing_does_nothing() -> None:
+    assert offenders(MODULES, at_import) == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=ids(MODULES))
-def test_src_does_not_print(path: Path) -> None:
-    calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
-    assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+def prints(path: Path) -> list[int]:
+    """Lines that call print."""
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+    return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-@pytest.mark.parametrize("name", ["train.py", "eval.py", "export.py"])
-def test_entry_points_are_short(name: str) -> None:
-    """Parse the command line and call src.tasks.train: nothing that belongs into src."""
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 40
+def test_src_does_not_print() -> None:
+    assert offenders(MODULES, prints) == {}
+
+
+def test_entry_points_are_short() -> None:
+    """They parse the command line and call src.tasks; everything else belongs in src."""
+    lengths = {
+        name: len((ROOT / name).read_text("utf-8").splitlines()) for name in ("train.py", "eval.py", "export.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
 
 
 #: where a configuration's class may be asked for: its own package, and the tables that build from it
@@ -224,9 +247,8 @@ def configurations_asked_for(path: Path) -> list[str]:
     return [text for text in asked if "Config" in text]
 
 
-@pytest.mark.parametrize("path", CONFIGURATIONS, ids=ids(CONFIGURATIONS))
-def test_nobody_asks_which_configuration_it_is(path: Path) -> None:
-    assert configurations_asked_for(path) == []
+def test_only_builders_compare_the_class_of_a_configuration() -> None:
+    assert offenders(CONFIGURATIONS, configurations_asked_for) == {}
 
 
 def test_the_configuration_check_sees_questions(tmp_path: Path) -> None:
