@@ -165,7 +165,7 @@ def report(demo: Demo, confusions: dict[str, Confusion]) -> str:
         result(demo),
         html.section(
             "k-NN of the frozen encoder",
-            "Top-1 of a vote of nearest neighbours, by the encoder's features before and after pre-training.",
+            "Top-1 of nearest neighbours on the frozen encoder's features, before and after pre-training.",
             html.bars(bar for run in demo.pretrained.values() for bar in probe(run)),
         ),
         html.section(
@@ -179,7 +179,7 @@ def report(demo: Demo, confusions: dict[str, Confusion]) -> str:
         html.section("What pre-training predicts", "", html.side_by_side(*map(gallery, demo.pretrained.values()))),
         html.section(
             "Confusion",
-            "Rows are true classes, columns are predicted classes. Cells are per cent of their row; 0 is left empty.",
+            "Rows are true classes, columns predicted classes. Each cell is a percentage of its row; empty means 0.",
             html.side_by_side(*matrices),
         ),
         commands(demo),
