@@ -34,4 +34,4 @@ done
 python train.py --config "config/demo/${network}_finetune.yaml" seed="$seed" output="$out/scratch"
 
 echo "pictures: $out/*-pretrain/gallery/ and curves.png; demo took $((SECONDS - start)) s after the install"
-python scripts/demo_summary.py "$out"
+python scripts/demo_report.py "$out"

@@ -19,7 +19,7 @@ from src.config.files import dump_recipe, load_recipe
 from src.engine import checkpoint
 from src.methods import build_method
 from src.tasks.command import run_command
-from src.tasks.evaluate import evaluate_checkpoint, open_checkpoint
+from src.tasks.evaluate import evaluate_checkpoint, measure_confusion, open_checkpoint
 from src.tasks.export import EXPORT_TOLERANCE, compare, export_checkpoint, preprocessing
 from src.tasks.networks import deployed, fill
 from src.tasks.predict import predict
@@ -70,6 +70,10 @@ def test_training_evaluation_and_load_model_agree(fine_tuned: Path, tiny_data: P
     assert correct > 6  # better than chance, so that agreement says something
     ranked = (-logits).argsort(axis=1)[:, :5]
     assert result["top5_correct"] == int((ranked == labels[:, None]).sum())
+    names, matrix = measure_confusion(str(fine_tuned))
+    pairs = list(zip(labels.tolist(), logits.argmax(axis=1).tolist(), strict=True))
+    assert names == [f"class_{label}" for label in range(6)]
+    assert matrix.tolist() == [[pairs.count((true, found)) for found in range(6)] for true in range(6)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 24])

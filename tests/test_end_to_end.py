@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from src import __version__
 from src.config.files import load_recipe
 from src.engine import checkpoint
 from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
@@ -117,6 +119,7 @@ def test_a_run_leaves_its_files(pretrained: Path, pretrain_recipe: Path) -> None
         assert image is not None and image.std() > 5
     environment = json.loads((pretrained / "environment.json").read_text())
     assert environment["device"] == "CPU" and "train.knn=3" in environment["command"]
+    assert environment["code"] == __version__ and environment["cpus"] == os.cpu_count()
 
 
 def test_the_log_says_what_happens(pretrained: Path) -> None:

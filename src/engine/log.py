@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .. import __version__
 from ..errors import UserError
 
 PROBE = 4096  # bytes that a folder must have room for at the start of a run
@@ -129,8 +130,10 @@ def environment_of(device: str, ranks: int) -> dict[str, Any]:
             packages[name] = "not installed"
     return {
         "command": sys.argv,
+        "code": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
+        "cpus": os.cpu_count(),
         "device": device,
         "ranks": ranks,
         "packages": packages,

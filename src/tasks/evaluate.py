@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..config import Recipe, plural
 from ..config.files import ConfigError, load_recipe, override, parse_recipe
 from ..data.sources import DataError, ImageFolder, image_folder
 from ..engine import checkpoint, device
-from ..engine.evaluate import evaluate
+from ..engine.evaluate import confusion_matrix, evaluate, features
 from ..methods import build_method
 from ..models.graph import AsGraph
 from .images import loader
-from .networks import classifier_recipe
+from .networks import classifier_recipe, deployed, fill
 
 
 def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
@@ -53,8 +56,7 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
 def measure_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> tuple[dict[str, Any], str]:
     """What `evaluate_checkpoint` gives, and a line about it for people."""
     recipe, found = open_classifier(path, overrides, config)
-    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    check_classes(source, found)
+    source = images_for(recipe, found, data)
     device.set_up(recipe.device, recipe.seed)
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
@@ -70,6 +72,29 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     ]
     told = {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
     return told, ", ".join(parts)
+
+
+def measure_confusion(path: str, data: str = "", overrides: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
+    """Class names and counts of images (classes, classes), row = true class, column = predicted class.
+
+    Args:
+        path, data, overrides: as in `evaluate_checkpoint`.
+    """
+    recipe, found = open_classifier(path, list(overrides))
+    source = images_for(recipe, found, data)
+    device.set_up(recipe.device, recipe.seed)
+    logits = features(
+        fill(deployed(recipe), found), loader(recipe, source, ("image", "label"), training=False).epoch(0)
+    )
+    matrix = confusion_matrix(np.array(source.labels), logits.argmax(axis=1), len(source.classes))
+    return source.classes, matrix
+
+
+def images_for(recipe: Recipe, found: checkpoint.Checkpoint, data: str) -> ImageFolder:
+    """The folder `data`, or the validation images of the recipe; its classes are those of the checkpoint."""
+    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
+    check_classes(source, found)
+    return source
 
 
 def check_classes(source: ImageFolder, found: checkpoint.Checkpoint) -> None:
