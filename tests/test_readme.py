@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 from tests.markdown import fenced, read, without_comment
 
 #: what makes the demo's recipes a matter of seconds; everything else runs as printed
-SHORT = {"train.py": "train.epochs=1 train.warmup_epochs=0 train.log_every=5"}
+SHORT = {"train.py": "train.epochs=1 train.warmup_epochs=0 train.log_every=1 data.labels_per_class=5"}
 
 
 def quick_start() -> list[str]:
