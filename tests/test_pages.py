@@ -39,7 +39,7 @@ from tests.markdown import (
 #: pages whose commands are shell scripts, which tests run as a whole
 RUN_WHOLE = {"docs/images.md", "docs/imagenet.md", "config/ringmo/README.md"}
 #: programs that are not of this project, and of which the tests check nothing
-FOREIGN = {"git", "export", "pre-commit"}
+FOREIGN = {"git", "export", "pre-commit", "source"}
 LIMIT = 9216  # bytes of the README
 #: what the placeholders of a launcher's command stand for
 PLACES = {"CONFIG_PATH": "config/demo/vit_finetune.yaml", "CHECKPOINT_PATH": "README.md", "DEVICE_ID": "0"}
@@ -288,7 +288,7 @@ def test_named_files_exist(page: str) -> None:
         assert [name for name in recipes if not (folder_of(page) / name).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("hub/*.md"))])
 def test_links_lead_somewhere(page: str) -> None:
     for target in links(prose(page)):
         if re.match(r"https?://", target):
