@@ -51,7 +51,7 @@ def is_first_process() -> bool:
 def mindspore_version() -> str:
     """Version of the installed MindSpore, which is not imported; empty if there is none."""
     try:
-        return metadata.version("mindspore")
+        return metadata.version("mindspore") or ""  # None where its metadata are damaged
     except metadata.PackageNotFoundError:
         return ""
 
