@@ -37,7 +37,7 @@ from hub.check_card import BACKENDS, DATASETS, Card, CardError, asset_file, chec
 from src.config import ClassifyConfig, Recipe
 from src.config.files import dump_recipe, to_tree
 from src.engine import checkpoint
-from src.tasks.command import run_command
+from src.tasks.command import TESTED_MINDSPORE, run_command
 from src.tasks.export import preprocessing
 from src.tasks.networks import classifier_recipe, deployed, fill, model_names, model_recipe, without_drop_path
 
@@ -49,7 +49,6 @@ PROJECT = ("mindspore_hub_conf.py", "src", "config/_models", "requirements.txt",
 DATASET_NAMES = {"imagenet": "imagenet2012", "imagenet1k": "imagenet2012", "ilsvrc2012": "imagenet2012"}
 UNRUN = "As the original authors published it; not run in this project."
 AUTHORS = "Of the original authors on ImageNet-1K; not measured in this project.\n\n"
-MINDSPORE = "2.10.0"  # what the project is pinned to
 CARD_DATE = datetime.date(2026, 11, 20)  # of the cards in this folder
 
 
@@ -194,7 +193,7 @@ def render(network: Network, dataset: str, repo_link: str, asset: Asset | None, 
         "measured": measured(dataset, asset),
         "date": date.isoformat(),
         "repo_link": repo_link,
-        "mindspore": ".".join((asset.mindspore if asset else MINDSPORE).split(".")[:2]),
+        "mindspore": ".".join((asset.mindspore if asset else TESTED_MINDSPORE).split(".")[:2]),
         "asset": asset_lines(asset),
         "state": state(network, repo_link, asset),
         "whose": "" if network.own else AUTHORS,

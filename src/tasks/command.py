@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
+from importlib import metadata
 
 from ..config.files import load_recipe, split_override
 from ..config.paths import check_training_paths, expanded
 from ..errors import UserError
+
+#: the MindSpore that requirements.txt pins and the tests run with
+TESTED_MINDSPORE = "2.10.0"
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -21,6 +26,8 @@ def run_command(command: Callable[[], None]) -> int:
     """
     os.environ.setdefault("GLOG_v", "4")  # MindSpore's errors arrive as exceptions; GLOG_v=2 shows its warnings
 
+    if is_first_process():
+        sys.stderr.write(version_warning(mindspore_version()))
     try:
         command()
         sys.stdout.flush()
@@ -34,6 +41,41 @@ def run_command(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader either
         return 141
     return 0
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, or the only process, of a run; reads what msrun sets, before MindSpore is imported."""
+    return os.environ.get("MS_ROLE") != "MS_SCHED" and os.environ.get("RANK_ID", "0") == "0"
+
+
+def mindspore_version() -> str:
+    """Version of the installed MindSpore, which is not imported; empty if there is none."""
+    try:
+        return metadata.version("mindspore") or ""  # None where its metadata are damaged
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def version_warning(version: str) -> str:
+    """A line about a MindSpore that is not the tested one; empty for the tested one, and for no version at all.
+
+    Only the release number counts: 2.10.0rc1 and 2.10.0.post1 are 2.10.0.
+    """
+    found, tested = release(version), release(TESTED_MINDSPORE)
+    if not found or found == tested:
+        return ""
+    age = "newer" if found > tested else "older"
+    return (
+        f"mindspore {one_line(version)} is {age} than the tested {TESTED_MINDSPORE}; if something fails, "
+        f"pip install mindspore=={TESTED_MINDSPORE}\n"
+    )
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version; empty if it does not start with a number."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(part) for part in match[0].split(".")] if match else []
+    return tuple([*numbers, 0, 0][:3]) if numbers else ()
 
 
 def one_line(text: str) -> str:
