@@ -71,9 +71,9 @@ def run_entry() -> Run:
 #: very small networks of each kind, with stochastic depth so that its draw counters are in the training state
 TINY = {
     "vit": "{name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, drop_path: 0.2}",
-    "swin": "{name: swin, image_size: 32, embed_dim: 16, depths: [2, 2], num_heads: [2, 4], window_size: 4, "
+    "swin": "{name: swin, image_size: 32, embed_dim: 16, depths: [2, 1], num_heads: [2, 4], window_size: 4, "
     "drop_path: 0.2}",
-    "cait": "{name: cait, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, layer_scale: 0.5, "
+    "cait": "{name: cait, image_size: 32, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2, layer_scale: 0.5, "
     "drop_path: 0.2}",
 }
 #: how each is pooled
