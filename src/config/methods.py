@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .checks import (
     FieldError,
@@ -21,6 +21,8 @@ from .encoders import EncoderConfig, ViTConfig
 from .paths import PathText
 
 if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
+
     from .recipe import Recipe
 
 HEAD_WIDTH = 32  # FastMIM: heads = decoder width / 32
