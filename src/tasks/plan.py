@@ -170,7 +170,7 @@ def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
     """
     teacher = teacher_of(recipe)
     fixed = parameters["total"] - parameters["trained"] + (teacher["parameters"] if teacher else 0)
-    values = recipe.method.kept_values(recipe.trained_encoder) * recipe.train.batch_size
+    values = recipe.method.saved_values(recipe.trained_encoder) * recipe.train.batch_size
     return STATE * parameters["trained"] + 4 * (fixed + values)
 
 
