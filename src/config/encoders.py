@@ -310,14 +310,14 @@ class SwinConfig(EncoderConfig):
         need(
             len(self.depths) == len(self.num_heads),
             "num_heads",
-            f"has {len(self.num_heads)} stages, depths has {len(self.depths)}",
+            f"has {len(self.num_heads)} values, depths has {len(self.depths)}; write one per encoder stage",
         )
         for stage, heads in enumerate(self.num_heads):
-            need(self.depths[stage] > 0, "depths", f"stage {stage} has {self.depths[stage]} blocks")
+            need(self.depths[stage] > 0, "depths", f"encoder stage {stage} has {self.depths[stage]} blocks")
             need(
                 heads > 0 and self.embed_dim * 2**stage % heads == 0,
                 "num_heads",
-                f"{heads} does not divide {self.embed_dim * 2**stage}, the width of stage {stage}",
+                f"{heads} does not divide {self.embed_dim * 2**stage}, the width of encoder stage {stage}",
             )
         self.check_image()
         check_not_negative(self, "merge_norm_eps")
@@ -398,7 +398,7 @@ class SwinV2Config(SwinConfig):
         need(
             len(self.pretrained_window_sizes) >= len(self.depths),
             "pretrained_window_sizes",
-            f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} stages",
+            f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} encoder stages; write one for each",
         )
 
     _merging_norm = 2  # the norm follows the linear layer

@@ -154,11 +154,11 @@ class TrainConfig:
         need(
             self.schedule in shapes.get(self.rule, (self.schedule,)),
             "schedule",
-            f"{self.schedule} goes with rule: timm; rule: {self.rule} has {' and '.join(shapes.get(self.rule, ()))}",
+            f"{self.schedule} needs rule: timm; with rule: {self.rule} write {' or '.join(shapes.get(self.rule, ()))}",
         )
         for key in ("warmup_prefix", "per_epoch"):
-            need(self.rule == "timm" or not getattr(self, key), key, "goes with rule: timm; write false")
-        need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
+            need(self.rule == "timm" or not getattr(self, key), key, "needs rule: timm; write false")
+        need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "needs rule: mmengine; write 0")
         need(
             not self.effective_batch or self.accumulate == 1,
             "accumulate",
