@@ -176,7 +176,7 @@ def test_predict_prints_a_table(one_fine_tuned: Path, tiny_data: Path, run_entry
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("notes.txt", "not an image file; readable are"),
+        ("notes.txt", "not an image file; valid formats:"),
         ("gone.png", "no such file or folder"),
         ("", "no image in this"),
     ],

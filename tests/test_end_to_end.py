@@ -286,7 +286,10 @@ def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, t
         (["train.batch_size=25"], "train.batch_size: 25 is more than the 24 images of {data}/train; write 24 or less"),
         (["train.accumulate=4"], "train.accumulate: 4 passes of 8 images are more than an epoch; write 3 or less"),
         (["train.epoch=3"], "command line: train.epoch: unknown key of TrainConfig; did you mean epochs?"),
-        (["data.labels_per_class=9"], "data.labels_per_class: 9 asked, but {data}/train/class_0 has 8 images"),
+        (
+            ["data.labels_per_class=9"],
+            "data.labels_per_class: 9, but {data}/train/class_0 has only 8 images",
+        ),
     ],
     ids=["no data", "classes", "device", "batch", "accumulate", "unknown key", "labels"],
 )

@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from ..config import Recipe, plural
 from ..data.loader import Loader
-from ..data.sources import DataError, ImageFolder, image_folder, labelled_share
+from ..data.sources import DataError, ImageFolder, image_folder, labelled_subset
 from ..engine import parallel
 
 
@@ -17,7 +17,7 @@ def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
     """Training images and validation images of a recipe."""
     root = Path(recipe.data.root)
     training = image_folder(root / recipe.data.train)
-    training = labelled_share(training, recipe.data.labels_per_class)
+    training = labelled_subset(training, recipe.data.labels_per_class)
     validation = image_folder(root / recipe.data.val) if recipe.data.val else None
     classifier = recipe.method.classifier
     if classifier is not None:

@@ -16,7 +16,7 @@ from mindspore.nn.utils import no_init_parameters
 from ..config import Recipe, at_stage, plural
 from ..config.files import ConfigError
 from ..data.loader import images_of_epoch
-from ..data.sources import image_folder, labelled_share
+from ..data.sources import image_folder, labelled_subset
 from ..engine import checkpoint, device
 from ..engine.log import duration
 from ..engine.optim import build_optimizer
@@ -131,7 +131,7 @@ def count_images(recipe: Recipe) -> tuple[int | None, str]:
     data = recipe.data
     folder = Path(data.root) / data.train
     if folder.is_dir():
-        return len(labelled_share(image_folder(folder), data.labels_per_class)), str(folder)
+        return len(labelled_subset(image_folder(folder), data.labels_per_class)), str(folder)
     if "imagenet" not in Path(data.root).name.lower():
         return None, f"there is no folder {folder}; set data.root, or write --images N"
     if data.labels_per_class and recipe.method.classifier:

@@ -55,12 +55,12 @@ def image_files(images: list[str]) -> list[Path]:
         if path.is_dir():
             below = images_below(path)
             if not below:
-                raise DataError(f"{path}: no image in this folder; readable are {', '.join(sorted(EXTENSIONS))}")
+                raise DataError(f"{path}: no image in this folder; valid formats: {', '.join(sorted(EXTENSIONS))}")
             files += below
         elif not path.is_file():
             raise DataError(f"{path}: no such file or folder")
         elif path.suffix.lower() not in EXTENSIONS:
-            raise DataError(f"{path}: not an image file; readable are {', '.join(sorted(EXTENSIONS))}")
+            raise DataError(f"{path}: not an image file; valid formats: {', '.join(sorted(EXTENSIONS))}")
         else:
             files.append(path)
     return files
