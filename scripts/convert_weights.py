@@ -116,7 +116,7 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         "origins": done.origins,
         "torch": done.note,
     }
-    kept = {checkpoint.KEPT + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
+    kept = {checkpoint.UNUSED + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
     try:
         checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
     except (OSError, RuntimeError) as reason:
@@ -169,7 +169,7 @@ def to_torch(args: argparse.Namespace) -> None:
     if note is None and not source:
         raise WeightsError(f"{args.input}: whose names should it get? write --source {' or --source '.join(SOURCES)}")
     try:
-        tensors, key = foreign.to_theirs(found.weights, found.kept, note, source)
+        tensors, key = foreign.to_theirs(found.weights, found.unused, note, source)
     except WeightsError as reason:
         raise WeightsError(f"{args.input}: {reason}" + (f" (--source {source})" if source else "")) from None
     foreign.write_foreign(args.output, tensors, args.key or key)

@@ -238,7 +238,7 @@ def test_eval_of_a_checkpoint_that_lost_its_checksum(one_fine_tuned: Path, tmp_p
     """MindSpore loads such a file without a check, whatever it holds."""
     path = tmp_path / "cut.ckpt"
     path.write_bytes(one_fine_tuned.read_bytes()[: -len(checkpoint.CHECKSUM) - 10])
-    assert "cut short, the checksum at its end is missing" in refused(capfd, str(path), "", [])
+    assert "truncated, the checksum at its end is missing" in refused(capfd, str(path), "", [])
 
 
 def test_a_flipped_bit_anywhere_is_seen(one_fine_tuned: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_run_leaves_its_files(pretrained: Path, pretrain_recipe: Path) -> None
 
 def test_the_log_says_what_happens(pretrained: Path) -> None:
     log = (pretrained / "train.log").read_text()
-    for words in ("compiling the graph", "x constant predictor", "data wait", "24 images, 3 classes", "knn_top1"):
+    for words in ("compiling the graph", "x baseline", "data wait", "24 images, 3 classes", "knn_top1"):
         assert words in log, words
     steps = events(pretrained, "train")
     assert [step["step"] for step in steps] == list(range(1, 13))
@@ -135,7 +135,7 @@ def test_the_log_says_what_happens(pretrained: Path) -> None:
 def test_an_existing_run_is_not_overwritten(pretrained: Path, pretrain_recipe: Path, run_entry: Run) -> None:
     before = contents(pretrained)
     done = run_entry("train.py", "--config", pretrain_recipe)
-    assert_one_line_error(done, f"output: {pretrained} already holds a run; go on with --resume auto")
+    assert_one_line_error(done, f"output: {pretrained} already contains a run; continue it with --resume auto")
     assert contents(pretrained) == before
 
 

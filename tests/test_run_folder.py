@@ -175,7 +175,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     folder.metrics("train", epoch=1.5, step=2)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "st')
-    folder.forget_after(1, 1)
+    folder.drop_metrics_after(1, 1)
     folder.close()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1]

@@ -63,7 +63,9 @@ def check(path: Path, key: str, kind: str, remedy: str = "") -> None:
         exists, is_folder = path.exists(), path.is_dir()
         nearest = next((folder for folder in path.parents if folder.is_dir()), None)
     except (OSError, ValueError) as error:  # a name too long, a NUL character
-        raise UserError(f"{key}: {str(path)!r} is no path ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(
+            f"{key}: {str(path)!r} is not a valid path ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if not exists:
         hint = remedy or (f"the nearest existing folder is {nearest}" if nearest not in (None, Path()) else "")
         raise UserError(f"{key}: there is no {kind} {path}" + (f"; {hint}" if hint else ""))

@@ -128,7 +128,7 @@ def origin_of(found: checkpoint.Checkpoint) -> Origin:
     if not sources and not recipe.method.classifier:
         sources = (recipe.method.origin,)
     classes = tuple(found.meta["classes"])
-    return Origin(sources, recipe.trained_encoder, classes, tuple(found.kept), recipe.method.encoder_blocks)
+    return Origin(sources, recipe.trained_encoder, classes, tuple(found.unused), recipe.method.encoder_blocks)
 
 
 class FeatureExtractor(nn.Cell):

@@ -59,7 +59,7 @@ def train(recipe: Recipe, resume: str = "") -> dict[str, float]:
         fit = parallel.together(lambda: training.prepare(found, bool(resume), ends[start]))
         parallel.together(lambda: folder.open(dump_recipe(recipe), used, parallel.size()))
         if found is not None:
-            folder.forget_after(fit.state.epoch, fit.state.step)
+            folder.drop_metrics_after(fit.state.epoch, fit.state.step)
         training.run(fit)
         for number in range(start + 1, len(ends)):
             training, fit = parallel.together(partial(training.next_stage, recipe, number, fit))
