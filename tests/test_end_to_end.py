@@ -267,7 +267,7 @@ def test_eval_on_other_classes(
 ) -> None:
     other = image_folder_factory(tmp_path, classes=2, train=1, val=1) / "val"
     done = run_entry("eval.py", "--ckpt", finetuned / "last.ckpt", "--data", other)
-    assert_one_line_error(done, f"data: {other} has 2 classes, the checkpoint 3; not in both: class_2")
+    assert_one_line_error(done, f"data: {other} has 2 classes, the checkpoint has 3; not in both: class_2")
 
 
 def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, tmp_path: Path, run_entry: Run) -> None:
@@ -304,6 +304,6 @@ def test_a_recipe_that_cannot_be_trained(
 def test_air_needs_ascend(finetuned: Path, run_entry: Run) -> None:
     before = contents(finetuned)
     done = run_entry("export.py", "--ckpt", finetuned / "last.ckpt", "--format", "air")
-    words = "--format air: MindSpore writes AIR on Ascend only, this is CPU; write --format mindir"
+    words = "--format air: MindSpore writes AIR on Ascend only, not on CPU; write --format mindir"
     assert_one_line_error(done, words)
     assert contents(finetuned) == before

@@ -203,9 +203,9 @@ def test_a_plan_counts_the_teacher_and_repeated_images() -> None:
     [
         (["--plan", "--devices", "0"], ["--devices: '0' is not a whole number above 0"]),
         (["--plan", "--images", "many"], ["--images: 'many' is not a whole number above 0"]),
-        (["--devices", "8"], ["--devices goes with --plan"]),
-        (["--json"], ["--json goes with --plan"]),
-        (["--plan", "--resume", "auto"], ["--resume goes with training"]),
+        (["--devices", "8"], ["--devices needs --plan"]),
+        (["--json"], ["--json needs --plan"]),
+        (["--plan", "--resume", "auto"], ["leave --resume out"]),
         (["--plan", "train.epoch=3"], ["train.epoch: unknown key", "did you mean epochs?"]),
     ],
     ids=["devices", "images", "devices without plan", "json without plan", "resume", "recipe"],

@@ -1,1 +1,1 @@
-"""Pictures of a run: reconstructions, HOG glyphs, curves."""
+"""Pictures of a run: galleries and curves."""
