@@ -70,14 +70,24 @@ def to_ours(args: argparse.Namespace) -> None:
 
     image = (int(sides[0]), int(sides[-1])) if sides else None
     hints = Hints(num_heads=args.num_heads, image_size=image, window_size=args.window_size, preset=args.encoder)
-    found = foreign.open_foreign(args.input, args.key)
-    done = foreign.to_ours(found, args.source, hints)
-    for line in (*save_ours(args.output, done, found, args.overrides), f"wrote {args.output}"):
+    original = foreign.open_foreign(args.input, args.key)
+    done = foreign.to_ours(original, args.source, hints)
+    for line in (*save_ours(args.output, done, original, args.overrides), f"wrote {args.output}"):
         print(line)
 
 
-def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[str]:
-    """Write a converted checkpoint with its recipe; returns the lines to print."""
+def save_ours(path: Path, done: Any, original: Any, overrides: list[str]) -> list[str]:
+    """Write a converted checkpoint with its recipe.
+
+    Args:
+        path: OUT.
+        done: result of `foreign.to_ours`.
+        original: result of `foreign.open_foreign`.
+        overrides: changes to the recipe.
+
+    Returns:
+        The lines to print.
+    """
     from mindspore import Tensor
     from mindspore.nn.utils import no_init_parameters
 
@@ -91,21 +101,21 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
 
     chans = done.encoder.in_chans
     is_rgb = chans == len(DataConfig().mean)
-    mean = found.hints.mean or (DataConfig().mean if is_rgb else (0.5,) * chans)
-    std = found.hints.std or (DataConfig().std if is_rgb else (0.5,) * chans)
+    mean = original.hints.mean or (DataConfig().mean if is_rgb else (0.5,) * chans)
+    std = original.hints.std or (DataConfig().std if is_rgb else (0.5,) * chans)
     try:
         recipe = Recipe(
             encoder=done.encoder,
             method=done.method or placeholder(done.encoder),
-            data=DataConfig(mean=mean, std=std, eval_crop=found.hints.eval_crop or DataConfig().eval_crop),
+            data=DataConfig(mean=mean, std=std, eval_crop=original.hints.eval_crop or DataConfig().eval_crop),
             output=f"runs/{path.stem}",
         )
     except FieldError as reason:
-        raise WeightsError(f"{found.path}: {reason.key}: {reason}") from None
-    recipe = override(recipe, overrides, str(found.path)) if overrides else recipe
+        raise WeightsError(f"{original.path}: {reason.key}: {reason}") from None
+    recipe = override(recipe, overrides, str(original.path)) if overrides else recipe
     with no_init_parameters():  # names and shapes only
         network = build_method(recipe) if done.method else BareEncoder(build_encoder(recipe.encoder))
-    check_fit(found.path, done.weights, {n: tuple(p.shape) for n, p in checkpoint.weights_of(network).items()})
+    check_fit(original.path, done.weights, {n: tuple(p.shape) for n, p in checkpoint.weights_of(network).items()})
     meta = {
         "recipe": dump_recipe(recipe),
         "method": recipe.method.name if done.method else "",
@@ -124,7 +134,7 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         raise WeightsError(f"{path}: cannot be written ({' '.join(str(reason).split())[:120]})") from None
     size = sum(value.size for value in done.weights.values()) / 1e6
     return [
-        f"{found.path}: {', '.join(done.remarks)}",
+        f"{original.path}: {', '.join(done.remarks)}",
         f"{len(done.weights)} tensors, {size:.2f} M numbers; {len(done.kept)} unused, stored for the way back",
         *recipe_lines(recipe),
     ]

@@ -57,7 +57,7 @@ class EncoderConfig:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Prefix tokens, which stand before the patch tokens of the output: class and distillation token."""
+        """Prefix tokens, which precede the patch tokens of the output: class and distillation token."""
         return 0
 
     @property
@@ -347,8 +347,8 @@ class SwinConfig(EncoderConfig):
         return self.depths
 
     def _cut(self, blocks: int) -> Self:
-        left = itertools.accumulate(self.depths, lambda rest, depth: rest - depth, initial=blocks)  # per encoder stage
-        depths = tuple(min(depth, rest) for depth, rest in zip(self.depths, left, strict=False) if rest > 0)
+        remaining = itertools.accumulate(self.depths, lambda rest, depth: rest - depth, initial=blocks)
+        depths = tuple(min(depth, rest) for depth, rest in zip(self.depths, remaining, strict=False) if rest > 0)
         rate = self.drop_path * (blocks - 1) / (sum(self.depths) - 1)
         return replace(self, depths=depths, num_heads=self.num_heads[: len(depths)], drop_path=rate)
 

@@ -391,7 +391,7 @@ class MaskedConfig(MethodConfig):
         return masked_count(math.prod(self.mask_grid(image_size)), self.mask_ratio, self.mask_rounding)
 
     def masked(self, encoder: EncoderConfig) -> dict[str, int]:
-        """As in the base class; where a token holds several blocks, the token count is the largest possible."""
+        """As in the base class; if a token contains several blocks, the token count is the largest possible."""
         hidden, tokens = self.hidden_blocks(encoder.image_size), encoder.num_tokens
         blocks, per_side = math.prod(self.mask_grid(encoder.image_size)), self.mask_block // encoder.stride
         masked_tokens = hidden * per_side**2 if per_side else min(hidden, tokens)

@@ -37,7 +37,7 @@ class Hooks:
     Attributes:
         evaluate: completed epochs -> metrics of the current weights (empty without validation data).
         pictures: completed epochs -> writes the gallery.
-        meta: meta data of every checkpoint besides the state.
+        meta: meta data of every checkpoint, in addition to the state.
     """
 
     evaluate: Callable[[int], dict[str, float]]
@@ -261,7 +261,7 @@ class Fit:
         checkpoint.save(self.folder.path / f"{name}.ckpt", checkpoint.weights_of(self.method), arrays, meta)
 
     def state_arrays(self) -> dict[str, Parameter]:
-        """Return what resuming needs besides the weights: optimiser moments and draw counters, by name."""
+        """Return what resuming needs in addition to the weights: optimiser moments and draw counters, by name."""
         return {**self.optimizer.state(), **checkpoint.counters_of(self.method)}
 
 

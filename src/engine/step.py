@@ -90,7 +90,11 @@ class GlobalNorm(nn.Cell):
         return self.sqrt(self.add(self.map(sum_of_squares, grads)))
 
 
-_MUL, _ADD, _SUM, _ASSIGN, _ZEROS = ops.Mul(), ops.Add(), ops.ReduceSum(), ops.Assign(), ops.ZerosLike()
+_MUL = ops.Mul()
+_ADD = ops.Add()
+_SUM = ops.ReduceSum()
+_ASSIGN = ops.Assign()
+_ZEROS = ops.ZerosLike()
 
 
 def times(factor: Tensor, x: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def check_teacher(recipe: Recipe, teacher: Teacher, stored: Recipe) -> None:
         teacher: the teacher as the recipe describes it.
         stored: the recipe in the teacher's checkpoint.
     """
-    described, actual, encoder_key = teacher.encoder, stored.trained_encoder, f"{teacher.key}_encoder"
+    described, actual = teacher.encoder, stored.trained_encoder
+    encoder_key = f"{teacher.key}_encoder"
     if type(described) is not type(actual):
         check_equal(teacher, encoder_key, described.name, actual.name)
     for item in fields(actual):
