@@ -638,7 +638,7 @@ def test_a_pretraining_checkpoint_brings_its_method(
         (["in.pth", "o.ckpt", "--num-heads", "2", "--source", "hf"], "timm or simmim or fastmim or mae, not of hf"),
         (["in.pth", "o.ckpt", "--key", "ema"], "has no table 'ema'"),
         (["in.pth", "o.pth", "--num-heads", "2"], "writes .ckpt files"),
-        (["in.pth", "gone/o.ckpt", "--num-heads", "2"], "no such folder"),
+        (["in.pth", "gone/o.ckpt", "--num-heads", "2"], "its folder does not exist"),
         (["gone.pth", "o.ckpt"], "gone.pth"),
         (["odd.pth", "o.ckpt"], "not a PyTorch checkpoint"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "encoder.depht=3"], "did you mean depth?"),
