@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, which knows its own recipe: python eval.py --ckpt FILE [--data DIR] [key=value ...]"""
+"""Evaluate a checkpoint with the recipe stored in it: python eval.py --ckpt FILE [--data DIR] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from src.tasks.command import check_overrides, run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="top-1 and top-5 of a checkpoint")
-    parser.add_argument("--ckpt", required=True, help="a checkpoint written by train.py")
+    parser = argparse.ArgumentParser(description="measure top-1 and top-5 accuracy of a checkpoint")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of a classifier")
     parser.add_argument("--data", default="", metavar="DIR", help="image folder; default: the recipe's validation data")
-    parser.add_argument("--config", default="", metavar="FILE", help="a recipe in place of the one in the checkpoint")
+    parser.add_argument("--config", default="", metavar="FILE", help="recipe to use instead of the checkpoint's")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()
 
@@ -29,8 +29,8 @@ def main() -> int:
 
         from src.tasks.evaluate import measure_checkpoint
 
-        result, told = measure_checkpoint(path, data, args.overrides, config)
-        print(told)
+        result, summary = measure_checkpoint(path, data, args.overrides, config)
+        print(summary)
         print(json.dumps(result))
 
     return run_command(command)

@@ -10,11 +10,11 @@ from src.tasks.command import check_export, check_overrides, run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="write a MindIR, read it back and compare its outputs")
-    parser.add_argument("--ckpt", required=True, help="a checkpoint written by train.py")
+    parser = argparse.ArgumentParser(description="write a MindIR, read it back and compare outputs with the checkpoint")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of pre-training, fine-tuning or a conversion")
     parser.add_argument("--format", default="mindir", choices=["mindir", "air"], help="air needs Ascend")
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="images per call; default: any number")
-    parser.add_argument("--output", default="", metavar="FILE", help="default: beside the checkpoint")
+    parser.add_argument("--output", default="", metavar="FILE", help="default: next to the checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     args = parser.parse_intermixed_args()
 
@@ -25,12 +25,12 @@ def main() -> int:
 
         from src.tasks.export import export_checkpoint
 
-        done = export_checkpoint(path, args.format, output, args.batch, args.overrides)
+        export = export_checkpoint(path, args.format, output, args.batch, args.overrides)
         count = args.batch or "any number of"
-        print(f"{done.path}: for {count} images per call; preprocessing in {done.path.stem}.json")
+        print(f"{export.path}: for {count} images per call; preprocessing in {export.path.stem}.json")
         if args.format == "mindir":
-            sizes = ", ".join(map(str, done.batches))
-            print(f"equals the checkpoint within {done.difference:.1e} at batch {sizes} on {done.images}")
+            sizes = ", ".join(map(str, export.batches))
+            print(f"equals the checkpoint within {export.difference:.1e} at batch {sizes} on {export.images}")
 
     return run_command(command)
 

@@ -10,9 +10,9 @@ from src.tasks.command import add_plan_options, run_command, train_or_plan
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="train a recipe")
-    parser.add_argument("--config", required=True, help="recipe, a YAML file below config/")
-    parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from a checkpoint of this run")
-    parser.add_argument("--init-from", default="", metavar="CKPT", help="start from the encoder of a checkpoint")
+    parser.add_argument("--config", required=True, help="recipe, a YAML file such as those in config/")
+    parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue from a checkpoint of this run")
+    parser.add_argument("--init-from", default="", metavar="CKPT", help="initialise the encoder from a checkpoint")
     parser.add_argument("--stop-after", default="", metavar="N", help="end after epoch N; --resume auto continues")
     add_plan_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")

@@ -1,6 +1,6 @@
-"""HOG's share of the FastMIM training step: python benchmarks/hog_share.py [--steps 7]
+"""Time of the HOG target as a share of the FastMIM training step: python benchmarks/hog_share.py [--steps 7]
 
-Times the HOG target of a batch and the whole step of the same recipe in turn.
+Times the HOG target of a batch and the whole step of the same recipe alternately.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 import time
 
 from mindspore import Tensor
-from ours import CASES, ROOT, Stepper, load_recipe  # first: it puts the project on the path
+from ours import CASES, ROOT, Stepper, load_recipe  # adds the project to sys.path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="share of the HOG target in a FastMIM step")
+    parser = argparse.ArgumentParser(description="measure the share of the HOG target in a FastMIM step")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=7)
     args = parser.parse_args()

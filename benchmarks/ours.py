@@ -1,10 +1,10 @@
-"""Our side of the step-time benchmark: one line on stdout per line on stdin.
+"""This project's side of the step-time benchmark: one line on stdout per line on stdin.
 
     python benchmarks/ours.py --case fastmim_vit_base
     printf 'step\nstep\nquit\n' | python benchmarks/ours.py --case manifold_deit_tiny --batch 64 [key=value ...]
 
-Builds the case's recipe with the engine's own training step on random images. Prints `ready <seconds from process
-start to the end of the first step>`, then for each line `step` one `time <seconds>`, and for `quit` `peak <bytes>`.
+Builds the recipe of the case and runs the engine's training step on random images. Prints `ready <seconds from process
+start to the end of the first step>`, then `time <seconds>` for each line `step`, and `peak <bytes>` for `quit`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from src.engine.step import TrainStep
 from src.methods import build_method
 
 ROOT = Path(__file__).resolve().parents[1]
-#: case -> recipe and overrides that make it the peer's network
+#: case -> recipe, and overrides that make its network equal to the peer's
 CASES = {
     "fastmim_vit_base": ("config/fastmim/vit_base_128_800e_pretrain.yaml", ["encoder.num_heads=12"]),
     "fastmim_swin_base": ("config/fastmim/swin_base_128_400e_pretrain.yaml", []),
     "simmim_swin_base": ("config/simmim/swin_base_192_100e_pretrain.yaml", []),
     "simmim_vit_base": ("config/simmim/vit_base_224_800e_pretrain.yaml", []),
-    # no peer; the teacher has random weights
+    # without a peer; the teacher has random weights
     "manifold_deit_tiny": ("config/manifold_kd/deit_tiny_from_cait_s24.yaml", []),
 }
 
 
 class Stepper:
-    """The training step of a recipe on fresh random images."""
+    """The training step of a recipe on new random images."""
 
     def __init__(self, recipe: Recipe, batch: int):
         device.set_up("CPU", recipe.seed)
@@ -59,7 +59,7 @@ class Stepper:
         self.done = 0
 
     def run(self) -> float:
-        """Seconds of one whole step."""
+        """Run one step; returns its seconds."""
         columns = {"image": Tensor(self.rng.standard_normal(self.shape, np.float32))}
         columns["label"] = Tensor(self.rng.integers(self.classes, size=self.shape[0]).astype(np.int32))
         start = time.perf_counter()
@@ -73,13 +73,13 @@ class Stepper:
 
 
 def peak_memory() -> int:
-    """Peak resident bytes of this process alone (ru_maxrss of a child starts at its parent's)."""
+    """Return the peak resident bytes of this process (ru_maxrss of a child process starts at its parent's peak)."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(match[1]) * 1024 if match else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="our side of the step-time benchmark")
+    parser = argparse.ArgumentParser(description="this project's side of the step-time benchmark")
     parser.add_argument("--case", required=True, choices=sorted(CASES))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further changes to the recipe")

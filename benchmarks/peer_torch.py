@@ -2,16 +2,16 @@
 
     python benchmarks/peer_torch.py --case fastmim_vit_base [--batch 32] [--threads 2]
 
-It needs Linux and an environment with torch and transformers; a benchmark script runs it as a subprocess, so
-that its steps and ours take turns. It prints one line after the first step and one for each line on stdin:
+It needs Linux and an environment with torch and transformers. benchmarks/step.py runs it as a subprocess and alternates
+its steps with this project's. It prints one line after the first step and one for each line on stdin:
 
     (start)  ready <seconds from process start to the end of the first step>
     step     time <seconds of one full training step on a fresh batch made just before it>
     quit     peak <largest resident size in bytes>, then it ends
 
-The work is pre-training in float32 with AdamW. FastMIM: a ViT or Swin that sees a learned RGB mask token on 75 % of
-the blocks, a small transformer decoder, HOG targets computed in the step, mean squared error on the masked blocks.
-SimMIM: the library's own SwinForMaskedImageModeling with 60 % of the 32-pixel blocks masked, gradients clipped.
+The cases pre-train in float32 with AdamW. FastMIM: a ViT or Swin with a learned RGB mask token on 75 % of the blocks, a
+small transformer decoder, HOG targets computed in the step, mean squared error on the masked blocks. SimMIM: the
+library's SwinForMaskedImageModeling with 60 % of the 32-pixel blocks masked and gradients clipped.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 
 
 
 class Parser(argparse.ArgumentParser):
-    """Report a wrong command line in one line."""
+    """Print an error of the command line as one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 class HogTarget(nn.Module):
-    """Histograms of oriented gradients of each colour channel, as one row of values for each token."""
+    """Histograms of oriented gradients of each colour channel, as one vector per token."""
 
     sobel: Tensor
 
@@ -77,14 +77,12 @@ class HogTarget(nn.Module):
 
 
 class FastMim(nn.Module):
-    """An encoder of Hugging Face with the mask token, the decoder and the loss of FastMIM.
-
-    The masked blocks are as large as a token.
-    """
+    """A Hugging Face encoder with mask token, decoder and loss of FastMIM; a mask block is one token."""
 
     def __init__(self, encoder: nn.Module, width: int, stride: int, decoder_depth: int, eps: float) -> None:
         super().__init__()
-        self.encoder, self.stride = encoder, stride
+        self.encoder = encoder
+        self.stride = stride
         self.mask_token = nn.Parameter(torch.empty(1, 3, 1, 1).normal_(std=0.02))
         decoder = vit_config(DECODER_WIDTH, 1, DECODER_HEADS, stride, eps)
         self.decoder = nn.Sequential(
@@ -105,7 +103,7 @@ class FastMim(nn.Module):
 
 
 class SimMim(nn.Module):
-    """Hugging Face's SimMIM with masks drawn in the step, 22 of 36 blocks at 192 pixels."""
+    """Hugging Face's SimMIM with masks drawn in the step: 22 of 36 blocks at 192 pixels."""
 
     def __init__(self, image_size: int, window: int) -> None:
         super().__init__()
@@ -144,15 +142,15 @@ def swin_config(image_size: int, window: int) -> SwinConfig:
 
 
 def draw_mask(batch: int, blocks: int, count: int) -> Tensor:
-    """Mask `count` blocks of each sample, at random places."""
+    """Mask `count` random blocks of each sample."""
     return torch.rand(batch, blocks).argsort(1).argsort(1) < count
 
 
 def stepper(model: nn.Module, image_size: int, batch: int, beta: float, clip: float) -> Callable[[], float]:
-    """Each call of the result runs one step and returns its seconds."""
+    """Return a function that runs one step and returns its seconds."""
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Measured on these parameters: fused is faster than foreach and than the plain loop.
+    # measured: for these parameters fused is faster than foreach and than the plain loop
     optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, beta), weight_decay=0.05, fused=True)
 
     def step() -> float:
@@ -173,7 +171,7 @@ def stepper(model: nn.Module, image_size: int, batch: int, beta: float, clip: fl
 
 def fastmim_vit_base(batch: int) -> Callable[[], float]:
     encoder = ViTModel(vit_config(768, 12, 12, 128, 1e-6), add_pooling_layer=False)
-    encoder.embeddings.position_embeddings.requires_grad_(False)  # FastMIM's are fixed
+    encoder.embeddings.position_embeddings.requires_grad_(False)  # fixed in FastMIM
     return stepper(FastMim(encoder, 768, 16, 1, 1e-6), 128, batch, 0.95, 0.0)
 
 
@@ -195,14 +193,14 @@ CASES: dict[str, Callable[[int], Callable[[], float]]] = {
 
 def seconds_since_process_start() -> float:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after the name, so the 22nd field of the line
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of the line; the split drops the first two
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def peak_memory() -> int:
     """Return the largest resident size of this process in bytes.
 
-    ru_maxrss starts at the peak of the process that started this one, so it comes second.
+    ru_maxrss starts at the peak of the parent process, so it is used only without VmHWM.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -210,7 +208,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -236,13 +234,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(SEED)
     step = CASES[args.case](args.batch)
     step()
-    say(f"ready {seconds_since_process_start():.3f}")
+    write_line(f"ready {seconds_since_process_start():.3f}")
     for line in sys.stdin:
         command = line.strip()
         if command == "step":
-            say(f"time {step():.6f}")
+            write_line(f"time {step():.6f}")
         elif command == "quit":
-            say(f"peak {peak_memory()}")
+            write_line(f"peak {peak_memory()}")
             return 0
         else:
             sys.stderr.write(f"peer_torch.py: error: unknown command {command!r}, expected step or quit\n")

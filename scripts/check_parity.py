@@ -2,13 +2,13 @@
 
     python scripts/check_parity.py DIR [CASE ...]
 
-DIR holds one folder per case (`case.json`, `data.npz`, `weights.safetensors`, `grads.safetensors`, ...) and the JSON
+DIR has one folder per case (`case.json`, `data.npz`, `weights.safetensors`, `grads.safetensors`, ...) and the JSON
 files of `schedules/` and `optimizer_groups/`. Prints `PASS <case> <worst error>`, `FAIL <case> <array> <error>` or
 `not covered <case>` for each, then the counts; exit code 1 if any failed. Everything runs in graph mode. Errors are
 max|a-b| / max|b| per array, with the tolerances of the case. The comparisons are in `tests/parity`.
 
-The start of a name tells the kind of a case. Sizes and options come from its arguments and the shapes of its arrays;
-a case that leaves one open is `not covered <case>: <reason>`. Broken files are failures.
+The prefix of a case name selects the comparison. Sizes and options come from the case's arguments and the shapes of its
+arrays; if one of them is missing, the case is `not covered <case>: <reason>`. Damaged files count as failures.
 """
 
 from __future__ import annotations
@@ -92,24 +92,25 @@ FILES: dict[str, Callable[[Path], Findings]] = {
 
 
 def plan(folder: Path) -> Iterator[tuple[str, Callable[[], Findings] | None]]:
-    """Every case below a folder with what compares it, None if nothing does."""
+    """Yield the name of every case below a folder with its comparison, None if there is no comparison."""
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
         files = sorted(path.glob("*.json"))
         if (path / "case.json").exists():
             yield path.name, compare_with(CASES, path.name, path, wrap=Case)
-        elif not files or compare_with(CASES, path.name, path):  # no case of one folder, and no folder of JSON files
-            yield path.name, functools.partial(without_case, path)
+        elif not files or compare_with(CASES, path.name, path):  # a case without case.json
+            yield path.name, functools.partial(missing_case, path)
         else:
             for file in files:
                 name = f"{path.name}/{file.stem}"
                 yield name, compare_with(FILES, name, file)
 
 
-def without_case(path: Path) -> Findings:
+def missing_case(path: Path) -> Findings:
     raise FileNotFoundError("case.json is missing" if any(path.iterdir()) else "the folder is empty")
 
 
 def compare_with(table: dict[str, Any], name: str, path: Path, wrap: Callable[[Path], Any] = Path) -> Any:
+    """Return the comparison with the longest prefix of `name`, bound to the path; None without one."""
     prefixes = [prefix for prefix in table if name.startswith(prefix)]
     if not prefixes:
         return None
@@ -118,20 +119,20 @@ def compare_with(table: dict[str, Any], name: str, path: Path, wrap: Callable[[P
 
 
 def check(name: str, compare: Callable[[], Findings]) -> bool | None:
-    """Run one case and print its line; None if the case leaves open what the comparison needs."""
+    """Run one case and print its line; returns whether it passed, None if it lacks what the comparison needs."""
     worst, compared = 0.0, 0
     try:
-        for array, found, tolerance in compare():
-            if not found <= tolerance:
-                print(f"FAIL {name} {array} {found:.3g}", flush=True)
+        for array, error, tolerance in compare():
+            if not error <= tolerance:
+                print(f"FAIL {name} {array} {error:.3g}", flush=True)
                 return False
-            worst, compared = max(worst, found), compared + 1
+            worst, compared = max(worst, error), compared + 1
         if not compared:
-            raise ValueError("it holds nothing to compare")
+            raise ValueError("it has nothing to compare")
     except UnknownError as reason:
         print(f"not covered {name}: {' '.join(str(reason).split())[:200]}", flush=True)
         return None
-    except Exception as reason:  # a case that cannot run has failed; the other cases still run
+    except Exception as reason:  # a case that cannot run fails; the other cases still run
         print(f"FAIL {name} {type(reason).__name__}: {' '.join(str(reason).split())[:200]}", flush=True)
         return False
     print(f"PASS {name} {worst:.3g}", flush=True)

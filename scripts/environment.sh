@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Shared by the scripts: a virtual environment with pinned packages, made once. Source it, then call
+# Shared by the scripts: a virtual environment with pinned packages, installed once. Source it, then call
 #   use_environment FOLDER REQUIREMENTS...
-# PYTHON chooses the interpreter (3.11 is what the pinned MindSpore is tested with).
+# PYTHON selects the interpreter (the pinned MindSpore is tested with 3.11).
 
 use_environment() {
     local folder=$1 stamp
@@ -21,6 +21,6 @@ use_environment() {
         done
         echo "$stamp" > "$folder/.complete"
     fi
-    # shellcheck disable=SC1091 # made above
+    # shellcheck disable=SC1091 # created above
     source "$folder/bin/activate"
 }

@@ -1,17 +1,18 @@
 # shellcheck shell=bash
-# What the run_*.sh launchers share; source it. It moves to the project folder: relative paths in key=value are seen from
-# there, a CONFIG_PATH from the caller's folder or from there.
+# Shared by the run_*.sh launchers; source it. It changes to the project folder. Relative paths in key=value start
+# there; CONFIG_PATH is relative to the caller's folder or, if there is no such file, to the project folder.
 #
-# A run goes on in the foreground and ends with the run's code (2: an error the user can mend). Its processes live in
-# sessions of their own (msrun's workers do anyway) and carry LAUNCH_STATE in their environment, by which they are found
-# and ended on SIGTERM, SIGINT, SIGHUP and as soon as one of them fails.
+# A run stays in the foreground and ends with the run's exit code (2: an error that the user can fix). Its processes run
+# in separate sessions (msrun's workers always do). The variable LAUNCH_STATE in their environment identifies them; all
+# of them end on SIGTERM, SIGINT, SIGHUP, and as soon as one of them fails.
 #
-# From the environment:
-#   PYTHON         interpreter that has MindSpore (python)
-#   DEVICE_TARGET  Ascend, GPU or CPU instead of the one in the script's name
-#   LOG_DIR        folder for the logs (OUTPUT/log; log_1, log_2 ... where that exists)
-#   NODE_NUM, NODE_RANK, MASTER_ADDR, MASTER_PORT  several nodes: how many, which one this is (from 0), address of node
-#                  0 and a port that is free there (8118). A single node takes any free port unless MASTER_PORT is set.
+# Environment variables:
+#   PYTHON         interpreter with MindSpore (default: python)
+#   DEVICE_TARGET  Ascend, GPU or CPU, instead of the one in the script's name
+#   LOG_DIR        folder of the logs (default: OUTPUT/log; log_1, log_2 ... if it exists)
+#   NODE_NUM, NODE_RANK, MASTER_ADDR, MASTER_PORT  for several nodes: number of nodes, number of this node (from 0),
+#                  address of node 0, and a free port there (default: 8118). A single node uses any free port unless
+#                  MASTER_PORT is set.
 
 caller=$PWD
 launcher=$(realpath "$0")
@@ -21,7 +22,7 @@ case $python in */*) python=$(cd "$caller" && realpath -s "$python") ;; esac
 export PYTHONUNBUFFERED=1
 state=''
 
-# --- what can be wrong before a start -----------------------------------------------------------------------------
+# --- checks before the start --------------------------------------------------------------------------------------
 
 fail() {
     echo "error: $*" >&2
@@ -37,7 +38,7 @@ is_number() {
     [[ ${1:-} =~ ^[0-9]+$ ]]
 }
 
-# set_target NAME: the kind of device, from DEVICE_TARGET or else NAME.
+# set_target NAME: sets `target` to the kind of device, DEVICE_TARGET or by default NAME.
 set_target() {
     target=${DEVICE_TARGET:-$1}
     case $target in
@@ -46,7 +47,7 @@ set_target() {
     esac
 }
 
-# existing KIND PATH: PATH as seen from the caller's folder, else from the project's.
+# existing KIND PATH: prints the path of an existing file, relative to the caller's or else to the project folder.
 existing() {
     if [ -f "$caller/$2" ]; then
         realpath -s --relative-base="$PWD" "$caller/$2"
@@ -58,14 +59,14 @@ existing() {
 }
 
 check_python() {
-    local found
-    found=$(command -v "$python") || fail "PYTHON: there is no $python; set PYTHON=/path/to/python"
-    python=$found
+    local resolved
+    resolved=$(command -v "$python") || fail "PYTHON: there is no $python; set PYTHON=/path/to/python"
+    python=$resolved
     "$python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("mindspore") is None)' ||
         fail "PYTHON: $python has no MindSpore; pip install -r requirements.txt, or set PYTHON=/path/to/python"
 }
 
-# check_devices ID...: each is on this machine.
+# check_devices ID...: fails unless this machine has each of these devices.
 check_devices() {
     local id count
     case $target in
@@ -83,7 +84,7 @@ check_devices() {
     esac
 }
 
-# use_devices ID...: check them and let the run see no others.
+# use_devices ID...: checks the devices and hides all others from the run.
 use_devices() {
     local ids
     check_devices "$@"
@@ -94,7 +95,7 @@ use_devices() {
     esac
 }
 
-# read_recipe CONFIG ARGUMENT...: fails with its one line if the recipe is wrong; sets `output`.
+# read_recipe CONFIG ARGUMENT...: fails with one error line if the recipe is wrong; sets `output`.
 read_recipe() {
     local config=$1 word skip='' keys=() text
     shift
@@ -115,13 +116,13 @@ read_recipe() {
     output=${output%\'}
 }
 
-# make_log_folder FOLDER: sets `log` to FOLDER/log or the first of log_1, log_2 ... that is new.
+# make_log_folder FOLDER: creates FOLDER/log, or the first of log_1, log_2 ... that does not exist; sets `log`.
 make_log_folder() {
     local base=${LOG_DIR:-$1/log} number=0
     log=$base
     mkdir -p "$(dirname "$base")" || exit 2
     until mkdir "$log" 2> /dev/null; do
-        [ -e "$log" ] || fail "LOG_DIR: cannot make $log"
+        [ -e "$log" ] || fail "LOG_DIR: cannot create $log"
         number=$((number + 1))
         log=${base}_$number
     done
@@ -129,13 +130,13 @@ make_log_folder() {
 
 # --- a run --------------------------------------------------------------------------------------------------------
 
-# processes: ids of what the run has left.
+# processes: prints the ids of the run's processes.
 processes() {
-    # grep fails where a process has just ended
+    # grep fails if a process has just ended
     { grep -lFzx -- "LAUNCH_STATE=$state" /proc/[0-9]*/environ 2> /dev/null || true; } | cut -d/ -f3
 }
 
-# end_run: ends all processes of the run, kindly for five seconds.
+# end_run: ends all processes of the run: SIGTERM for five seconds, then SIGKILL.
 end_run() {
     local tries=0 signal=TERM pids
     while pids=$(processes) && [ -n "$pids" ]; do
@@ -147,7 +148,7 @@ end_run() {
     done
 }
 
-# stop NAME CODE: after a signal.
+# stop NAME CODE: ends the run after a signal.
 stop() {
     trap '' INT TERM HUP
     echo "$1: ending the run; logs in $log" >&2
@@ -162,7 +163,7 @@ clean_up() {
     fi
 }
 
-# run FIRST FILE COMMAND...: COMMAND with its output in FILE and worker_FIRST.log on the terminal; exits with its code.
+# run FIRST FILE COMMAND...: runs COMMAND with its output in FILE, shows worker_FIRST.log, exits with COMMAND's code.
 run() {
     local first=$1 file=$2 pid follow code=0 rank
     shift 2
@@ -175,7 +176,7 @@ run() {
     : > "$log/worker_$first.log"
     env LAUNCH_STATE="$state" LAUNCH_PYTHON="$python" PATH="$state:$PATH" setsid "$@" > "$file" 2>&1 &
     pid=$!
-    # without error lines, which `report` shows, and lines that MindSpore prints whatever GLOG_v says
+    # without error lines, which `report` prints, and without lines that MindSpore prints for every GLOG_v
     tail -n +1 -s 0.2 -F --pid="$pid" "$log/worker_$first.log" 2> /dev/null |
         grep --line-buffered -v -e '^error: ' -e '^\[INFO\] DISTRIBUTED' &
     follow=$!
@@ -184,7 +185,7 @@ run() {
         wait $! # a trap can interrupt this
     done
     if [ -e "$state/failed" ]; then
-        sleep 2 # the other ranks say why they stop, msrun ends them; it would wait for its scheduler for half a minute
+        sleep 2 # time for the errors of the other ranks; msrun itself would wait half a minute for its scheduler
         end_run
     fi
     wait "$pid" || code=$?
@@ -198,7 +199,7 @@ run() {
     exit "$code"
 }
 
-# report FIRST RANK CODE: why a rank failed, its error line or the end of its log unless the terminal shows that already.
+# report FIRST RANK CODE: prints the error line of a failed rank, or the end of its log unless the terminal shows it.
 report() {
     local file=$log/worker_$2.log
     [ "$2" != scheduler ] || file=$log/scheduler.log
@@ -209,20 +210,20 @@ report() {
     echo "rank $2 failed with code $3; logs in $log" >&2
 }
 
-# --- what is run --------------------------------------------------------------------------------------------------
+# --- single runs and ranks ----------------------------------------------------------------------------------------
 
-# run_single SCRIPT ARGUMENT...: one process without msrun.
+# run_single SCRIPT ARGUMENT...: runs one process without msrun.
 run_single() {
     echo "$1 on $target, log $log/worker_0.log"
     run 0 "$log/worker_0.log" env RANK_ID=0 bash scripts/worker.sh "$@"
 }
 
-# free_port: a port nobody listens on.
+# free_port: prints a free port.
 free_port() {
     "$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
-# run_ranks CONFIG DEVICES [ARGUMENT...]: DEVICES ranks on each node through msrun.
+# run_ranks CONFIG DEVICES [ARGUMENT...]: runs DEVICES ranks on each node through msrun.
 run_ranks() {
     local config=$1 devices=$2 nodes=${NODE_NUM:-1} node=0 port=${MASTER_PORT:-} arguments=()
     shift 2

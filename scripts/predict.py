@@ -1,7 +1,7 @@
 """Classify images: python scripts/predict.py --ckpt FILE IMAGE_OR_FOLDER ... [--top K] [--json] [key=value ...]
 
-Prints the likeliest classes of each image with their probabilities, or with --json one JSON line per image. Images go
-through the transform of evaluation. Files that cannot be read are named at the end, with exit code 2.
+Prints the most probable classes of each image with their probabilities, or with --json one JSON line per image. Images
+go through the evaluation transform. An error at the end names the files that cannot be read; the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from src.tasks.command import check_overrides, run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="classes and probabilities of images")
+    parser = argparse.ArgumentParser(description="print classes and probabilities of images")
     parser.add_argument("--ckpt", required=True, help="a fine-tuned checkpoint")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
-    parser.add_argument("--json", action="store_true", help="one JSON line per image")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per image")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, folders, or key=value changes")
     args = parser.parse_intermixed_args()
     overrides = [word for word in args.images if "=" in word and not Path(word).exists()]
@@ -34,28 +34,28 @@ def main() -> int:
         path = str(existing_file(args.ckpt, "--ckpt"))
         check_overrides(overrides)
         if args.top < 1:
-            raise UserError(f"--top: {args.top} is not above 0")
-        places = [expanded(image, "command line") for image in images]
-        for place in places:
-            if not Path(place).exists():
-                raise UserError(f"{place}: no such file or folder")
+            raise UserError(f"--top: {args.top} is not above 0; write 1 or more")
+        paths = [expanded(image, "command line") for image in images]
+        for name in paths:
+            if not Path(name).exists():
+                raise UserError(f"{name}: no such file or folder")
 
         from src.data.sources import DataError
         from src.tasks.predict import predict
 
-        bad, count = [], 0
-        for prediction in predict(path, places, args.top, overrides):
+        unreadable, count = [], 0
+        for prediction in predict(path, paths, args.top, overrides):
             count += 1
             if not prediction.classes:
-                bad.append(str(prediction.path))
+                unreadable.append(str(prediction.path))
             elif args.json:
                 classes = [{"class": name, "probability": round(share, 6)} for name, share in prediction.classes]
                 print(json.dumps({"image": str(prediction.path), "classes": classes}), flush=True)
             else:
                 row = "  ".join(f"{name} {100 * share:5.2f} %" for name, share in prediction.classes)
                 print(f"{prediction.path}  {row}", flush=True)
-        if bad:
-            raise DataError(f"{len(bad)} of {count} images cannot be read: {', '.join(bad)}")
+        if unreadable:
+            raise DataError(f"{len(unreadable)} of {count} images cannot be read: {', '.join(unreadable)}")
 
     return run_command(command)
 

@@ -1,11 +1,11 @@
-"""Cut the photographs that scikit-image ships into a small labelled image folder (nothing is downloaded).
+"""Crop the photographs of the scikit-image package into a small labelled image folder, without a download.
 
     python scripts/prepare_demo.py [--out data/demo]
 
-Each of the 17 photographs or textures is one class. Its grey 64x64 crops go to OUT/train/<class>/NNNN.jpg
-and OUT/val/<class>/NNNN.jpg. The two splits come from disjoint bands of columns (see ``bands``), so no pixel
-of a photograph is in both. Every run with the same library versions writes the same bytes. A complete OUT is
-left as it is; anything else that is already there is refused.
+Each of the 17 photographs or textures is one class. Its grey 64x64 crops are written to OUT/train/<class>/NNNN.jpg
+and OUT/val/<class>/NNNN.jpg. The two splits use disjoint bands of columns (see ``bands``), so they share no pixel of a
+photograph. The same library versions always write the same bytes. A complete OUT stays unchanged; any other existing
+OUT is an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PERIODS = 2
 BAND_PERCENT: dict[str, tuple[int, int]] = {"train": (0, 58), "val": (62, 96)}  # of one period
 CROP_SIZE = 64
 SIDE_RANGE = (48, 96)
-MIN_STD = 5.0  # grey levels; below it a crop is blank paper, sky, table or the black rim of the retina
+MIN_STD = 5.0  # grey levels; crops below are blank paper, sky, table or the black rim of the retina
 TRIES_PER_CROP = 20
 JPEG_QUALITY = 92
 
@@ -54,11 +54,11 @@ GreyImage = NDArray[np.uint8]
 
 
 class DemoError(Exception):
-    """The demo folder cannot be made; the message is one line for the user."""
+    """The demo folder cannot be created; the text is one line for the user."""
 
 
 class Box(NamedTuple):
-    """A square of the photograph: columns x to x + side and rows y to y + side, ends excluded."""
+    """A square of a photograph: columns x to x + side and rows y to y + side, without the ends."""
 
     x: int
     y: int
@@ -66,18 +66,18 @@ class Box(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """Report a wrong command line in one line."""
+    """Print an error of the command line as one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def bands(width: int) -> dict[str, list[tuple[int, int]]]:
-    """Return the half-open column ranges of each split, a gap between each two of them.
+    """Return the half-open column ranges of each split, with gaps between them.
 
-    The width is cut into two equal periods; each has a train band and a val band.
+    The width is divided into two equal periods; each has a train band and a val band.
     """
-    parts = 100 * PERIODS  # counted in whole numbers, so that the rounding is exact
+    parts = 100 * PERIODS  # whole numbers, so the rounding is exact
     return {
         split: [(-(-(100 * k + low) * width // parts), (100 * k + high) * width // parts) for k in range(PERIODS)]
         for split, (low, high) in BAND_PERCENT.items()
@@ -95,7 +95,7 @@ def photograph_folder() -> Path:
 
 def load_grey(path: Path) -> GreyImage:
     """Read a photograph from the package, never from the network, as 8-bit grey."""
-    from skimage import io  # its reader, unlike cv2's, is silent about the odd colour profiles of these files
+    from skimage import io  # cv2's reader prints warnings about the colour profiles of these files
 
     if not path.is_file():
         raise DemoError(f"the installed scikit-image does not contain {path.name}")
@@ -108,7 +108,7 @@ def load_grey(path: Path) -> GreyImage:
 
 
 def draw_boxes(image: GreyImage, name: str, split: str, count: int) -> list[Box]:
-    """Draw the crops of one class and split inside its bands; flat ones are dropped and drawn again."""
+    """Draw the crops of one class and split from its bands; crops of low contrast are drawn again."""
     height, width = image.shape
     columns = bands(width)[split]
     smallest = min(height, *(x1 - x0 for x0, x1 in columns))
@@ -126,15 +126,15 @@ def draw_boxes(image: GreyImage, name: str, split: str, count: int) -> list[Box]
         if image[y : y + side, x : x + side].std() >= MIN_STD:
             boxes.append(Box(x, y, side))
     if len(boxes) < count:
-        raise DemoError(f"class {name}: only {len(boxes)} of {count} {split} crops are not flat")
+        raise DemoError(f"class {name}: only {len(boxes)} of {count} {split} crops have enough contrast")
     return boxes
 
 
 def cut(image: GreyImage, box: Box) -> GreyImage:
-    """Return the box of the photograph at 64x64 pixels."""
+    """Resize the box of the photograph to 64x64 pixels."""
     crop = image[box.y : box.y + box.side, box.x : box.x + box.side]
-    how = cv2.INTER_AREA if box.side > CROP_SIZE else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(crop, (CROP_SIZE, CROP_SIZE), interpolation=how), dtype=np.uint8)
+    interpolation = cv2.INTER_AREA if box.side > CROP_SIZE else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(crop, (CROP_SIZE, CROP_SIZE), interpolation=interpolation), dtype=np.uint8)
 
 
 def write_jpeg(path: Path, image: GreyImage) -> None:
@@ -153,9 +153,9 @@ def expected_files(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def is_complete(out: Path, counts: Mapping[str, int]) -> bool:
-    """Tell whether the folder has exactly the images it should have, none of them empty."""
-    found = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if not path.is_dir()}
-    return found.keys() == set(expected_files(counts)) and all(p.stat().st_size > 0 for p in found.values())
+    """Whether the folder has exactly the expected images, none of them empty."""
+    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if not path.is_dir()}
+    return files.keys() == set(expected_files(counts)) and all(p.stat().st_size > 0 for p in files.values())
 
 
 def write_images(folder: Path, counts: Mapping[str, int]) -> None:
@@ -170,9 +170,9 @@ def write_images(folder: Path, counts: Mapping[str, int]) -> None:
 
 
 def prepare(out: Path, counts: Mapping[str, int] = COUNTS) -> bool:
-    """Make the folder; return False when it was already complete.
+    """Create the folder; return False if it was already complete.
 
-    The images are written to a temporary folder beside it, which is renamed when it is complete.
+    The images are written to a temporary folder next to it, which is renamed when it is complete.
     """
     if out.is_dir() and is_complete(out, counts):
         return False
@@ -180,23 +180,23 @@ def prepare(out: Path, counts: Mapping[str, int] = COUNTS) -> bool:
         raise DemoError(f"{out} exists and is not a complete demo folder; remove it or choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        made = Path(temporary, "images")
-        write_images(made, counts)
-        made.rename(out)
+        images = Path(temporary, "images")
+        write_images(images, counts)
+        images.rename(out)
     return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="prepare_demo.py", description="Make a small labelled image folder for a demo run.")
-    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to make (%(default)s)")
+    parser = Parser(prog="prepare_demo.py", description="Create a small labelled image folder for a demo run.")
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to create (%(default)s)")
     out: Path = parser.parse_args(argv).out
     try:
-        made = prepare(out)
+        created = prepare(out)
     except (DemoError, OSError) as error:
         print(f"prepare_demo.py: error: {error}", file=sys.stderr)
         return 2
     numbers = ", ".join(f"{len(PHOTOGRAPHS) * count} {split}" for split, count in COUNTS.items())
-    state = "" if made else " (already complete, left as it is)"
+    state = "" if created else " (already complete, unchanged)"
     print(f"{len(PHOTOGRAPHS)} classes, {numbers} images in {out}{state}")
     return 0
 

@@ -1,7 +1,7 @@
-"""What a launcher needs of an Ascend rank table: python scripts/rank_table.py FILE
+"""Read an Ascend rank table for the launcher: python scripts/rank_table.py FILE
 
-Prints the number of nodes, the number of this node (NODE_RANK, 0 for a single one), the address of node 0 (MASTER_ADDR
-or the table's) and the device ids of this node. One line `error: ...` and exit code 2 for a table that cannot be used.
+Prints the number of nodes, the number of this node (NODE_RANK; 0 for a single node), the address of node 0 (MASTER_ADDR
+or that of the table) and the device ids of this node. An unusable table gives one line `error: ...` and exit code 2.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Any
 
 
 class TableError(ValueError):
-    """A rank table that cannot be used; one line for the user."""
+    """An unusable rank table; the text is one line for the user."""
 
 
 def read_servers(path: Path) -> list[dict[str, Any]]:
-    """The servers of a table, each with as many devices, ranks counted from server to server."""
+    """Return the servers of a table with the device ids of each under `ids`.
+
+    Raises:
+        TableError: the servers have different numbers of devices, or ranks do not count from 0 through all servers.
+    """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The demo from a bare clone: install, cut photographs, pre-train, fine-tune, compare with training from scratch,
-# evaluate, export. A few minutes on 2 CPU cores after the install.
+# The demo from a fresh clone: install, crop photographs, pre-train, fine-tune, compare with training from scratch,
+# evaluate, export. It takes a few minutes on 2 CPU cores after the install.
 #   bash scripts/run_demo.sh [SEED] [vit|swin]
-# vit (default) pre-trains with FastMIM, swin with FastMIM and with SimMIM. Output goes to runs/demo-<time>; the last
+# vit (default) pre-trains with FastMIM, swin with FastMIM and with SimMIM. Output goes to runs/demo-<time>. The last
 # line is  demo: top1 pretrained=XX.X scratch=XX.X  (for swin: fastmim=XX.X simmim=XX.X scratch=XX.X)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ case $network in
     vit) methods=(fastmim) ;;
     swin) methods=(fastmim simmim) ;;
     *)
-        echo "error: no demo for $network; write vit or swin" >&2
+        echo "error: there is no demo for $network; write vit or swin" >&2
         exit 2
         ;;
 esac

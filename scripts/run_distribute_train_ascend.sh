@@ -2,8 +2,8 @@
 # Train a recipe on several Ascend devices.
 #   bash scripts/run_distribute_train_ascend.sh CONFIG_PATH [DEVICE_NUM=8] [key=value ...]
 #   bash scripts/run_distribute_train_ascend.sh RANK_TABLE_FILE CONFIG_PATH [key=value ...]
-# A rank table (*.json, as hccl_tools.py writes it) says how many devices on which nodes. `--resume auto` and the other
-# options of train.py may follow too. launch.sh lists the variables, also those for several nodes.
+# A rank table (*.json, written by hccl_tools.py) lists nodes and their devices. Options of train.py such as
+# `--resume auto` may follow. launch.sh lists the environment variables, also those for several nodes.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
@@ -17,8 +17,8 @@ if [[ $1 == *.json ]]; then
     config=$(existing CONFIG_PATH "$2") || exit 2
     shift 2
     check_python
-    found=$("$python" scripts/rank_table.py "$table") || exit 2
-    read -r NODE_NUM NODE_RANK MASTER_ADDR ids <<< "$found"
+    fields=$("$python" scripts/rank_table.py "$table") || exit 2
+    read -r NODE_NUM NODE_RANK MASTER_ADDR ids <<< "$fields"
     read -ra ids <<< "$ids"
     [ "$target" = CPU ] || RANK_TABLE_FILE=$(realpath "$table")
 else

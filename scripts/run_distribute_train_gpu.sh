@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train a recipe on several GPUs.
 #   bash scripts/run_distribute_train_gpu.sh CONFIG_PATH DEVICE_NUM VISIBLE_DEVICES [key=value ...]
-# VISIBLE_DEVICES is a list like 0,1,2,3. `--resume auto` and the other options of train.py may follow too. launch.sh
-# lists the variables, also those for several nodes.
+# VISIBLE_DEVICES is a list like 0,1,2,3. Options of train.py such as `--resume auto` may follow. launch.sh lists the
+# environment variables, also those for several nodes.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

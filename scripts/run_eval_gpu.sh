@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Evaluate a checkpoint on one GPU device.
+# Evaluate a checkpoint on one GPU.
 #   bash scripts/run_eval_gpu.sh DEVICE_ID CONFIG_PATH CHECKPOINT_PATH [key=value ...]
-# The log goes beside the checkpoint. launch.sh lists the variables.
+# The log is written next to the checkpoint. launch.sh lists the environment variables.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train a recipe on one GPU device.
+# Train a recipe on one GPU.
 #   bash scripts/run_standalone_train_gpu.sh DEVICE_ID CONFIG_PATH [key=value ...]
-# `--resume auto` and the other options of train.py may follow too. launch.sh lists the variables.
+# Options of train.py such as `--resume auto` may follow. launch.sh lists the environment variables.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests need into .venv-dev (once), then lint, type-check and test.
+# Install the requirements of the tests into .venv-dev (once), then lint, type-check and test.
 #   bash scripts/run_tests.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,5 +9,5 @@ use_environment .venv-dev requirements-dev.txt
 ruff check .
 ruff format --check .
 mypy
-# compiling graphs takes one core; two processes halve the time. A file stays in one process, with its fixtures
+# compiling a graph uses one core, so two processes halve the time; the tests of a file share a process and its fixtures
 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

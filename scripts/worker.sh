@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One process of a run, started by launch.sh: directly, or by msrun, which calls it as `python`.
-# Runs LAUNCH_PYTHON and notes in LAUNCH_STATE/failed how it failed, since msrun does not say which rank was the first
-# and with which code.
+# One process of a run, started by launch.sh directly, or by msrun, which calls it as `python`.
+# Runs LAUNCH_PYTHON. If it fails, its rank and exit code are appended to LAUNCH_STATE/failed, since msrun does not
+# report which rank failed first.
 PATH=${PATH#"$LAUNCH_STATE:"}
 "$LAUNCH_PYTHON" "$@"
 code=$?

@@ -25,7 +25,7 @@ from src.data.augment import (
     apply_operation,
     resized_crop,
 )
-from src.data.loader import Loader, _Files
+from src.data.loader import Loader, _FileReader
 from src.data.sources import ImageFolder, image_folder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -228,14 +228,14 @@ def images_of(source: ImageFolder, config: DataConfig, epoch: int = 0, **more: o
 def by_hand(source: ImageFolder, config: DataConfig, epoch: int) -> np.ndarray:
     """The images of an epoch with Pillow and NumPy, in the order of the published recipes."""
     loader = Loader(source, config, (32, 32), 3, 4, ("image",), seed=3)
-    files = _Files(source, loader.order(epoch), loader._operation_seed(epoch))
+    files = _FileReader(source, loader.order(epoch), loader._operation_seed(epoch))
     rows = []
     for position, index in enumerate(loader.order(epoch)):
         image, key = np.asarray(Image.open(source.files[index])), files[position][3]
         cut, pixels, normalised = (
-            augment.crops(config, (32, 32)),
-            augment.on_pixels(config),
-            augment.on_normalised(config),
+            augment.crop_augmentation(config, (32, 32)),
+            augment.pixel_augmentation(config),
+            augment.erasing_augmentation(config),
         )
         image = image if cut is None else cut(image, key)[0]
         image = image if pixels is None else pixels(image, key)[0]
@@ -290,7 +290,7 @@ def test_grey_images_are_augmented_in_colour_and_erased_in_grey(source: ImageFol
 
 
 def test_two_places_of_an_image_in_an_epoch_differ(source: ImageFolder) -> None:
-    files = _Files(source, np.array([5, 5, 2]), 11)
+    files = _FileReader(source, np.array([5, 5, 2]), 11)
     keys = [tuple(files[position][3]) for position in range(3)]
     assert len(set(keys)) == 3
     assert Path(source.files[5]).read_bytes() == files[0][0].tobytes() == files[1][0].tobytes()

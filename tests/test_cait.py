@@ -184,7 +184,7 @@ def test_operations_by_hand() -> None:
     assert config.flops() == 32 * 32 * 3 * 48 + block + last + 5 * 5 * 48
     head = ClassifyConfig(num_classes=10, pool="cls", fc_norm=False).flops(config)
     assert (head["head"], head["pooling"]) == (480, 0)
-    assert METHODS["simmim"].kept_values(config) == 3 * 32 * 32 + 4 * (9 * 48 + 2 * 192) + 4 * 4 * 4 * 2
+    assert METHODS["simmim"].saved_values(config) == 3 * 32 * 32 + 4 * (9 * 48 + 2 * 192) + 4 * 4 * 4 * 2
 
 
 def test_a_plan_of_masked_image_modelling() -> None:

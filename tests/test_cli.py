@@ -23,7 +23,7 @@ def failing(error: BaseException) -> None:
         (DataError("a\n\x1b[31mb.jpg: no image"), 2, "error: a\\n\\x1b[31mb.jpg: no image\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
-    ids=["the user can mend it", "a name that would act on the terminal", "interrupted"],
+    ids=["an error that the user can fix", "a name with control characters", "interrupted"],
 )
 def test_how_a_command_ends(error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: failing(error)) == code

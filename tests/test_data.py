@@ -16,7 +16,7 @@ from mindspore.dataset.vision import Inter
 
 from src.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from src.data.loader import Loader, evaluation_operations, has_scan
-from src.data.sources import DataError, ImageFolder, image_folder, labelled_share
+from src.data.sources import DataError, ImageFolder, image_folder, labelled_subset
 from tests.helpers import MakeFolder
 
 Image = pytest.importorskip("PIL.Image")
@@ -84,31 +84,25 @@ def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path: Path) -> None
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         image_folder(tmp_path / "gone")
-    expected = f"data: there is no folder {tmp_path / 'gone'}; set data.root (and data.train, data.val) to your images"
-    assert str(caught.value) == expected
+    text = str(caught.value)
+    assert text.startswith(f"data: there is no folder {tmp_path / 'gone'}; ") and "set data.root" in text
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    readable = "readable are .bmp, .jpeg, .jpg, .png, .tif, .tiff"
-    with pytest.raises(DataError) as caught:
+    formats = r"; .*\.bmp, \.jpeg, \.jpg, \.png, \.tif, \.tiff$"
+    with pytest.raises(DataError, match=f"^data: no image in {tmp_path}{formats}"):
         image_folder(tmp_path)
-    assert str(caught.value) == f"data: no image in {tmp_path}; {readable}"
     (tmp_path / "a" / "x.webp").write_text("x")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=rf"^data: no image in {tmp_path} \(1 other file\){formats}"):
         image_folder(tmp_path)
-    assert str(caught.value) == f"data: no image in {tmp_path} (1 other file); {readable}"
 
 
-def test_images_beside_class_folders(tmp_path: Path) -> None:
+def test_images_next_to_class_folders(tmp_path: Path) -> None:
     picture(tmp_path / "cat" / "1.png")
     picture(tmp_path / "stray.png")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=f"^data: {tmp_path} .*stray.png next to cat/.*; move them into a class folder"):
         image_folder(tmp_path)
-    assert str(caught.value) == (
-        f"data: {tmp_path} holds images beside class folders (for example stray.png beside cat/); "
-        "move them into a class folder, or all of them into one flat folder"
-    )
 
 
 def fake_source(counts: dict[str, int]) -> ImageFolder:
@@ -117,8 +111,8 @@ def fake_source(counts: dict[str, int]) -> ImageFolder:
     return ImageFolder(Path("some/folder"), files, labels, list(counts))
 
 
-def test_a_labelled_share_is_spread_evenly_over_each_class() -> None:
-    share = labelled_share(fake_source({"a": 9, "b": 5}), 3)
+def test_a_labelled_subset_is_spread_evenly_over_each_class() -> None:
+    share = labelled_subset(fake_source({"a": 9, "b": 5}), 3)
     assert [path.as_posix() for path in share.files] == [
         *("a/000.png", "a/004.png", "a/008.png"),
         *("b/000.png", "b/002.png", "b/004.png"),
@@ -126,16 +120,15 @@ def test_a_labelled_share_is_spread_evenly_over_each_class() -> None:
     assert share.labels == [0, 0, 0, 1, 1, 1] and share.classes == ["a", "b"]
 
 
-def test_a_labelled_share_of_zero_is_everything() -> None:
+def test_a_labelled_subset_of_zero_is_everything() -> None:
     source = fake_source({"a": 3, "b": 2})
-    assert labelled_share(source, 0) == source
-    assert labelled_share(source, 2).files[-2:] == source.files[-2:]
+    assert labelled_subset(source, 0) == source
+    assert labelled_subset(source, 2).files[-2:] == source.files[-2:]
 
 
-def test_a_labelled_share_that_is_too_large() -> None:
-    with pytest.raises(DataError) as caught:
-        labelled_share(fake_source({"a": 9, "b": 5, "c": 7}), 6)
-    assert str(caught.value) == ("data.labels_per_class: 6 asked, but some/folder/b has 5 images; write 5 or less")
+def test_a_labelled_subset_that_is_too_large() -> None:
+    with pytest.raises(DataError, match=r"^data\.labels_per_class: 6, .*some/folder/b .*; write 5 or less$"):
+        labelled_subset(fake_source({"a": 9, "b": 5, "c": 7}), 6)
 
 
 # --- order ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from src.engine import checkpoint
 from src.methods import build_method
 from src.tasks.command import run_command
 from src.tasks.evaluate import evaluate_checkpoint, measure_confusion, open_checkpoint
-from src.tasks.export import EXPORT_TOLERANCE, compare, export_checkpoint, preprocessing
+from src.tasks.export import EXPORT_TOLERANCE, export_checkpoint, largest_difference, preprocessing
 from src.tasks.networks import deployed, fill
 from src.tasks.predict import predict
 from tests.helpers import MakeFolder, Run, assert_one_line_error
@@ -106,7 +106,7 @@ def test_a_wrong_export_is_seen(fine_tuned: Path, exported: tuple[Path, dict[str
     recipe, found = open_checkpoint(str(fine_tuned), [])
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     found.weights["head.bias"][0] += 1e-2
-    assert compare(exported[0], fill(deployed(recipe), found), images, (2,)) > EXPORT_TOLERANCE
+    assert largest_difference(exported[0], fill(deployed(recipe), found), images, (2,)) > EXPORT_TOLERANCE
 
 
 # --- pre-training checkpoints -----------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_predict_prints_a_table(one_fine_tuned: Path, tiny_data: Path, run_entry
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("notes.txt", "not an image file; readable are"),
+        ("notes.txt", "not an image file; valid formats:"),
         ("gone.png", "no such file or folder"),
         ("", "no image in this"),
     ],
@@ -242,7 +242,7 @@ def test_eval_of_a_checkpoint_that_lost_its_checksum(one_fine_tuned: Path, tmp_p
     """MindSpore loads such a file without a check, whatever it holds."""
     path = tmp_path / "cut.ckpt"
     path.write_bytes(one_fine_tuned.read_bytes()[: -len(checkpoint.CHECKSUM) - 10])
-    assert "cut short, the checksum at its end is missing" in refused(capfd, str(path), "", [])
+    assert "truncated, the checksum at its end is missing" in refused(capfd, str(path), "", [])
 
 
 def test_a_flipped_bit_anywhere_is_seen(one_fine_tuned: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_eval_on_another_folder(
     result = evaluate_checkpoint(str(one_fine_tuned), str(tiny_data / "train"), [])
     assert result["count"] == 72 and result["data"] == str(tiny_data / "train")
     fewer = image_folder_factory(tmp_path / "fewer", classes=2, train=1, val=1) / "val"
-    assert "has 2 classes, the checkpoint 6; not in both: class_2" in refused(
+    assert "has 2 classes, the checkpoint has 6; not in both: class_2" in refused(
         capfd, str(one_fine_tuned), str(fewer), []
     )
     flat = image_folder_factory(tmp_path / "flat", classes=2, train=1, val=1, flat=True) / "val"

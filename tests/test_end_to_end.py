@@ -123,7 +123,7 @@ def test_a_run_leaves_its_files(pretrained: Path, pretrain_recipe: Path) -> None
 
 def test_the_log_says_what_happens(pretrained: Path) -> None:
     log = (pretrained / "train.log").read_text()
-    for words in ("compiling the graph", "x constant predictor", "data wait", "24 images, 3 classes", "knn_top1"):
+    for words in ("compiling the graph", "x baseline", "data wait", "24 images, 3 classes", "knn_top1"):
         assert words in log, words
     steps = events(pretrained, "train")
     assert [step["step"] for step in steps] == list(range(1, 13))
@@ -139,7 +139,7 @@ def test_the_log_says_what_happens(pretrained: Path) -> None:
 def test_an_existing_run_is_not_overwritten(pretrained: Path, pretrain_recipe: Path, run_entry: Run) -> None:
     before = contents(pretrained)
     done = run_entry("train.py", "--config", pretrain_recipe)
-    assert_one_line_error(done, f"output: {pretrained} already holds a run; go on with --resume auto")
+    assert_one_line_error(done, f"output: {pretrained} already contains a run; continue it with --resume auto")
     assert contents(pretrained) == before
 
 
@@ -252,7 +252,7 @@ def test_eval_on_other_classes(
 ) -> None:
     other = image_folder_factory(tmp_path, classes=2, train=1, val=1) / "val"
     done = run_entry("eval.py", "--ckpt", finetuned / "last.ckpt", "--data", other)
-    assert_one_line_error(done, f"data: {other} has 2 classes, the checkpoint 3; not in both: class_2")
+    assert_one_line_error(done, f"data: {other} has 2 classes, the checkpoint has 3; not in both: class_2")
 
 
 def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, tmp_path: Path, run_entry: Run) -> None:
@@ -271,7 +271,10 @@ def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, t
         (["train.batch_size=25"], "train.batch_size: 25 is more than the 24 images of {data}/train; write 24 or less"),
         (["train.accumulate=4"], "train.accumulate: 4 passes of 8 images are more than an epoch; write 3 or less"),
         (["train.epoch=3"], "command line: train.epoch: unknown key of TrainConfig; did you mean epochs?"),
-        (["data.labels_per_class=9"], "data.labels_per_class: 9 asked, but {data}/train/class_0 has 8 images"),
+        (
+            ["data.labels_per_class=9"],
+            "data.labels_per_class: 9, but {data}/train/class_0 has only 8 images",
+        ),
     ],
     ids=["no data", "classes", "device", "batch", "accumulate", "unknown key", "labels"],
 )
@@ -286,6 +289,6 @@ def test_a_recipe_that_cannot_be_trained(
 def test_air_needs_ascend(finetuned: Path, run_entry: Run) -> None:
     before = contents(finetuned)
     done = run_entry("export.py", "--ckpt", finetuned / "last.ckpt", "--format", "air")
-    words = "--format air: MindSpore writes AIR on Ascend only, this is CPU; write --format mindir"
+    words = "--format air: MindSpore writes AIR on Ascend only, not on CPU; write --format mindir"
     assert_one_line_error(done, words)
     assert contents(finetuned) == before

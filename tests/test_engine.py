@@ -313,7 +313,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved: Path, monkeyp
         raise OSError("no space left on device")
 
     monkeypatch.setattr(ms, "save_checkpoint", fail)
-    with pytest.raises(CheckpointError, match=r"no space left on device.*; the file before it is whole"):
+    with pytest.raises(CheckpointError, match=r"no space left on device.*; the previous file is unchanged"):
         checkpoint.save(saved, *network(), {**META, "epoch": 4})
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
@@ -339,7 +339,7 @@ def test_a_damaged_byte_is_noticed_wherever_it_is(saved: Path) -> None:
             checkpoint.load(saved)
             unnoticed.append(place)
         except CheckpointError as error:
-            assert "damaged" in str(error) or "cut short" in str(error) or "without the recipe" in str(error)
+            assert "damaged" in str(error) or "truncated" in str(error) or "without the recipe" in str(error)
     assert not unnoticed, f"of {len(content)} bytes; {len(whole.weights)} weights"
 
 

@@ -78,12 +78,12 @@ def test_means_and_deviations_of_the_last_evaluations(file: Path, tmp_path: Path
         (
             "{init_from: pre},",
             "{init_from: pro},",
-            "runs.tuned.from.init_from: there is no run 'pro' above it; there is: pre",
+            "runs.tuned.from.init_from: there is no run 'pro' above it; valid: pre",
         ),
         ("set: {method.mask", "sett: {method.mask", "runs.pre: unknown key sett; valid: recipe, set, from"),
         ("[tuned top1, pre loss]", "[tuned top1]", "tables.start.rows.pre-trained: 1 cells for 2 columns"),
         ("pre loss]", "pre]", "rows.pre-trained: 'pre' is not a run and a metric; write for example pre top1"),
-        ("pre loss]", "pro loss]", "rows.pre-trained: there is no run 'pro'; there is: pre, tuned, other"),
+        ("pre loss]", "pro loss]", "rows.pre-trained: there is no run 'pro'; valid: pre, tuned, other"),
         ("seeds: [0, 1]", "seeds: 3", "seeds: must be a list of whole numbers, not 3; write [0, 1, 2]"),
         ("seeds: [0, 1]", "", "has no seeds"),
         ("seeds: [0, 1]", "seeds: [0, 1", "cannot be read"),
@@ -118,4 +118,4 @@ def test_an_experiment_runs_keeps_what_is_done_and_refuses_runs_of_other_recipes
 
 def test_an_unknown_table_ends_in_one_line(file: Path, run_entry: Run) -> None:
     done = run_entry("scripts/experiment.py", file, "stat")
-    assert_one_line_error(done, "has no table stat; it has: start, rest")
+    assert_one_line_error(done, "has no table stat; valid: start, rest")

@@ -112,7 +112,7 @@ def test_a_backbone_can_be_trained_on(tmp_path: Path) -> None:
 
 def test_a_named_network_has_fresh_weights() -> None:
     backbone = load_encoder("manifold_kd_deit_tiny", blocks=[2], image_size=32)
-    assert backbone.report == "fresh weights" and backbone(Tensor(IMAGE))[0].shape == (2, 192, 2, 2)
+    assert backbone.report == "initial weights" and backbone(Tensor(IMAGE))[0].shape == (2, 192, 2, 2)
 
 
 @pytest.mark.parametrize(

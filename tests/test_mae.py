@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,17 @@ def test_the_mask_splits_the_tokens() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("encoder: swin_tiny\nmethod: {name: mae, mask_block: 32}", "method.name: mae runs the encoder on the visible"),
-        ("encoder: vit_base_simmim\nmethod: mae", "method.name: mae runs the encoder on the visible tokens alone"),
+        ("encoder: swin_tiny\nmethod: {name: mae, mask_block: 32}", "method.name: mae .*; write fastmim or simmim"),
+        ("encoder: vit_base_simmim\nmethod: mae", "method.name: mae .*; write fastmim or simmim"),
         ("method: {name: mae, decoder: linear}", "method.decoder.name: linear has no blocks for mask tokens"),
         ("method: {name: mae, mask_block: 8}", "legal: 16, 32, 112"),
-        ("method: {name: mae, decoder: {depth: 0, width: 768}}", "method.decoder.depth: 0 leaves nothing"),
+        ("method: {name: mae, decoder: {depth: 0, width: 768}}", "method.decoder.depth: 0 .*; write 1"),
         ("method: {name: mae, decoder: {num_heads: 7}}", "method.decoder.num_heads: 7 does not divide width 512"),
         ("method: {name: mae, corrupt: token}", "method.corrupt: unknown key of MAEConfig"),
-        ("method: {target: {name: features, teacher_encoder: {patch_size: 32}}}", "gives 7x7 tokens, vit 14x14"),
+        (
+            "method: {target: {name: features, teacher_encoder: {patch_size: 32}}}",
+            "7x7 tokens, .* 14x14; write a teacher",
+        ),
         ("encoder: {image_size: 96}\nmethod: {target: features}", "teacher_encoder.image_size: 224x224, but"),
     ],
 )
@@ -114,7 +118,7 @@ def test_what_does_not_go_together(text: str, words: str, tmp_path: Path) -> Non
     path.write_text(text + "\n")
     with pytest.raises(ConfigError) as caught:
         load_recipe(path)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert re.search(words, str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_an_encoder_that_needs_all_tokens_says_so() -> None:

@@ -200,8 +200,8 @@ class Uneven(Loader):
     [
         ({"weights": ONE_OFF}, "rank 2: 1 parameters differ from rank 0's, first mask.draws"),
         ({"weights": {"x": ONE_OFF["mask.draws"]}}, "rank 2: has other parameters than rank 0"),
-        ({"recipe": "seed: 1\n"}, "rank 2: runs another recipe than rank 0"),
-        ({"loader": OTHER_FILES}, "rank 2: sees other images than rank 0"),
+        ({"recipe": "seed: 1\n"}, "rank 2: has another recipe than rank 0"),
+        ({"loader": OTHER_FILES}, "rank 2: lists other images than rank 0"),
         ({"loader": shard(83, 4, 1, 3)}, "rank 1: reads 24 images of an epoch that are read twice, as does rank 2"),
         ({"loader": Uneven(source(83), DataConfig(), (16, 16), 3, 4, ("image",), 3, True, 2, 3)}, "rank 2: reads 20 "),
     ],
@@ -219,7 +219,7 @@ def test_images_nobody_reads(on_ranks: OnRanks) -> None:
         parallel.check_shards(Uneven(source(83), DataConfig(), (16, 16), 3, 4, ("image",), 3, True, rank, 3))
 
     texts = {str(found) for found in on_ranks(3, work)}
-    assert texts == {"rank 0: 23 images are read by no rank, more than the incomplete last batch"}
+    assert texts == {"rank 0: no rank reads 23 images, more than the incomplete last batch"}
 
 
 def test_sums_that_do_not_arrive(on_ranks: OnRanks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,11 +67,11 @@ def test_main_norms_of_huge_models_are_counted() -> None:
     assert normed.flops() - plain.flops() == 2 * 5 * 32 * 32 * 192
 
 
-def test_kept_values_by_hand() -> None:
+def test_saved_values_by_hand() -> None:
     """Padding makes more scores, not more rows: windows of 4 on a map of 6 x 6 are padded to 8 x 8."""
     config = SwinConfig(image_size=(24, 24), embed_dim=8, depths=(2,), num_heads=(2,), window_size=4)
     block = 36 * (9 * 8 + 2 * 32) + 2 * 64 * 16 * 2
-    assert METHODS["simmim"].kept_values(config) == 3 * 24 * 24 + 2 * block
+    assert METHODS["simmim"].saved_values(config) == 3 * 24 * 24 + 2 * block
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ def test_a_plan_counts_the_data_folder(tiny: Path, image_folder_factory: MakeFol
     assert plan["masked"] == {"blocks": 4, "masked_blocks": 3, "masked_tokens": 12} and plan["tokens"] == 16
     positions = 17 * 32
     assert plan["parameters"]["total"] - plan["parameters"]["trained"] == positions
-    kept = load_recipe(tiny).method.kept_values(load_recipe(tiny).encoder)
-    assert plan["memory"] == 16 * plan["parameters"]["trained"] + 4 * positions + 4 * 4 * kept
+    saved = load_recipe(tiny).method.saved_values(load_recipe(tiny).encoder)
+    assert plan["memory"] == 16 * plan["parameters"]["trained"] + 4 * positions + 4 * 4 * saved
     assert plan["measured"] is None and "not measured" in as_table(plan)
 
 
@@ -203,9 +203,9 @@ def test_a_plan_counts_the_teacher_and_repeated_images() -> None:
     [
         (["--plan", "--devices", "0"], ["--devices: '0' is not a whole number above 0"]),
         (["--plan", "--images", "many"], ["--images: 'many' is not a whole number above 0"]),
-        (["--devices", "8"], ["--devices goes with --plan"]),
-        (["--json"], ["--json goes with --plan"]),
-        (["--plan", "--resume", "auto"], ["--resume goes with training"]),
+        (["--devices", "8"], ["--devices needs --plan"]),
+        (["--json"], ["--json needs --plan"]),
+        (["--plan", "--resume", "auto"], ["leave --resume out"]),
         (["--plan", "train.epoch=3"], ["train.epoch: unknown key", "did you mean epochs?"]),
     ],
     ids=["devices", "images", "devices without plan", "json without plan", "resume", "recipe"],

@@ -39,9 +39,9 @@ def refusal(tmp_path: Path, content: str | bytes, *changes: str) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seed: 1\ndevice: CPU\nseed: 2\n", "FILE: seed: is there twice, in lines 1 and 3"),
-        ("train:\n  epochs: 3\n  batch_size: 4\n  epochs: 5\n", "FILE: epochs: is there twice, in lines 2 and 4"),
-        ("train: {epochs: 3, epochs: 5}\n", "FILE: epochs: is there twice, in lines 1 and 1"),
+        ("seed: 1\ndevice: CPU\nseed: 2\n", "FILE: seed: appears in lines 1 and 3; remove one"),
+        ("train:\n  epochs: 3\n  batch_size: 4\n  epochs: 5\n", "FILE: epochs: appears in lines 2 and 4; remove one"),
+        ("train: {epochs: 3, epochs: 5}\n", "FILE: epochs: appears in lines 1 and 1; remove one"),
         ("encoder.image_size: 128\n", "write encoder: {image_size: ...}"),
         ("seed: 1\n---\nseed: 2\n", "is not YAML"),
         ("- seed\n", "must be a mapping of keys"),

@@ -164,7 +164,7 @@ def test_a_finished_run_says_that_nothing_is_left(
 
 def test_images_left_over_are_told_once(finished: Path) -> None:
     text = (finished / "train.log").read_text()
-    assert text.count("4 of 24 images are left out of each epoch") == 1
+    assert text.count("each epoch leaves out 4 of 24 images") == 1
     assert "10 x 1 pass)" in text and "2 updates per epoch, 2 epochs" in text
 
 
@@ -175,7 +175,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     folder.metrics("train", epoch=1.5, step=2)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "st')
-    folder.forget_after(1, 1)
+    folder.drop_metrics_after(1, 1)
     folder.close()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1]

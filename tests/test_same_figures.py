@@ -115,7 +115,7 @@ def test_black_images_have_no_baseline_to_compare_with(
             line = json.loads(text, parse_constant=refuse)
             assert line["event"] == "eval" or line["relative"] is None
         told = capsys.readouterr()
-        assert "constant predictor" not in told.out and "Warning" not in told.err + told.out
+        assert "x baseline" not in told.out and "Warning" not in told.err + told.out
         assert (tmp_path / f"{kind}_8" / "gallery").is_dir() and (tmp_path / f"{kind}_8" / "curves.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""A distillation as a run: resumed, evaluated without its teacher, with kept answers, and what it refuses."""
+"""A distillation as a run: resumed, evaluated without its teacher, with stored teacher outputs, and its errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src import load_model
 from src.config.files import ConfigError, load_recipe
 from src.engine import checkpoint
 from src.tasks.evaluate import evaluate_checkpoint
-from src.tasks.teacher import answers_folder, keep_answers, kept_answers
+from src.tasks.teacher import outputs_folder, store_outputs, stored_outputs
 from src.tasks.train import train, training_parts
 from tests.helpers import MakeFolder, Run, assert_one_line_error
 
@@ -82,12 +82,12 @@ def test_a_run_resumes_bit_for_bit_and_leaves_a_student_alone(recipe_file: Path,
         moved.rename(teacher)
 
 
-def test_kept_answers_give_the_losses_of_a_teacher_that_is_asked(recipe_file: Path, tmp_path: Path) -> None:
-    asked, kept = tmp_path / "asked", tmp_path / "kept"
+def test_stored_outputs_give_the_losses_of_a_teacher_that_runs(recipe_file: Path, tmp_path: Path) -> None:
+    running, stored = tmp_path / "running", tmp_path / "stored"
     cache = f"method.cache={tmp_path / 'answers'}"
-    train(load_recipe(recipe_file, [*STILL, f"output={asked}"]))
-    train(load_recipe(recipe_file, [*STILL, cache, f"output={kept}"]))
-    expected, found = losses(asked), losses(kept)
+    train(load_recipe(recipe_file, [*STILL, f"output={running}"]))
+    train(load_recipe(recipe_file, [*STILL, cache, f"output={stored}"]))
+    expected, found = losses(running), losses(stored)
     assert len(found) == len(expected) == 12
     for ours, theirs in zip(found, expected, strict=True):
         for part in ("loss", "base", "distillation", "sample", "patch", "rand"):
@@ -102,20 +102,20 @@ def test_kept_answers_give_the_losses_of_a_teacher_that_is_asked(recipe_file: Pa
     assert np.load(folder / "teacher_block_1.npy").shape == (72, 17, 32)
     again = load_recipe(recipe_file, [*STILL, cache])
     method, batches, _ = training_parts(again)
-    assert keep_answers(again, method, batches) == f"the teacher's answers are in {folder}"
-    # other layers are other answers; a folder that was cut short is named
+    assert store_outputs(again, method, batches) == f"the teacher's outputs are in {folder}"
+    # other layers have another folder; the error names a truncated one
     recipe = load_recipe(recipe_file, [*STILL, cache, "method.teacher_layers=[1, 1]"])
     method, batches, _ = training_parts(recipe)
-    keep_answers(recipe, method, batches)
+    store_outputs(recipe, method, batches)
     assert len(list((tmp_path / "answers").iterdir())) == 2
-    assert sorted(kept_answers(recipe, method, batches)) == ["teacher_block_1", "teacher_logits"]
-    (answers_folder(recipe, method, batches) / "teacher_logits.npy").write_bytes(b"")
+    assert sorted(stored_outputs(recipe, method, batches)) == ["teacher_block_1", "teacher_logits"]
+    (outputs_folder(recipe, method, batches) / "teacher_logits.npy").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot be read .* remove that folder"):
-        kept_answers(recipe, method, batches)
+        stored_outputs(recipe, method, batches)
     (tmp_path / "file").write_text("")
     nowhere = load_recipe(recipe_file, [*STILL, f"method.cache={tmp_path / 'file'}"])
     with pytest.raises(ConfigError, match=r"method.cache: .* cannot be written \(Not a directory\)"):
-        keep_answers(nowhere, method, batches)
+        store_outputs(nowhere, method, batches)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_teacher_of_other_classes_is_refused(
     root = image_folder_factory(tmp_path / "others", classes=6, train=2, val=1)
     for split in ("train", "val"):
         (root / split / "class_3").rename(root / split / "zebra")
-    with pytest.raises(ConfigError, match=r"other classes than data.train has \(class_3, zebra\)"):
+    with pytest.raises(ConfigError, match=r"^method\.teacher: .* data\.train has \(class_3, zebra\)"):
         train(load_recipe(recipe_file, [f"data.root={root}"]))
 
 

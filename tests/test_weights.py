@@ -555,7 +555,7 @@ def test_every_container_comes_back_bit_by_bit(
     flags = ["--key", key] if key else []
     code, out, err = convert(source, tmp_path / "ours.ckpt", *flags)
     assert (code, err) == (0, ""), err
-    assert "names of simmim or timm" in out and "2 kept aside" in out and "  image_size: [32, 32]" in out
+    assert "names of simmim or timm" in out and "2 unused" in out and "  image_size: [32, 32]" in out
     for suffix in ("pth", "safetensors"):
         back = tmp_path / f"back.{suffix}"
         code, out, err = convert(tmp_path / "ours.ckpt", back, "--to", "torch")
@@ -576,7 +576,7 @@ def test_class_attention_comes_back_bit_by_bit(convert: Any, tmp_path: Path, tor
     save_zip(tmp_path / "in.pth", wrapped, torch_names)
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 1.0}}))
     code, out, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt")
-    assert (code, err) == (0, "") and "names of timm" in out and "0 kept aside" in out
+    assert (code, err) == (0, "") and "names of timm" in out and "0 unused" in out
     recipe = parse_recipe(checkpoint.load(tmp_path / "o.ckpt").meta["recipe"], "o.ckpt")
     assert recipe.encoder == SMALL_CAIT and recipe.data.eval_crop == 1.0
     code, _, err = convert(tmp_path / "o.ckpt", tmp_path / "b.pth", "--to", "torch")
@@ -638,12 +638,12 @@ def test_a_pretraining_checkpoint_brings_its_method(
         (["in.pth", "o.ckpt", "--num-heads", "2", "--source", "hf"], "timm or simmim or fastmim or mae, not of hf"),
         (["in.pth", "o.ckpt", "--key", "ema"], "has no table 'ema'"),
         (["in.pth", "o.pth", "--num-heads", "2"], "writes .ckpt files"),
-        (["in.pth", "gone/o.ckpt", "--num-heads", "2"], "no such folder"),
+        (["in.pth", "gone/o.ckpt", "--num-heads", "2"], "its folder does not exist"),
         (["gone.pth", "o.ckpt"], "gone.pth"),
         (["odd.pth", "o.ckpt"], "not a PyTorch checkpoint"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "encoder.depht=3"], "did you mean depth?"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "method.num_classes=4"], "head.weight has shape [3, 16]"),
-        (["in.pth", "in.ckpt", "--num-heads", "2"], "is there already"),
+        (["in.pth", "in.ckpt", "--num-heads", "2"], "already exists"),
         (["odd.pth", "o.pth", "--to", "torch"], "not a .ckpt file"),
     ],
 )

@@ -1,11 +1,12 @@
-"""What a run is: every dataclass of a recipe, its presets and the checks that join its fields.
+"""The dataclasses of a recipe, their presets and the checks between fields.
 
-A recipe is one YAML file with five parts: encoder, method, data, train and a few top-level keys. The classes here
-are frozen and know nothing of MindSpore or of files; `src.config.files` reads and writes them.
+A recipe is one YAML file with five parts: encoder, method, data, train and a few top-level keys. The dataclasses are
+frozen and need neither MindSpore nor files; `src.config.files` reads and writes them.
 `python -m src.config FILE [key=value ...]` prints the resolved recipe.
 
-Where a field takes one of several classes (encoder, method, target, decoder) the YAML names a preset, and the other
-keys change single fields of it: `encoder: {name: vit_base, image_size: 128}`. `encoder: vit_base` is short for it.
+Some fields take one of several classes: encoder, method, target, decoder. There the YAML names a preset, and the other
+keys change single fields of that preset: `encoder: {name: vit_base, image_size: 128}`. `encoder: vit_base` is the
+short form without changes.
 """
 
 from __future__ import annotations

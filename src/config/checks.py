@@ -1,4 +1,4 @@
-"""What the dataclasses of a recipe check, and the error of a value that is refused."""
+"""Checks that the dataclasses of a recipe share, and the error for an invalid value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import UserError
 
 
 class FieldError(UserError):
-    """A value that its own dataclass refuses: `key` is relative to that class, the text says what to write."""
+    """An invalid value of a dataclass field. `key` is relative to that dataclass; the text says what to write."""
 
     def __init__(self, key: str, message: str):
         super().__init__(message)
@@ -16,12 +16,13 @@ class FieldError(UserError):
 
 
 def need(condition: bool, key: str, message: str) -> None:
+    """Raise `FieldError` unless the condition is true."""
     if not condition:
         raise FieldError(key, message)
 
 
 def legal_near(value: int, step: int) -> str:
-    """The multiples of `step` around `value`, for error messages."""
+    """Return the multiples of `step` on both sides of `value`, for error messages."""
     low = value // step * step
     return f"{low} or {low + step}" if low else f"{step}"
 
@@ -46,7 +47,7 @@ def show_size(size: Any) -> str:
 
 
 def check_multiples(key: str, sides: tuple[int, ...], unit: int, meaning: str) -> None:
-    """Sides of whole units; `meaning` says what the unit is."""
+    """Check that every side is a multiple of `unit`; `meaning` names the unit in the error."""
     for side in sides:
         need(
             side > 0 and side % unit == 0,
@@ -55,6 +56,6 @@ def check_multiples(key: str, sides: tuple[int, ...], unit: int, meaning: str) -
         )
 
 
-def plural(count: int, what: str, several: str = "") -> str:
-    """1 image, 2 images."""
-    return f"{count} {what if count == 1 else several or what + 's'}"
+def plural(count: int, noun: str, plural_noun: str = "") -> str:
+    """Return the count with its noun: 1 image, 2 images."""
+    return f"{count} {noun if count == 1 else plural_noun or noun + 's'}"

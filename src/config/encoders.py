@@ -1,4 +1,4 @@
-"""Encoders: their sizes, what they cost, and the networks that have a name."""
+"""Encoders: their sizes, their cost, and the named presets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """What every encoder's configuration answers, so that nobody asks which encoder it is."""
+    """Interface of every encoder configuration, so that no other code depends on the kind of encoder."""
 
-    if TYPE_CHECKING:  # fields of every encoder, each with a default of its own
+    if TYPE_CHECKING:  # fields of every encoder; each class sets its defaults
         name: str
         image_size: tuple[int, int]
         in_chans: int
@@ -38,34 +38,34 @@ class EncoderConfig:
 
     @property
     def stage_maps(self) -> list[tuple[int, int]]:
-        """Rows and columns of patch tokens in each stage."""
+        """Rows and columns of patch tokens in each encoder stage."""
         raise NotImplementedError
 
     @property
     def stage_depths(self) -> tuple[int, ...]:
-        """Blocks of each stage, class-attention blocks not counted."""
+        """Blocks of each encoder stage, without class-attention blocks."""
         raise NotImplementedError
 
     @property
     def block_maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of patch tokens after each block, class-attention blocks not counted."""
+        """Rows and columns of patch tokens after each block, without class-attention blocks."""
         stages = zip(self.stage_maps, self.stage_depths, strict=True)
         return tuple(size for size, depth in stages for _ in range(depth))
 
     @property
     def block_dims(self) -> tuple[int, ...]:
-        """Width of the tokens after each block; it doubles from stage to stage."""
+        """Width of the tokens after each block; it doubles from one encoder stage to the next."""
         depths = enumerate(self.stage_depths)
         return tuple(self.embed_dim << stage for stage, depth in depths for _ in range(depth))
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Output tokens before the patch tokens: class and distillation token."""
+        """Prefix tokens, which precede the patch tokens of the output: class and distillation token."""
         return 0
 
     @property
     def drops_tokens(self) -> bool:
-        """Whether the blocks can run on some of the patch tokens alone (MAE)."""
+        """Whether the blocks can run on a subset of the patch tokens (MAE)."""
         return False
 
     @property
@@ -81,11 +81,11 @@ class EncoderConfig:
 
     @property
     def output_length(self) -> int:
-        """Output tokens of one image, prefix tokens included."""
+        """Output tokens of one image, with prefix tokens."""
         return self.num_tokens + self.num_prefix_tokens
 
     def first_blocks(self, blocks: int) -> Self:
-        """This encoder cut off after its first blocks, which keep their rates of stochastic depth; 0 keeps all."""
+        """Return this encoder with its first blocks only; they keep their drop-path rates. 0 keeps all blocks."""
         total = sum(self.stage_depths)
         need(blocks <= total, "method.encoder_blocks", f"{blocks}, but {self.name} has {total}; write {total} or less")
         return self._cut(blocks) if 0 < blocks < total else self
@@ -94,36 +94,36 @@ class EncoderConfig:
         raise NotImplementedError
 
     def at_size(self, image_size: tuple[int, int], window_size: int = 0) -> Self:
-        """This encoder for images of another size, with windows of so many tokens; 0 keeps them."""
+        """Return this encoder for another image size and window size (tokens per side); 0 keeps the window size."""
         need(not window_size, "window_size", f"{self.name} has no windows; leave window_size out")
         return replace(self, image_size=image_size)
 
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
-        """The blocks, for their cost; `visible`: patch tokens that go through them, 0 for all."""
+        """Return the blocks for cost estimates; `visible`: patch tokens that go through them, 0 for all."""
         raise NotImplementedError
 
     def flops(self, final_norm: bool = True, visible: int = 0) -> int:
-        """Multiply-adds from image to tokens; `visible` as in `block_groups`."""
+        """Return the multiply-adds from image to tokens; `visible` as in `block_groups`."""
         pixels = self.image_size[0] * self.image_size[1] * self.in_chans
         length = (visible or self.num_tokens) + self.num_prefix_tokens
         total = pixels * self.embed_dim + sum(group.flops() for group in self.block_groups(visible))
         return total + NORM * length * self.out_dim * final_norm
 
-    def kept_values(self, visible: int = 0) -> int:
-        """Values of one image that the gradient needs: the image and the activations of all blocks.
+    def saved_values(self, visible: int = 0) -> int:
+        """Return how many values of one image the backward pass needs: the image and the activations of all blocks.
 
-        Embedding, merging and class-attention blocks are left out, as small.
+        Embedding, merging and class-attention blocks are small and not counted.
         """
         pixels = self.in_chans * self.image_size[0] * self.image_size[1]
-        return pixels + sum(group.kept_values() for group in self.block_groups(visible))
+        return pixels + sum(group.saved_values() for group in self.block_groups(visible))
 
     @classmethod
     def tiny(cls) -> Self:
-        """A network of this kind that trains in a test: 32 pixels, tokens of 8 pixels, 4 x 4 tokens at the end."""
+        """Return a small encoder for tests: 32 pixels, 4 x 4 output tokens of 8 pixels."""
         raise NotImplementedError
 
     def check_image(self) -> None:
-        """Whole patches."""
+        """Check that the image divides into whole patches."""
         check_multiples("image_size", self.image_size, self.patch_size, f"patch_size {self.patch_size}")
 
 
@@ -136,7 +136,7 @@ class OneScale(EncoderConfig):
         num_heads: int
 
     def check_sizes(self) -> None:
-        """Whole patches, and heads of equal width."""
+        """Check that the image divides into whole patches and the width into heads."""
         self.check_image()
         need(
             self.embed_dim % self.num_heads == 0,
@@ -176,14 +176,14 @@ class ViTConfig(OneScale):
     qkv_bias: bool = True
     k_bias: bool = True  # false: only q and v have biases (BEiT, SimMIM)
     class_token: bool = True
-    distilled: bool = False  # a second token after the class token, with a head of its own (DeiT)
-    position: Literal["learned", "sincos", "none"] = "sincos"  # sincos is fixed, its class-token row is zero
-    relative_position: Literal["none", "shared", "block"] = "none"  # a bias table for all blocks, or one for each
-    layer_scale: float = 0.0  # initial value of the factors on both branches; 0 leaves them out
+    distilled: bool = False  # a distillation token after the class token, with a second head (DeiT)
+    position: Literal["learned", "sincos", "none"] = "sincos"  # sincos is fixed, zero for the class token
+    relative_position: Literal["none", "shared", "block"] = "none"  # bias table: one for all blocks, or one per block
+    layer_scale: float = 0.0  # initial value of the layer scale of both branches; 0: no layer scale
     norm_eps: float = 1e-6
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
-    # initial weights: xavier (MAE, FastMIM), trunc_normal with deviation 0.02 (timm), scaled: the same with both output
-    # projections of block i divided by sqrt(2 * (i + 1)) (BEiT, SimMIM)
+    # initial weights. xavier: MAE, FastMIM; trunc_normal: standard deviation 0.02 (timm); scaled: trunc_normal, with
+    # both output projections of block i divided by sqrt(2 * (i + 1)) (BEiT, SimMIM)
     init: Literal["xavier", "trunc_normal", "scaled"] = "xavier"
 
     def __post_init__(self) -> None:
@@ -200,7 +200,7 @@ class ViTConfig(OneScale):
             need(
                 self.class_token and self.position != "sincos" and self.relative_position == "none",
                 "distilled",
-                "goes with class_token: true, position: learned and relative_position: none",
+                "needs class_token: true, position: learned and relative_position: none",
             )
         check_rate(self, "drop_path")
         check_not_negative(self, "layer_scale")
@@ -234,15 +234,15 @@ class CaiTConfig(OneScale):
     in_chans: int = 3
     patch_size: int = 16
     embed_dim: int = 384
-    depth: int = 24  # blocks with talking heads, on the patches alone
-    depth_token_only: int = 2  # blocks with class attention behind them
+    depth: int = 24  # blocks with talking heads, on the patch tokens alone
+    depth_token_only: int = 2  # class-attention blocks after them
     num_heads: int = 8
     mlp_ratio: float = 4.0
     mlp_ratio_token_only: float = 4.0
     qkv_bias: bool = True
-    layer_scale: float = 1e-5  # initial value of the factors on both branches (timm's init_values)
+    layer_scale: float = 1e-5  # initial value of the layer scale of both branches (timm's init_values)
     norm_eps: float = 1e-6
-    drop_path: float = 0.0  # rate of every patch block alike; the others have none
+    drop_path: float = 0.0  # rate of every patch block; class-attention blocks have none
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "depth_token_only", "num_heads")
@@ -252,7 +252,7 @@ class CaiTConfig(OneScale):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """The class token, which joins after the patch blocks."""
+        """The class token, which is added after the patch blocks."""
         return 1
 
     @property
@@ -260,19 +260,19 @@ class CaiTConfig(OneScale):
         return True
 
     def _cut(self, blocks: int) -> Self:
-        return replace(self, depth=blocks)  # every block has the same rate of stochastic depth
+        return replace(self, depth=blocks)  # every block has the same drop-path rate
 
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         tokens, sizes = visible or self.num_tokens, (self.embed_dim, self.num_heads, self.mlp_ratio)
         return [BlockGroup(self.depth, tokens, tokens, tokens, *sizes, talking=True)]
 
     def flops(self, final_norm: bool = True, visible: int = 0) -> int:
-        """Also the blocks in which the class token alone attends, to itself and the patches."""
+        """Add the class-attention blocks, where only the class token attends, to itself and the patch tokens."""
         length, dim = (visible or self.num_tokens) + 1, self.embed_dim
         attention = 2 * length * dim**2 + 2 * dim**2 + 2 * length * dim  # k and v; q and projection; scores and mixing
         mlp = 2 * dim * int(dim * self.mlp_ratio_token_only)
-        each = attention + mlp + NORM * (length + 1) * dim
-        return super().flops(final_norm, visible) + self.depth_token_only * each
+        per_block = attention + mlp + NORM * (length + 1) * dim
+        return super().flops(final_norm, visible) + self.depth_token_only * per_block
 
     @classmethod
     def tiny(cls) -> Self:
@@ -281,7 +281,7 @@ class CaiTConfig(OneScale):
 
 
 def window_side(size: tuple[int, int], window: int, cap: bool = True) -> int:
-    """Tokens per side of the windows on a map; a map that is not larger caps them (swin_transformer.py)."""
+    """Return the tokens per side of the windows on a map; a smaller map caps them (swin_transformer.py)."""
     return min(size) if cap and min(size) <= window else window
 
 
@@ -293,34 +293,34 @@ class SwinConfig(EncoderConfig):
     image_size: tuple[int, int] = (224, 224)  # height, width in pixels; one number means a square
     in_chans: int = 3
     patch_size: int = 4
-    embed_dim: int = 96  # of the first stage; doubles from stage to stage
+    embed_dim: int = 96  # of the first encoder stage; doubles from one to the next
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7  # tokens per side; capped by small maps, maps it does not divide are padded
+    window_size: int = 7  # tokens per side; a smaller map caps it, a map that is not a multiple is padded
     cap_window: bool = True  # false: small maps are padded to a whole window too (mmpretrain's pad_small_map)
-    roll_first: bool = False  # maps are rolled, then padded (timm since 0.9); false: padded first (everybody else)
+    roll_first: bool = False  # true: roll the map, then pad it (timm since 0.9); false: pad first (all others)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     patch_norm: bool = True  # norm after the patch embedding
     absolute_position: bool = False  # a learned table added to the patch embedding (ape)
     norm_eps: float = 1e-5
-    merge_norm_eps: float = 0.0  # of patch embedding and merging; 0: norm_eps (Hugging Face leaves it at 1e-5)
+    merge_norm_eps: float = 0.0  # of patch embedding and merging; 0: norm_eps (Hugging Face always uses 1e-5)
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
-    init: Literal["xavier", "trunc_normal"] = "trunc_normal"  # initial weights: xavier (FastMIM), deviation 0.02 (Swin)
+    init: Literal["xavier", "trunc_normal"] = "trunc_normal"  # xavier: FastMIM; trunc_normal: deviation 0.02 (Swin)
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "window_size", "mlp_ratio", "norm_eps")
         need(
             len(self.depths) == len(self.num_heads),
             "num_heads",
-            f"has {len(self.num_heads)} stages, depths has {len(self.depths)}",
+            f"has {len(self.num_heads)} values, depths has {len(self.depths)}; write one per encoder stage",
         )
         for stage, heads in enumerate(self.num_heads):
-            need(self.depths[stage] > 0, "depths", f"stage {stage} has {self.depths[stage]} blocks")
+            need(self.depths[stage] > 0, "depths", f"encoder stage {stage} has {self.depths[stage]} blocks")
             need(
                 heads > 0 and self.embed_dim * 2**stage % heads == 0,
                 "num_heads",
-                f"{heads} does not divide {self.embed_dim * 2**stage}, the width of stage {stage}",
+                f"{heads} does not divide {self.embed_dim * 2**stage}, the width of encoder stage {stage}",
             )
         self.check_image()
         check_not_negative(self, "merge_norm_eps")
@@ -341,7 +341,7 @@ class SwinConfig(EncoderConfig):
 
     @property
     def stage_maps(self) -> list[tuple[int, int]]:
-        """Rows and columns of tokens in each stage; merging pads a side that is odd."""
+        """Rows and columns of tokens in each encoder stage; merging pads an odd side."""
         rows, cols = self.patch_grid
         return [(-(-rows // 2**stage), -(-cols // 2**stage)) for stage in range(len(self.depths))]
 
@@ -350,8 +350,8 @@ class SwinConfig(EncoderConfig):
         return self.depths
 
     def _cut(self, blocks: int) -> Self:
-        left = itertools.accumulate(self.depths, lambda rest, depth: rest - depth, initial=blocks)
-        depths = tuple(min(depth, rest) for depth, rest in zip(self.depths, left, strict=False) if rest > 0)
+        remaining = itertools.accumulate(self.depths, lambda rest, depth: rest - depth, initial=blocks)
+        depths = tuple(min(depth, rest) for depth, rest in zip(self.depths, remaining, strict=False) if rest > 0)
         rate = self.drop_path * (blocks - 1) / (sum(self.depths) - 1)
         return replace(self, depths=depths, num_heads=self.num_heads[: len(depths)], drop_path=rate)
 
@@ -367,15 +367,15 @@ class SwinConfig(EncoderConfig):
             groups.append(BlockGroup(self.depths[stage], rows * cols, padded, window**2, *sizes))
         return groups
 
-    #: norms of a merging, in units of its input's width
+    #: width of the norm in a merging, as a multiple of the input width
     _merging_norm = 4
 
     def flops(self, final_norm: bool = True, visible: int = 0) -> int:
-        """Also the norm of the embedding and the mergings: a norm and 4 C to 2 C channels."""
+        """Add the norm of the patch embedding and the mergings: a norm, and a linear layer from 4 C to 2 C."""
         groups = self.block_groups()
-        total = super().flops(final_norm) + NORM * groups[0].rows * self.embed_dim * self.patch_norm
+        total = super().flops(final_norm) + NORM * groups[0].tokens * self.embed_dim * self.patch_norm
         for group, following in itertools.pairwise(groups):
-            total += following.rows * (8 * group.dim**2 + NORM * group.dim * self._merging_norm)
+            total += following.tokens * (8 * group.dim**2 + NORM * group.dim * self._merging_norm)
         return total
 
     @classmethod
@@ -391,8 +391,9 @@ class SwinV2Config(SwinConfig):
     name: str = "swinv2"
     image_size: tuple[int, int] = (256, 256)
     window_size: int = 8
-    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)  # per stage, for coordinates after a change; 0: its own
-    main_norm_every: int = 0  # a norm on the main branch after every so many blocks of a stage; 0: none
+    # per encoder stage: the window size of pre-training, which scales the coordinates; 0: window_size
+    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
+    main_norm_every: int = 0  # blocks of an encoder stage between norms on the main branch; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -400,17 +401,17 @@ class SwinV2Config(SwinConfig):
         need(
             len(self.pretrained_window_sizes) >= len(self.depths),
             "pretrained_window_sizes",
-            f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} stages",
+            f"has {len(self.pretrained_window_sizes)} values for {len(self.depths)} encoder stages; write one for each",
         )
 
-    _merging_norm = 2  # it stands after the linear layer
+    _merging_norm = 2  # the norm follows the linear layer
 
     def flops(self, final_norm: bool = True, visible: int = 0) -> int:
-        """Also the norms on the main branch."""
+        """Add the norms on the main branch."""
         total = super().flops(final_norm)
         if self.main_norm_every:
             for group in self.block_groups():
-                total += group.depth // self.main_norm_every * NORM * group.rows * group.dim
+                total += group.depth // self.main_norm_every * NORM * group.tokens * group.dim
         return total
 
 
@@ -421,7 +422,7 @@ ENCODERS: dict[str, Any] = {
     "vit_small": ViTConfig(embed_dim=384, num_heads=6),
     "vit_base": ViTConfig(),
     "vit_large": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
-    # SimMIM's ViT-B as it pre-trains; fine-tuning has relative_position: block
+    # SimMIM's ViT-B for pre-training; fine-tuning uses relative_position: block
     "vit_base_simmim": ViTConfig(
         position="none", relative_position="shared", k_bias=False, layer_scale=0.1, init="scaled", drop_path=0.1
     ),
@@ -444,8 +445,9 @@ ENCODERS: dict[str, Any] = {
     "swinv2_small": SwinV2Config(depths=(2, 2, 18, 2)),
     "swinv2_base": SwinV2Config(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "swinv2_large": SwinV2Config(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
-    # 655 M and 1.06 B parameters, as published; neither code nor heads are. Heads of 32 channels as in all the others
-    # (mmpretrain guesses 8 to 64 for huge); the norms on the main branch are the paper's (2111.09883) for huge models.
+    # 655 M and 1.06 B parameters, as published; code and number of heads are not published. Heads have 32 channels as
+    # in all other sizes (mmpretrain guesses 8 to 64 for huge). The norms on the main branch follow the paper
+    # (2111.09883).
     "swinv2_huge": SwinV2Config(
         embed_dim=352,
         depths=(2, 2, 18, 2),

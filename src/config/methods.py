@@ -1,4 +1,4 @@
-"""Methods, with the targets and decoders of masked image modelling, and what they ask of encoders."""
+"""Methods, the targets and decoders of masked image modelling, and the checks between them and encoders."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ HEAD_WIDTH = 32  # FastMIM: heads = decoder width / 32
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A frozen network that training asks.
+    """The frozen network of a distillation or of a feature target.
 
     Attributes:
-        file: a checkpoint; empty if the recipe names none yet.
-        key: of the recipe, that names the file.
-        encoder: what the file holds.
-        classifier: its pooling and head; None where the encoder alone is asked.
+        file: its checkpoint; empty if the recipe names none yet.
+        key: the recipe key that names the file.
+        encoder: the encoder in the file.
+        classifier: its pooling and head; None where only the encoder is used.
     """
 
     file: str
@@ -49,26 +49,26 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What every target's configuration answers."""
+    """Interface of every target configuration."""
 
     if TYPE_CHECKING:
         name: str
 
     @property
     def unit(self) -> int:
-        """Pixels per side that a mask block must be a multiple of."""
+        """The side of a mask block must be a multiple of this number of pixels."""
         return 1
 
     def values(self, stride: int, in_chans: int) -> int:
-        """Numbers predicted for a token of `stride` pixels per side."""
+        """Return how many numbers are predicted for a token of `stride` pixels per side."""
         raise NotImplementedError
 
     def check(self, encoder: EncoderConfig) -> None:
-        """That target and encoder go together."""
+        """Check that the target fits the encoder."""
 
     @property
     def teacher_network(self) -> Teacher | None:
-        """The frozen network whose output is the target."""
+        """The frozen network whose output is the target; None without one."""
         return None
 
 
@@ -80,14 +80,14 @@ class HOGConfig(TargetConfig):
     bins: int = 9  # over 180 degrees
     cell: int = 8  # pixels per side
     normalize: bool = True  # L2 over the bins of each cell and channel (FastMIM's norm_pix_loss)
-    gaussian_window: int = 0  # pixels per side; 0 is off, MaskFeat uses 16
+    gaussian_window: int = 0  # pixels per side; 0: off, MaskFeat uses 16
 
     def __post_init__(self) -> None:
         check_positive(self, "bins", "cell")
         need(
             self.gaussian_window >= 0,
             "gaussian_window",
-            f"{self.gaussian_window} is negative; 0 turns it off",
+            f"{self.gaussian_window} is negative; write 0 to turn it off",
         )
 
     @property
@@ -118,10 +118,11 @@ class PixelsConfig(TargetConfig):
     """The pixels of the normalised input image."""
 
     name: str = "pixels"
-    # patch: mean and variance of each token's pixels (MAE); local: of a window around each pixel (SwinV2's SimMIM)
+    # patch: by mean and variance of each token's pixels (MAE); local: of a window around each pixel (SwinV2's SimMIM)
     normalize: Literal["none", "patch", "local"] = "none"
-    window: int = 47  # pixels per side, of normalize: local
-    channels_first: bool = False  # order inside a token: channel, row, column (SimMIM) or row, column, channel (MAE)
+    window: int = 47  # pixels per side, for normalize: local
+    # order of values in a token. true: channel, row, column (SimMIM); false: row, column, channel (MAE)
+    channels_first: bool = False
 
     def __post_init__(self) -> None:
         need(self.window > 0 and self.window % 2 == 1, "window", f"{self.window} is not an odd number above 0")
@@ -132,12 +133,12 @@ class PixelsConfig(TargetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(TargetConfig):
-    """The output of a frozen encoder for the whole image (MaskFeat's and MVP's comparisons of targets)."""
+    """The features of a frozen encoder for the whole image (as in the target comparisons of MaskFeat and MVP)."""
 
     name: str = "features"
-    teacher: PathText = ""  # a checkpoint of any Method: ours, or converted; its encoder is asked
-    teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # what that file holds
-    # of each token: layer, mean 0 and variance 1 over its channels; length, length 1
+    teacher: PathText = ""  # a checkpoint of any Method, trained here or converted; only its encoder is used
+    teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # the encoder in that file
+    # of each token. layer: mean 0 and variance 1 over its channels; length: L2 norm 1
     normalize: Literal["layer", "length", "none"] = "layer"
 
     def values(self, stride: int, in_chans: int) -> int:
@@ -149,42 +150,42 @@ class FeaturesConfig(TargetConfig):
 
     def check(self, encoder: EncoderConfig) -> None:
         check_same_images(encoder, self.teacher_encoder, "method.target.teacher_encoder")
-        ours, theirs = encoder.stage_maps[-1], self.teacher_encoder.stage_maps[-1]
+        student_map, teacher_map = encoder.stage_maps[-1], self.teacher_encoder.stage_maps[-1]
         need(
-            ours == theirs,
+            student_map == teacher_map,
             "method.target.teacher_encoder",
-            f"{self.teacher_encoder.name} gives {show_size(theirs)} tokens, {encoder.name} {show_size(ours)}, and each "
-            f"token has one target; write a teacher with tokens of {encoder.stride} pixels",
+            f"{self.teacher_encoder.name} outputs {show_size(teacher_map)} tokens, but {encoder.name} outputs "
+            f"{show_size(student_map)}; write a teacher with tokens of {encoder.stride} pixels",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What every decoder's configuration answers."""
+    """Interface of every decoder configuration."""
 
     if TYPE_CHECKING:
         name: str
 
     def check(self, encoder: EncoderConfig) -> None:
-        """That decoder and encoder go together."""
+        """Check that the decoder fits the encoder."""
 
     @property
     def takes_mask_tokens(self) -> bool:
-        """Whether mask tokens can join behind the encoder (MAE)."""
+        """Whether mask tokens can be added after the encoder (MAE)."""
         return False
 
     def check_positions(self) -> None:
-        """That the decoder can have positions of its own."""
+        """Check that the decoder can have a position embedding."""
 
     def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
-        """Multiply-adds of one image from the encoder's output to `values` numbers for each token.
+        """Return the multiply-adds of one image from the encoder's output to `values` numbers per token.
 
-        `embedded`: tokens that come from the encoder, where mask tokens join; 0: all.
+        `embedded`: tokens that come from the encoder when mask tokens are added after it; 0: all.
         """
         raise NotImplementedError
 
-    def kept_values(self, encoder: EncoderConfig) -> int:
-        """Values of one image that the gradient needs, of the blocks alone."""
+    def saved_values(self, encoder: EncoderConfig) -> int:
+        """Return how many values of one image the backward pass needs; only blocks are counted."""
         return 0
 
 
@@ -195,14 +196,14 @@ class TransformerDecoderConfig(DecoderConfig):
     name: str = "transformer"
     width: int = 256
     depth: int = 1  # 0: norm and prediction act on the encoder's output, and width must equal the encoder's
-    num_heads: int = 0  # of the blocks; 0: width / 32
-    mlp_ratio: float = 4.0  # hidden width of the blocks' MLPs over their width
+    num_heads: int = 0  # of each block; 0: width / 32
+    mlp_ratio: float = 4.0  # hidden width of the MLPs / width
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
         check_positive(self, "width", "mlp_ratio")
-        need(self.depth >= 0, "depth", f"{self.depth} is negative; 0 leaves the blocks out")
-        need(self.num_heads >= 0, "num_heads", f"{self.num_heads} is negative; 0 takes width / 32")
+        need(self.depth >= 0, "depth", f"{self.depth} is negative; write 0 for no blocks")
+        need(self.num_heads >= 0, "num_heads", f"{self.num_heads} is negative; write 0 for width / 32")
         need(
             not self.num_heads or self.width % self.num_heads == 0,
             "num_heads",
@@ -211,12 +212,12 @@ class TransformerDecoderConfig(DecoderConfig):
         need(
             self.depth == 0 or self.num_heads > 0 or (self.width >= 32 and self.width % (self.width // 32) == 0),
             "width",
-            f"{self.width} is not shared out evenly by heads of at least 32; write {legal_near(self.width, 32)}",
+            f"{self.width} does not divide into equal heads of at least 32; write {legal_near(self.width, 32)}",
         )
 
     @property
     def heads(self) -> int:
-        """Attention heads of a block."""
+        """Attention heads of each block."""
         return self.num_heads or self.width // HEAD_WIDTH
 
     @property
@@ -224,7 +225,7 @@ class TransformerDecoderConfig(DecoderConfig):
         return True
 
     def check_positions(self) -> None:
-        need(self.depth > 0, "method.decoder.depth", "0 leaves nothing that mask tokens could go through; write 1")
+        need(self.depth > 0, "method.decoder.depth", "0 has no blocks, but mask tokens need at least one; write 1")
         need(
             self.width % 4 == 0,
             "method.decoder.width",
@@ -239,7 +240,7 @@ class TransformerDecoderConfig(DecoderConfig):
         )
 
     def blocks(self, encoder: EncoderConfig) -> BlockGroup:
-        """The blocks, for their cost; prefix tokens take part."""
+        """Return the blocks for cost estimates; they process prefix tokens too."""
         length = encoder.output_length
         return BlockGroup(self.depth, length, length, length, self.width, self.heads, self.mlp_ratio)
 
@@ -248,13 +249,13 @@ class TransformerDecoderConfig(DecoderConfig):
         outside = NORM * self.width + self.width * values
         return inside + encoder.output_length * outside + self.blocks(encoder).flops()
 
-    def kept_values(self, encoder: EncoderConfig) -> int:
-        return self.blocks(encoder).kept_values()
+    def saved_values(self, encoder: EncoderConfig) -> int:
+        return self.blocks(encoder).saved_values()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearDecoderConfig(DecoderConfig):
-    """One linear layer on the patch tokens (SimMIM's 1x1 convolution before the pixel shuffle)."""
+    """One linear layer on the patch tokens (SimMIM's 1x1 convolution before its pixel shuffle)."""
 
     name: str = "linear"
 
@@ -267,16 +268,16 @@ class LinearDecoderConfig(DecoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """What every Method's configuration answers, so that nobody asks which Method it is."""
+    """Interface of every Method configuration, so that no other code depends on the kind of Method."""
 
     if TYPE_CHECKING:
         name: str
-    #: whose rules resize the encoder's position tables afterwards, as `weights.names` calls them; supervised networks
-    #: follow timm's
+    #: the implementation whose rules later resize the encoder's position tables, by its name in `weights.names`;
+    #: supervised networks follow timm
     origin = "timm"
-    #: of the encoder, the first so many blocks are trained; 0: all
+    #: the encoder is cut to this number of blocks; 0: all
     encoder_blocks = 0
-    #: folder that keeps the teacher's answers; empty: it is asked anew
+    #: folder of stored teacher outputs; empty: the teacher runs in every step
     cache = ""
 
     @property
@@ -286,52 +287,55 @@ class MethodConfig:
 
     @property
     def classifier(self) -> ClassifyConfig | None:
-        """Pooling and head of the network that is trained, whichever Method trains it; None for pre-training."""
+        """Pooling and head of the trained network; None for pre-training."""
         return None
 
     @property
     def teacher_network(self) -> Teacher | None:
-        """The frozen network that training asks."""
+        """The teacher of this Method; None without one."""
         return None
 
     def without_cache(self) -> Self:
-        """The same with a teacher that is asked anew."""
+        """Return the same configuration with a teacher that runs in every step."""
         return self
 
     def check(self, recipe: Recipe) -> None:
-        """That the Method goes with the other parts of its recipe."""
+        """Check that the Method fits the other parts of the recipe."""
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
-        """Part of the network -> multiply-adds of one image; a teacher's are not among them."""
+        """Return part of the network -> multiply-adds of one image, without a teacher."""
         raise NotImplementedError
 
-    def kept_values(self, encoder: EncoderConfig) -> int:
-        """Values of one image that the gradient needs."""
-        return encoder.kept_values()
+    def saved_values(self, encoder: EncoderConfig) -> int:
+        """Return how many values of one image the backward pass needs."""
+        return encoder.saved_values()
 
     def masked(self, encoder: EncoderConfig) -> dict[str, int] | None:
-        """Mask blocks of an image, hidden ones, and output tokens that are hidden at least in part; None: no mask."""
+        """Return the number of mask blocks, of masked blocks, and of output tokens masked at least in part.
+
+        None for a Method without a mask.
+        """
         return None
 
 
 def masked_count(blocks: int, ratio: float, rounding: str) -> int:
-    """Hidden blocks of `blocks`, in double precision: at 100 blocks and 0.9 the two roundings give 91 and 90.
+    """Return how many of `blocks` are masked, in double precision.
 
     Args:
-        rounding: floor_visible hides all but int(blocks * (1 - ratio)) (FastMIM, MAE), ceil_masked hides
-            ceil(blocks * ratio) (SimMIM).
+        rounding: floor_visible masks all but int(blocks * (1 - ratio)) (FastMIM, MAE); ceil_masked masks
+            ceil(blocks * ratio) (SimMIM). With 100 blocks and ratio 0.9 they give 91 and 90.
     """
     return math.ceil(blocks * ratio) if rounding == "ceil_masked" else blocks - int(blocks * (1 - ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedConfig(MethodConfig):
-    """Hide blocks of the image, predict a target there."""
+    """Mask blocks of the image and predict a target there."""
 
-    encoder_blocks: int = 0  # of the encoder, the first of them are trained; 0: all (FastMIM's finding ii)
+    encoder_blocks: int = 0  # pre-train only the first blocks of the encoder; 0: all (FastMIM's finding ii)
     mask_ratio: float = 0.75
-    mask_block: int = 16  # pixels per side of one masked block
-    mask_rounding: Literal["floor_visible", "ceil_masked"] = "floor_visible"  # how many blocks that is: `masked_count`
+    mask_block: int = 16  # pixels per side of one mask block
+    mask_rounding: Literal["floor_visible", "ceil_masked"] = "floor_visible"  # of the number of blocks: `masked_count`
     target: TargetConfig = field(default_factory=HOGConfig)
     decoder: DecoderConfig = field(default_factory=TransformerDecoderConfig)
     loss: Literal["l2", "l1"] = "l2"
@@ -343,7 +347,7 @@ class MaskedConfig(MethodConfig):
 
     @property
     def hides_tokens(self) -> bool:
-        """Whether a mask block must be whole patches of the encoder."""
+        """Whether a mask block must consist of whole encoder patches."""
         return True
 
     @property
@@ -351,7 +355,8 @@ class MaskedConfig(MethodConfig):
         return self.target.teacher_network
 
     def legal_blocks(self, encoder: EncoderConfig) -> list[int]:
-        """Mask blocks that tile the image, tile or are tiled by a token, and hold whole units of the target."""
+        """Return the valid `mask_block` sizes: they tile the image, tile a token or are tiled by it, and consist of
+        whole target units."""
         height, width = encoder.image_size
         unit = self.target.unit
         tile = encoder.patch_size if self.hides_tokens else 1
@@ -363,7 +368,7 @@ class MaskedConfig(MethodConfig):
         ]
 
     def check(self, recipe: Recipe) -> None:
-        """Mask blocks, tokens and units of the target tile each other."""
+        """Check that mask blocks, tokens and target units tile each other."""
         encoder, block = recipe.trained_encoder, self.mask_block
         meaning = f"{encoder.stride} (the side of an output token), which masks and targets need"
         check_multiples("encoder.image_size", encoder.image_size, encoder.stride, meaning)
@@ -384,11 +389,11 @@ class MaskedConfig(MethodConfig):
         return image_size[0] // self.mask_block, image_size[1] // self.mask_block
 
     def hidden_blocks(self, image_size: tuple[int, int]) -> int:
-        """Hidden blocks of an image."""
+        """Number of masked blocks of an image."""
         return masked_count(math.prod(self.mask_grid(image_size)), self.mask_ratio, self.mask_rounding)
 
     def masked(self, encoder: EncoderConfig) -> dict[str, int]:
-        """Where several blocks make one token the number of tokens is the largest possible."""
+        """As in the base class; if a token contains several blocks, the token count is the largest possible."""
         hidden, tokens = self.hidden_blocks(encoder.image_size), encoder.num_tokens
         blocks, per_side = math.prod(self.mask_grid(encoder.image_size)), self.mask_block // encoder.stride
         masked_tokens = hidden * per_side**2 if per_side else min(hidden, tokens)
@@ -400,17 +405,17 @@ class MaskedConfig(MethodConfig):
             "decoder": self.decoder.flops(encoder, self.target.values(encoder.stride, encoder.in_chans)),
         }
 
-    def kept_values(self, encoder: EncoderConfig) -> int:
-        return encoder.kept_values() + self.decoder.kept_values(encoder)
+    def saved_values(self, encoder: EncoderConfig) -> int:
+        return encoder.saved_values() + self.decoder.saved_values(encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MIMConfig(MaskedConfig):
-    """Masked image modelling on all tokens: the mask token takes the place of what is hidden (SimMIM, FastMIM)."""
+    """Masked image modelling on all tokens: a mask token replaces masked pixels or patches (SimMIM, FastMIM)."""
 
     name: str = "fastmim"
-    corrupt: Literal["pixel", "token"] = "pixel"  # what the mask token replaces: pixels, or tokens of the embedding
-    origin: Literal["fastmim", "simmim"] = "fastmim"  # whose rule resizes the encoder's position tables afterwards
+    corrupt: Literal["pixel", "token"] = "pixel"  # the mask token replaces pixels or embedded patches
+    origin: Literal["fastmim", "simmim"] = "fastmim"  # whose rules later resize the encoder's position tables
 
     @property
     def hides_tokens(self) -> bool:
@@ -419,7 +424,7 @@ class MIMConfig(MaskedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MAEConfig(MaskedConfig):
-    """Masked autoencoder: the encoder sees the visible tokens alone, the decoder mask tokens besides (2111.06377)."""
+    """Masked autoencoder (2111.06377): the encoder sees only visible tokens, the decoder also mask tokens."""
 
     name: str = "mae"
     target: TargetConfig = field(default_factory=lambda: PixelsConfig(normalize="patch"))
@@ -433,8 +438,8 @@ class MAEConfig(MaskedConfig):
         need(
             encoder.drops_tokens,
             "method.name",
-            f"{self.name} runs the encoder on the visible tokens alone, which {encoder.name} cannot: windows and "
-            "tables of relative positions need all; write fastmim or simmim, or another encoder, such as vit_base",
+            f"{self.name} runs the encoder on visible tokens only, but {encoder.name} needs all tokens for its windows "
+            "or relative positions; write fastmim or simmim, or another encoder, such as vit_base",
         )
         need(
             self.decoder.takes_mask_tokens,
@@ -444,7 +449,7 @@ class MAEConfig(MaskedConfig):
         self.decoder.check_positions()
 
     def visible_tokens(self, encoder: EncoderConfig) -> int:
-        """Patch tokens of an image that the encoder sees."""
+        """Number of patch tokens of an image that the encoder sees."""
         return encoder.num_tokens - self.masked(encoder)["masked_tokens"]
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
@@ -454,27 +459,27 @@ class MAEConfig(MaskedConfig):
             "decoder": self.decoder.flops(encoder, values, embedded=visible + encoder.num_prefix_tokens),
         }
 
-    def kept_values(self, encoder: EncoderConfig) -> int:
-        return encoder.kept_values(self.visible_tokens(encoder)) + self.decoder.kept_values(encoder)
+    def saved_values(self, encoder: EncoderConfig) -> int:
+        return encoder.saved_values(self.visible_tokens(encoder)) + self.decoder.saved_values(encoder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(MethodConfig):
     """Supervised training of encoder, pooling and a linear head."""
 
-    #: what a trained network does not depend on
+    #: fields that matter during training only
     training_only: ClassVar[tuple[str, ...]] = ("label_smoothing", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
 
     name: str = "classify"
     num_classes: int = 1000
     pool: Literal["mean", "cls"] = "mean"
-    fc_norm: bool = True  # norm after pooling in place of the encoder's final norm (FastMIM, SimMIM and MAE ViT)
+    fc_norm: bool = True  # norm after pooling instead of the encoder's final norm (FastMIM, SimMIM and MAE ViT)
     label_smoothing: float = 0.1
-    # mixing of each batch with itself in reverse order (timm's Mixup, mode batch): lambda is from Beta(alpha, alpha)
-    mixup: float = 0.0  # alpha; 0 is off
-    cutmix: float = 0.0  # alpha; 0 is off
-    mixup_prob: float = 1.0  # of mixing a batch at all
-    mixup_switch_prob: float = 0.5  # of CutMix for a batch that is mixed, where both are on
+    # each batch is mixed with its reverse (timm's Mixup, mode batch); lambda is drawn from Beta(alpha, alpha)
+    mixup: float = 0.0  # alpha; 0: off
+    cutmix: float = 0.0  # alpha; 0: off
+    mixup_prob: float = 1.0  # probability of mixing a batch
+    mixup_switch_prob: float = 0.5  # probability of CutMix instead of mixup for a mixed batch, if both are on
     head_std: float = 2e-5  # deviation of the head's initial weights: FastMIM 2e-5, SimMIM 2e-5 (ViT) and 0.02 (Swin)
 
     def __post_init__(self) -> None:
@@ -486,7 +491,7 @@ class ClassifyConfig(MethodConfig):
         need(
             self.pool == "mean" or not self.fc_norm,
             "fc_norm",
-            "goes with pool: mean; the class token is taken after the encoder's own norm, write fc_norm: false",
+            "needs pool: mean, since the class token is taken after the encoder's final norm; write fc_norm: false",
         )
 
     @property
@@ -501,12 +506,12 @@ class ClassifyConfig(MethodConfig):
         return ClassifyConfig(**{name: getattr(self, name) for name in shared})
 
     def check(self, recipe: Recipe) -> None:
-        """Images are mixed in pairs."""
+        """Check that the batch size is even if images are mixed in pairs."""
         batch = recipe.train.batch_size
         need(
             not self.mixes or batch % 2 == 0,
             "train.batch_size",
-            f"{batch} is odd, and method.mixup and cutmix pair the images; write {legal_near(batch, 2)}",
+            f"{batch} is odd, but method.mixup and cutmix mix images in pairs; write {legal_near(batch, 2)}",
         )
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
@@ -520,14 +525,14 @@ class ClassifyConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ManifoldConfig(ClassifyConfig):
-    """Supervised training that also copies how a teacher's features relate (manifold distillation).
+    """Manifold distillation: supervised training that also matches the relations among a teacher's features.
 
     Loss: (1 - alpha) * cross-entropy + alpha * distillation + beta * (sample + patch + rand), as in
-    Hao840/manifold-distillation 1096b82 losses.py, whose flags are named beside the fields. The defaults are its public
-    command for DeiT-Tiny from CaiT-S24, but for the layers, which depend on both networks.
+    Hao840/manifold-distillation 1096b82 losses.py; each field names its flag there. The defaults are its published
+    command for DeiT-Tiny from CaiT-S24. The layers have no default, since they depend on both networks.
     """
 
-    #: what a trained network does not depend on
+    #: fields that matter during training only
     training_only: ClassVar[tuple[str, ...]] = (
         *ClassifyConfig.training_only,
         *("teacher", "teacher_encoder", "student_layers", "teacher_layers", "w_sample", "w_patch", "w_rand", "beta"),
@@ -535,23 +540,23 @@ class ManifoldConfig(ClassifyConfig):
     )
 
     name: str = "manifold"
-    teacher: PathText = ""  # checkpoint of a classifier: ours, or converted (--teacher-path)
-    teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # what that file holds (--teacher-model)
-    student_layers: tuple[int, ...] = ()  # blocks, counted from 0 through all stages, before the final norm (--s-id)
-    teacher_layers: tuple[int, ...] = ()  # the teacher's block for each of them (--t-id)
-    w_sample: float = 0.1  # relations between the images of a pass, at each token (--w-sample)
-    w_patch: float = 4.0  # relations between the tokens of an image (--w-patch)
-    w_rand: float = 0.2  # relations between tokens drawn from all images of a pass (--w-rand)
-    beta: float = 1.0  # of all three (--distillation-beta)
-    samples: int = 192  # tokens drawn for each pair of layers; all, where there are fewer (--K)
-    max_patch_num: int = 0  # larger maps are cut to so many tokens by joining neighbours; 0: as they are
-    # of the logits. soft: KL divergence from the teacher's at temperature tau, times tau**2; hard: cross-entropy with
-    # its likeliest class; none: cross-entropy with the labels alone (the reference's none leaves out the relations too,
-    # as method classify does) (--distillation-type)
+    teacher: PathText = ""  # checkpoint of a classifier, trained here or converted (--teacher-path)
+    teacher_encoder: EncoderConfig = field(default_factory=ViTConfig)  # the encoder in that file (--teacher-model)
+    student_layers: tuple[int, ...] = ()  # blocks, counted from 0 over all encoder stages, before the norm (--s-id)
+    teacher_layers: tuple[int, ...] = ()  # for each of them the matching block of the teacher (--t-id)
+    w_sample: float = 0.1  # weight of relations between the images of a pass, at each token (--w-sample)
+    w_patch: float = 4.0  # weight of relations between the tokens of an image (--w-patch)
+    w_rand: float = 0.2  # weight of relations between tokens drawn from all images of a pass (--w-rand)
+    beta: float = 1.0  # weight of all three relations together (--distillation-beta)
+    samples: int = 192  # tokens drawn for each pair of layers; all if there are fewer (--K)
+    max_patch_num: int = 0  # larger maps are merged to at most this many tokens; 0: no merging
+    # loss of the logits (--distillation-type). soft: KL divergence from the teacher's at temperature tau, times tau**2;
+    # hard: cross-entropy with the teacher's top class; none: cross-entropy with the labels only (in the reference, none
+    # also turns the relations off, as method classify does)
     distillation: Literal["soft", "hard", "none"] = "soft"
-    alpha: float = 1.0  # share of soft and hard; 1 leaves the labels out (--distillation-alpha)
+    alpha: float = 1.0  # weight of soft or hard; 1 ignores the labels (--distillation-alpha)
     tau: float = 1.0  # temperature of soft (--distillation-tau)
-    # folder that keeps the teacher's answers to images without augmentation; empty: it is asked anew
+    # folder of stored teacher outputs, for images without augmentation; empty: the teacher runs in every step
     cache: PathText = ""
 
     def __post_init__(self) -> None:
@@ -559,21 +564,21 @@ class ManifoldConfig(ClassifyConfig):
         check_positive(self, "samples", "tau")
         check_not_negative(self, "w_sample", "w_patch", "w_rand", "beta", "max_patch_num")
         check_rate(self, "alpha", closed=True)
-        count, wanted = len(self.student_layers), len(self.teacher_layers)
+        students, teachers = len(self.student_layers), len(self.teacher_layers)
         need(
-            count == wanted,
+            students == teachers,
             "teacher_layers",
-            f"has {wanted} blocks, student_layers has {count}; write one for each of them",
+            f"has {teachers} blocks, student_layers has {students}; write as many",
         )
 
     @property
     def relates(self) -> bool:
-        """Whether relations count."""
+        """Whether relations are part of the loss."""
         return self.beta > 0 and (self.w_sample > 0 or self.w_patch > 0 or self.w_rand > 0)
 
     @property
     def teacher_network(self) -> Teacher:
-        """Where no file says it, the teacher has the pooling and the head of its own training."""
+        """The teacher; before its file is read, pooling and head are the usual ones of its encoder."""
         pool: Literal["mean", "cls"] = "cls" if self.teacher_encoder.num_prefix_tokens else "mean"
         classifier = ClassifyConfig(num_classes=self.num_classes, pool=pool, fc_norm=False)
         return Teacher(file=self.teacher, key="method.teacher", encoder=self.teacher_encoder, classifier=classifier)
@@ -582,14 +587,14 @@ class ManifoldConfig(ClassifyConfig):
         return replace(self, cache="")
 
     def check(self, recipe: Recipe) -> None:
-        """Teacher and student see the same images, and the blocks of a pair have the same map."""
+        """Check that teacher and student see the same images, and that the blocks of a pair have equal maps."""
         super().check(recipe)
         student, teacher = recipe.encoder, self.teacher_encoder
         need(
             bool(self.student_layers) or not self.relates,
             "method.student_layers",
-            "names no block; write for example student_layers: [0, 3] and teacher_layers: [0, 3], or beta: 0 for "
-            "logits alone",
+            "is empty; write for example student_layers: [0, 3] and teacher_layers: [0, 3], or beta: 0 to distil "
+            "logits only",
         )
         check_same_images(student, teacher, "method.teacher_encoder")
         for key, encoder in (("student_layers", student), ("teacher_layers", teacher)):
@@ -606,36 +611,37 @@ class ManifoldConfig(ClassifyConfig):
 
 
 def check_same_images(student: EncoderConfig, teacher: EncoderConfig, teacher_key: str) -> None:
-    """A teacher sees the images of its student; `teacher_key` is where the recipe says what it is."""
+    """Check that the teacher takes the student's images; `teacher_key` is the recipe key of its encoder."""
     for key in ("image_size", "in_chans"):
-        ours, theirs = getattr(student, key), getattr(teacher, key)
+        student_value, teacher_value = getattr(student, key), getattr(teacher, key)
         need(
-            ours == theirs,
+            student_value == teacher_value,
             f"{teacher_key}.{key}",
-            f"{show_size(theirs)}, but the student has {show_size(ours)} and both see the same images; "
-            f"write {list(ours) if isinstance(ours, tuple) else ours}",
+            f"{show_size(teacher_value)}, but the student has {show_size(student_value)} and both see the same images; "
+            f"write {list(student_value) if isinstance(student_value, tuple) else student_value}",
         )
 
 
 def check_cache(recipe: Recipe) -> None:
-    """Kept answers need images that are the same in every epoch."""
-    still: dict[str, Any] = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "auto_augment": ""}
-    still |= dict.fromkeys(("hflip", "brightness", "contrast", "color_jitter", "erasing"), 0.0)
-    moving = [f"data.{key}: {show_value(rest)}" for key, rest in still.items() if getattr(recipe.data, key) != rest]
+    """Check that images are the same in every epoch, which stored teacher outputs need."""
+    fixed: dict[str, Any] = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "auto_augment": ""}
+    fixed |= dict.fromkeys(("hflip", "brightness", "contrast", "color_jitter", "erasing"), 0.0)
+    changes = [f"data.{key}: {show_value(value)}" for key, value in fixed.items() if getattr(recipe.data, key) != value]
     if recipe.stages:
-        moving.append("no stages")
+        changes.append("no stages")
     if recipe.method.mixes:
-        moving += ["method.mixup: 0", "method.cutmix: 0"]
+        changes += ["method.mixup: 0", "method.cutmix: 0"]
     need(
-        not moving,
+        not changes,
         "method.cache",
-        "keeps the teacher's answers to images that never change; write "
-        + ", ".join(moving)
+        "needs images without augmentation, the same in every epoch; write "
+        + ", ".join(changes)
         + ", or leave method.cache out",
     )
 
 
 def show_value(value: Any) -> str:
+    """Return a value as a recipe would write it."""
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else "''"
 
 
@@ -645,51 +651,55 @@ def show_value(value: Any) -> str:
 def relation_maps(
     student: EncoderConfig, method: ManifoldConfig
 ) -> tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...]:
-    """For each pair of layers: map of the student's block, of the teacher's, and of both after merging.
+    """For each pair of layers: map of the student's block, of the teacher's block, and of both after merging.
 
     Raises:
-        FieldError: they differ, or a map cannot be merged.
+        FieldError: the merged maps differ, or a map cannot be merged.
     """
-    found = []
+    maps = []
     teacher = method.teacher_encoder
-    for ours, theirs in zip(method.student_layers, method.teacher_layers, strict=True):
-        own, given = student.block_maps[ours], teacher.block_maps[theirs]
-        merged, wanted = (merged_map(method, *place) for place in (("student", ours, own), ("teacher", theirs, given)))
-        if merged != wanted:
-            fit = [
+    for student_block, teacher_block in zip(method.student_layers, method.teacher_layers, strict=True):
+        student_map, teacher_map = student.block_maps[student_block], teacher.block_maps[teacher_block]
+        merged = merged_map(method, "student", student_block, student_map)
+        if merged != merged_map(method, "teacher", teacher_block, teacher_map):
+            fitting = [
                 number
                 for number, size in enumerate(teacher.block_maps)
-                if size == own or (method.max_patch_num and wanted_map(size, method.max_patch_num) == merged)
+                if size == student_map or (method.max_patch_num and target_map(size, method.max_patch_num) == merged)
             ]
-            remedy = f"teacher blocks {fit[0]} to {fit[-1]}" if fit else "a block of the student with the teacher's map"
+            remedy = (
+                f"teacher blocks {fitting[0]} to {fitting[-1]}"
+                if fitting
+                else "a block of the student with the teacher's map"
+            )
             raise FieldError(
                 "method.teacher_layers",
-                f"student block {ours} has {show_size(own)} tokens, teacher block {theirs} {show_size(given)}; "
-                f"write {remedy}, or a max_patch_num that merges both to one map",
+                f"student block {student_block} has {show_size(student_map)} tokens, teacher block {teacher_block} has "
+                f"{show_size(teacher_map)}; write {remedy}, or a max_patch_num that merges both to one map",
             )
-        found.append((own, given, merged))
-    return tuple(found)
+        maps.append((student_map, teacher_map, merged))
+    return tuple(maps)
 
 
-def wanted_map(size: tuple[int, int], max_patch_num: int) -> tuple[int, int]:
-    """The map that merging aims at: its own if it is small enough, else the largest square below the limit."""
+def target_map(size: tuple[int, int], max_patch_num: int) -> tuple[int, int]:
+    """Return the map after merging: the map itself if it is small enough, else the largest square below the limit."""
     if not max_patch_num or math.prod(size) <= max_patch_num:
         return size
     return (math.isqrt(max_patch_num),) * 2
 
 
-def merged_map(method: ManifoldConfig, whose: str, block: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a block after merging."""
-    rows, cols = wanted_map(size, method.max_patch_num)
+def merged_map(method: ManifoldConfig, network: str, block: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of a block after merging; `network` is student or teacher, for errors."""
+    rows, cols = target_map(size, method.max_patch_num)
     need(
         size == (rows, cols) or (size[0] == size[1] and size[0] % rows == 0),
         "method.max_patch_num",
-        f"{method.max_patch_num} asks for {rows}x{cols} tokens, which do not tile the {show_size(size)} of {whose} "
+        f"{method.max_patch_num} merges to {rows}x{cols} tokens, which do not tile the {show_size(size)} of {network} "
         f"block {block}; write "
         + (
             ", ".join(str(side**2) for side in range(1, size[0] + 1) if size[0] % side == 0)
             if size[0] == size[1]
-            else "0, only square maps are merged"
+            else "0, since only square maps are merged"
         ),
     )
     return rows, cols

@@ -1,6 +1,6 @@
-"""Paths as people write them: `~` and variables expanded, and whether what must be there is there.
+"""Expand `~` and variables in paths, and check that files and folders exist.
 
-Needs neither MindSpore nor NumPy, so that a mistyped path is answered at once.
+Needs neither MindSpore nor NumPy, so a mistyped path is reported at once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PathText = Annotated[str, "path"]
 
 
 def expanded(text: str, key: str) -> str:
-    """A path with `~`, `~user`, `$NAME` and `${NAME}` replaced; `key` says in errors where it stands.
+    """Replace `~`, `~user`, `$NAME` and `${NAME}` in a path; `key` names the path in errors.
 
     Raises:
-        UserError: a variable or a user that is not known.
+        UserError: the variable or the user does not exist.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -40,38 +40,44 @@ def expanded(text: str, key: str) -> str:
 
 
 def existing_file(text: str, key: str) -> Path:
-    """The path of a file that is there; `key` says in errors where it was written."""
+    """Return the expanded path of a file that exists; `key` names it in errors."""
     path = Path(expanded(text, key))
     check(path, key, "file")
     return path
 
 
 def existing_folder(text: str, key: str) -> Path:
-    """Likewise of a folder."""
+    """Return the expanded path of a folder that exists; `key` names it in errors."""
     path = Path(expanded(text, key))
     check(path, key, "folder")
     return path
 
 
 def check(path: Path, key: str, kind: str, remedy: str = "") -> None:
-    """A file or folder is there; `remedy` says what to write else, where the nearest folder would not help."""
+    """Check that a file or folder exists. `remedy` replaces the hint about the nearest existing folder.
+
+    Raises:
+        UserError: it does not exist, is of the other kind, or is no valid path.
+    """
     try:
-        there, found = path.exists(), path.is_dir()
-        near = next((folder for folder in path.parents if folder.is_dir()), None)
+        exists, is_folder = path.exists(), path.is_dir()
+        nearest = next((folder for folder in path.parents if folder.is_dir()), None)
     except (OSError, ValueError) as error:  # a name too long, a NUL character
-        raise UserError(f"{key}: {str(path)!r} is no path ({getattr(error, 'strerror', None) or error})") from None
-    if not there:
-        beside = f"{near} is the nearest folder that is there" if near not in (None, Path()) else ""
-        told = remedy or beside
-        raise UserError(f"{key}: there is no {kind} {path}" + (f"; {told}" if told else ""))
-    if found != (kind == "folder"):
-        raise UserError(f"{key}: {path} is a {'folder' if found else 'file'}; name a {kind}")
+        raise UserError(
+            f"{key}: {str(path)!r} is not a valid path ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    if not exists:
+        hint = remedy or (f"the nearest existing folder is {nearest}" if nearest not in (None, Path()) else "")
+        raise UserError(f"{key}: there is no {kind} {path}" + (f"; {hint}" if hint else ""))
+    if is_folder != (kind == "folder"):
+        raise UserError(f"{key}: {path} is a {'folder' if is_folder else 'file'}; name a {kind}")
 
 
 def check_training_paths(recipe: Recipe, resume: str) -> None:
-    """What a training needs to be there, before anything slow is imported.
+    """Check that all files and folders of a training exist, before slow imports.
 
-    Ranks of one run look for themselves later on, together: one that ended here would leave the others waiting.
+    Ranks of a distributed run skip this and check together later: a rank that ended here would leave the others
+    waiting.
     """
     if "MS_ROLE" in os.environ:
         return

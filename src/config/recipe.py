@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a run does, and the checks that join its parts."""
+"""The recipe of a run, and the checks between its parts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .training import DataConfig, StageConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a run does."""
+    """All settings of a run."""
 
     encoder: EncoderConfig = field(default_factory=ViTConfig)
     method: MethodConfig = field(default_factory=MIMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    stages: tuple[StageConfig, ...] = ()  # progressive resolution; train.epochs is their sum
+    stages: tuple[StageConfig, ...] = ()  # progressive resolution; train.epochs is the sum of their epochs
     seed: int = 0
     device: Literal["auto", "CPU", "GPU", "Ascend"] = "auto"
-    output: PathText = ""  # folder of the run; empty: runs/<name of the recipe file>
-    init_from: PathText = ""  # checkpoint whose encoder the run starts from
+    output: PathText = ""  # output folder; empty: runs/<name of the recipe file>
+    init_from: PathText = ""  # checkpoint whose encoder initialises this run
 
     def __post_init__(self) -> None:
         need(self.seed >= 0, "seed", f"{self.seed} is negative")
@@ -55,16 +55,16 @@ class Recipe:
 
     @property
     def trained_encoder(self) -> EncoderConfig:
-        """The encoder that the run builds: without the blocks that pre-training leaves out."""
+        """The encoder that the run builds, cut to `method.encoder_blocks`."""
         return self.encoder.first_blocks(self.method.encoder_blocks)
 
     def stage_ends(self) -> list[int]:
-        """The epoch each stage ends with; one stage if there are none."""
+        """Return the last epoch of each stage; a recipe without stages counts as one stage."""
         return list(itertools.accumulate(stage.epochs for stage in self.stages)) or [self.train.epochs]
 
 
 def at_stage(recipe: Recipe, number: int) -> Recipe:
-    """A recipe as it is during a stage: sizes and batches of the stage, and no stages."""
+    """Return the recipe with the sizes and batches of one stage, and without `stages`."""
     if not recipe.stages:
         return recipe
     stage = recipe.stages[number]

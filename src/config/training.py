@@ -1,4 +1,4 @@
-"""Images, their augmentation, optimisation and stages of a training."""
+"""Data, augmentation, optimisation and progressive resolution of a training run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugmentConfig:
-    """RandAugment as timm's text says it (timm data/auto_augment.py rand_augment_transform)."""
+    """RandAugment, parsed from timm's syntax (timm data/auto_augment.py rand_augment_transform)."""
 
     magnitude: int = 10  # m, of 10
-    operations: int = 2  # n, drawn for each image
-    std: float = 0.0  # mstd, deviation of the magnitude
-    increasing: bool = False  # inc1: a higher magnitude is always the stronger change
+    operations: int = 2  # n, operations drawn for each image
+    std: float = 0.0  # mstd, standard deviation of the magnitude
+    increasing: bool = False  # inc1: a higher magnitude always means a stronger operation
 
 
 def parse_auto_augment(text: str) -> RandAugmentConfig:
-    """`rand` and parts joined by `-`, in any order: m0 to m10, n1 or more, mstd0 to mstd100, inc1.
+    """Parse `rand` followed by parts joined by `-`, in any order: m0 to m10, n1 or more, mstd0 to mstd100, inc1.
 
     Raises:
-        FieldError: for anything else, timm's other policies included.
+        FieldError: for anything else, including timm's other policies.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     policy, *parts = text.split("-")
     need(policy == "rand", "auto_augment", _auto_augment_help(text, policy))
     for part in parts:
@@ -38,50 +38,50 @@ def parse_auto_augment(text: str) -> RandAugmentConfig:
         key, value = (match[1], float(match[2])) if match else ("", 0.0)
         low, high = {"m": (0, 10), "n": (1, 100), "mstd": (0, 100), "inc": (1, 1)}.get(key, (1, 0))
         whole = key == "mstd" or "." not in part
-        legal = low <= value <= high and whole and key not in found
+        legal = low <= value <= high and whole and key not in options
         need(legal, "auto_augment", _auto_augment_help(text, part))
-        found[key] = value
+        options[key] = value
     return RandAugmentConfig(
-        magnitude=int(found.get("m", 10)),
-        operations=int(found.get("n", 2)),
-        std=found.get("mstd", 0.0),
-        increasing="inc" in found,
+        magnitude=int(options.get("m", 10)),
+        operations=int(options.get("n", 2)),
+        std=options.get("mstd", 0.0),
+        increasing="inc" in options,
     )
 
 
 def _auto_augment_help(text: str, part: str) -> str:
     return (
-        f"{part!r} in {text!r} is not understood; write for example rand-m9-mstd0.5-inc1 (each part at most once): "
-        "rand first, m0 to m10 magnitude, mstd0 to mstd100 its deviation, n1 or more operations, inc1 for operations "
-        "that grow with the magnitude"
+        f"{part!r} in {text!r} is not valid; write for example rand-m9-mstd0.5-inc1: rand comes first, each part at "
+        "most once; m0 to m10 is the magnitude, mstd0 to mstd100 its standard deviation, n1 or more the number of "
+        "operations, inc1 makes every operation stronger with the magnitude"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Image folders: root/train/<class>/... and root/val/<class>/..., or images directly below train."""
+    """Image folders: root/train/<class>/... and root/val/<class>/..., or images directly in train."""
 
     root: PathText = "data/imagenet"
     train: PathText = "train"
     val: PathText = "val"  # empty: no evaluation
-    labels_per_class: int = 0  # use so many training images of each class; 0 is all
-    # repeated augmentation (DeiT's RASampler, 3 there): an image comes so many times in a row, augmented anew each
-    # time, on different ranks where there are several; an epoch is as long as ever and shows fewer images. 1 is off
+    labels_per_class: int = 0  # training images used of each class; 0: all
+    # repeated augmentation (DeiT's RASampler uses 3): each image is drawn this many times in a row with different
+    # augmentation, on different ranks if there are several. The epoch length stays, so fewer images are seen. 1: off
     repeats: int = 1
     mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1, one number per channel
     std: tuple[float, ...] = IMAGENET_STD
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop as a fraction of the image
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of training crops; evaluation is bicubic
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of training crops; evaluation is always bicubic
     hflip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0
-    color_jitter: float = 0.0  # brightness, contrast and saturation x (1 - this to 1 + this), in random order (timm)
-    auto_augment: str = ""  # RandAugment in timm's syntax, for example rand-m9-mstd0.5-inc1; empty is off
+    color_jitter: float = 0.0  # c: brightness, contrast, saturation x a factor in [1 - c, 1 + c], random order (timm)
+    auto_augment: str = ""  # RandAugment in timm's syntax, for example rand-m9-mstd0.5-inc1; empty: off
     erasing: float = 0.0  # probability of a box of normal noise in the normalised image (timm, mode pixel)
-    erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box, as a share of the image
-    eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, cut the centre
-    workers: int = 4  # threads of each input operation
+    erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box as a fraction of the image
+    eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, then crop the centre
+    workers: int = 4  # threads of each data operation
 
     def __post_init__(self) -> None:
         check_positive(self, "workers", "eval_crop", "repeats")
@@ -94,7 +94,7 @@ class DataConfig:
             high = getattr(self, key)[1]
             need(high <= 1, key, f"{high} is above 1, the whole image")
         need(self.eval_crop <= 1, "eval_crop", f"{self.eval_crop} is above 1, the whole image")
-        need(self.labels_per_class >= 0, "labels_per_class", "is negative; 0 takes all")
+        need(self.labels_per_class >= 0, "labels_per_class", "is negative; write 0 for all")
         for key in ("hflip", "brightness", "contrast", "erasing"):
             check_rate(self, key, closed=True)
         check_not_negative(self, "color_jitter")
@@ -103,7 +103,7 @@ class DataConfig:
             need(
                 not self.color_jitter,
                 "color_jitter",
-                f"{self.color_jitter:g} would be ignored by timm beside auto_augment; write 0, which is the same there",
+                f"{self.color_jitter:g} has no effect together with auto_augment in timm; write 0",
             )
         need(all(s > 0 for s in self.std), "std", f"{list(self.std)} has a value that is not above 0")
         need(len(self.mean) == len(self.std), "std", f"has {len(self.std)} values, mean has {len(self.mean)}")
@@ -111,37 +111,37 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation, schedule and what is written when."""
+    """Optimisation, schedule, and intervals of logging, evaluation and saving."""
 
     epochs: int = 100
-    batch_size: int = 64  # images of one device in one forward pass
+    batch_size: int = 64  # images per device and forward pass
     accumulate: int = 1  # forward passes per update
-    # images of an update over all devices; the passes follow from it. 0: batch_size x accumulate x devices
+    # images per update over all devices; it decides the number of passes. 0: batch_size x accumulate x devices
     effective_batch: int = 0
     base_lr: float = 1.5e-4  # for lr_batch images; the run uses base_lr * effective batch / lr_batch
-    lr_batch: int = 256  # 0: base_lr is used as it is
+    lr_batch: int = 256  # 0: base_lr is not scaled
     warmup_epochs: float = 0.0  # linear from 0
-    warmup_lr: float = 0.0  # where the warm-up starts (rules timm and mmengine)
-    per_epoch: bool = False  # timm: the rate changes between epochs only, each with that of the one before it (DeiT)
-    warmup_prefix: bool = False  # timm: the cosine begins after the warm-up instead of with it; mmengine always does so
+    warmup_lr: float = 0.0  # learning rate at the start of the warm-up (rules timm and mmengine)
+    per_epoch: bool = False  # timm: the rate changes between epochs only, each uses that of the epoch before (DeiT)
+    warmup_prefix: bool = False  # timm: the cosine starts after the warm-up, not with it; mmengine always does that
     rule: Literal["mae", "timm", "mmengine"] = "mae"  # how warm-up, minimum, layer decay combine: engine/schedule.py
     schedule: Literal["cosine", "step", "multistep", "linear"] = "cosine"  # after the warm-up
     min_lr: float = 0.0  # at the end of the cosine; scaled with the batch under rules timm and mmengine, not under mae
     cosine_epochs: int = 0  # mmengine: length of the cosine; 0: the epochs after the warm-up
-    decay_epochs: int = 30  # step: every so many epochs ...
-    milestones: tuple[int, ...] = ()  # multistep: at these epochs ...
-    gamma: float = 0.1  # ... times this
+    decay_epochs: int = 30  # step: epochs between two multiplications by gamma
+    milestones: tuple[int, ...] = ()  # multistep: epochs of the multiplications by gamma
+    gamma: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.05  # not for biases and other 1-D parameters
-    decayed: tuple[str, ...] = ()  # names decayed all the same, of the tokens and tables that the encoder spares
+    decayed: tuple[str, ...] = ()  # names of tokens and tables that are decayed although the encoder excludes them
     layer_decay: float = 1.0  # learning-rate factor from one layer to the one below
-    clip_norm: float = 0.0  # global gradient norm; 0 measures without clipping
-    log_every: int = 50  # updates
-    eval_every: int = 1  # epochs; 0: at the end only
+    clip_norm: float = 0.0  # maximum global gradient norm; 0: no clipping, the norm is still measured
+    log_every: int = 50  # updates between log lines
+    eval_every: int = 1  # epochs between evaluations; 0: at the end only
     save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
-    gallery_every: int = 0  # epochs between pictures of the reconstruction; 0: at the end only
-    knn: int = 0  # neighbours of the k-NN probe of the frozen encoder, before training and at evaluations; 0 is off
+    gallery_every: int = 0  # epochs between galleries of reconstructions; 0: at the end only
+    knn: int = 0  # neighbours of the k-NN probe of the frozen encoder, before training and at evaluations; 0: off
 
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
@@ -154,15 +154,15 @@ class TrainConfig:
         need(
             self.schedule in shapes.get(self.rule, (self.schedule,)),
             "schedule",
-            f"{self.schedule} goes with rule: timm; rule: {self.rule} has {' and '.join(shapes.get(self.rule, ()))}",
+            f"{self.schedule} needs rule: timm; with rule: {self.rule} write {' or '.join(shapes.get(self.rule, ()))}",
         )
         for key in ("warmup_prefix", "per_epoch"):
-            need(self.rule == "timm" or not getattr(self, key), key, "goes with rule: timm; write false")
-        need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "goes with rule: mmengine; write 0")
+            need(self.rule == "timm" or not getattr(self, key), key, "needs rule: timm; write false")
+        need(self.rule == "mmengine" or not self.cosine_epochs, "cosine_epochs", "needs rule: mmengine; write 0")
         need(
             not self.effective_batch or self.accumulate == 1,
             "accumulate",
-            f"{self.accumulate}, but effective_batch {self.effective_batch} decides how many passes there are; write 1",
+            f"{self.accumulate}, but effective_batch {self.effective_batch} already sets the number of passes; write 1",
         )
         for beta in self.betas:
             need(0 <= beta < 1, "betas", f"{beta} is not in [0, 1)")
@@ -170,14 +170,14 @@ class TrainConfig:
         need(
             self.warmup_epochs < self.epochs,
             "warmup_epochs",
-            f"{self.warmup_epochs:g} leaves nothing of {self.epochs} epochs; write less than {self.epochs}",
+            f"{self.warmup_epochs:g} is as long as all {self.epochs} epochs; write less than {self.epochs}",
         )
 
     def passes(self, devices: int) -> int:
-        """Forward passes per update where so many devices train together.
+        """Return the forward passes per update on this many devices.
 
         Raises:
-            UserError: `effective_batch` is no multiple of what the devices take in one pass.
+            UserError: `effective_batch` is not a multiple of batch_size * devices.
         """
         if not self.effective_batch:
             return self.accumulate
@@ -189,8 +189,8 @@ class TrainConfig:
             near += [size for size in legal if size > self.batch_size][:1]
             fit = f"train.batch_size={' or '.join(map(str, near))}, or " if near else ""
             raise UserError(
-                f"train.effective_batch: {self.effective_batch} is no whole number of passes of {self.batch_size} "
-                f"images on {devices} device{'s' * (devices > 1)}; write {fit}train.effective_batch="
+                f"train.effective_batch: {self.effective_batch} is not a multiple of batch_size {self.batch_size} "
+                f"x {devices} device{'s' * (devices > 1)}; write {fit}train.effective_batch="
                 f"{legal_near(self.effective_batch, each)}"
             )
         return self.effective_batch // each
@@ -198,13 +198,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """A part of a training at a resolution of its own (FastMIM-P)."""
+    """A stage of progressive resolution: some epochs at one image size (FastMIM-P)."""
 
     epochs: int = 0
     image_size: tuple[int, int] = (0, 0)
-    window_size: int = 0  # tokens per side; 0: the encoder's
-    batch_size: int = 0  # images of one device in one forward pass; 0: that of train
-    accumulate: int = 0  # forward passes per update; 0: that of train
+    window_size: int = 0  # tokens per side; 0: encoder.window_size
+    batch_size: int = 0  # images per device and forward pass; 0: train.batch_size
+    accumulate: int = 0  # forward passes per update; 0: train.accumulate
 
     def __post_init__(self) -> None:
         check_positive(self, "epochs")

@@ -1,7 +1,7 @@
-"""Random changes of training images as timm makes them: crops, RandAugment, colour jitter, random erasing.
+"""Augmentation of training images as in timm: crops, RandAugment, colour jitter, random erasing.
 
-They act on Pillow images, because MindSpore's own operations round, resample and fill differently. What an image gets
-is a pure function of its key (seed, epoch, image), whichever worker it falls to.
+All of them act on Pillow images, because MindSpore's operations round, resample and fill differently. The augmentation
+of an image is a pure function of its key (seed, image, position in the epoch), whichever worker computes it.
 
 Sources: timm 0.4.12 data/auto_augment.py, data/random_erasing.py, data/transforms_factory.py; torchvision ColorJitter.
 """
@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from ..config import DataConfig, RandAugmentConfig, parse_auto_augment
 
 LEVELS = 10  # the highest magnitude
-#: timm's operations in their order; under `inc1` those of STRONGER_WITH_LEVEL have another rule and name
+#: timm's operations in timm's order; with `inc1` those in STRONGER_WITH_LEVEL have another rule and name
 OPERATIONS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast"),
     *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
@@ -31,14 +31,14 @@ Fill = tuple[int, int, int]
 
 
 def operations_of(config: RandAugmentConfig) -> tuple[str, ...]:
-    """Names of the operations to draw from."""
+    """Return the names of the operations to draw from."""
     if not config.increasing:
         return OPERATIONS
     return tuple(f"{name}Increasing" if name in STRONGER_WITH_LEVEL else name for name in OPERATIONS)
 
 
 def fill_colour(mean: tuple[float, ...]) -> Fill:
-    """What geometric operations put outside the image: the mean in 8 bits; a grey mean stands for all three."""
+    """Return the fill colour of geometric operations: the mean in 8 bits; a grey mean is used for all channels."""
     red, green, blue = (min(255, round(255 * value)) for value in (mean * 3 if len(mean) == 1 else mean[:3]))
     return red, green, blue
 
@@ -47,25 +47,25 @@ def _enhancement(level: float, sign: int) -> float:
     return max(0.1, 1.0 + sign * (level / LEVELS * 0.9))
 
 
-#: operation -> its argument at a level from 0 to 10 and a sign of 1 or -1, which some ignore; the others have none
+#: operation -> its argument for a level from 0 to 10 and a sign of 1 or -1 (some ignore it); others take no argument
 ARGUMENTS: dict[str, Callable[[float, int], float]] = {
     "Rotate": lambda level, sign: sign * (level / LEVELS * 30.0),  # degrees counter-clockwise
-    "Posterize": lambda level, _: int(level / LEVELS * 4),  # bits that stay
+    "Posterize": lambda level, _: int(level / LEVELS * 4),  # remaining bits
     "PosterizeIncreasing": lambda level, _: 4 - int(level / LEVELS * 4),
-    "Solarize": lambda level, _: int(level / LEVELS * 256),  # grey levels from here on are inverted
+    "Solarize": lambda level, _: int(level / LEVELS * 256),  # grey levels from this value on are inverted
     "SolarizeIncreasing": lambda level, _: 256 - int(level / LEVELS * 256),
     "SolarizeAdd": lambda level, _: int(level / LEVELS * 110),  # grey levels added to dark pixels
     **{name: lambda level, _: level / LEVELS * 1.8 + 0.1 for name in STRONGER_WITH_LEVEL[2:]},
     **{f"{name}Increasing": _enhancement for name in STRONGER_WITH_LEVEL[2:]},
     "ShearX": lambda level, sign: sign * (level / LEVELS * 0.3),
     "ShearY": lambda level, sign: sign * (level / LEVELS * 0.3),
-    "TranslateXRel": lambda level, sign: sign * (level / LEVELS * 0.45),  # share of the width, to the left
-    "TranslateYRel": lambda level, sign: sign * (level / LEVELS * 0.45),  # share of the height, upwards
+    "TranslateXRel": lambda level, sign: sign * (level / LEVELS * 0.45),  # fraction of the width, to the left
+    "TranslateYRel": lambda level, sign: sign * (level / LEVELS * 0.45),  # fraction of the height, upwards
 }
 
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    """Level 10 asks for 0 bits: black in older versions of Pillow, an error in newer ones."""
+    """Posterize to 0 bits gives black, as in older versions of Pillow; newer ones raise an error."""
     return ImageOps.posterize(image, int(bits)) if bits >= 1 else Image.new(image.mode, image.size)
 
 
@@ -105,12 +105,12 @@ def apply_operation(
     fill: Fill,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """One operation of RandAugment on an RGB image.
+    """Apply one operation of RandAugment to an RGB image.
 
     Args:
-        argument: of `ARGUMENTS`; None for the operations that have none.
-        fill: colour outside the image, of the geometric operations.
-        resample: of the geometric operations.
+        argument: from `ARGUMENTS`; None for operations without one.
+        fill: colour outside the image, for geometric operations.
+        resample: filter of geometric operations.
     """
     name = name.removesuffix("Increasing")
     if name in _GEOMETRIC:
@@ -119,24 +119,27 @@ def apply_operation(
 
 
 class ResizedCrop:
-    """A random part of the image in another size, bilinear with antialiasing (torchvision RandomResizedCrop).
+    """Random resized crop, bilinear with antialiasing (torchvision RandomResizedCrop).
 
-    MindSpore's bilinear filter has no antialiasing, hence Pillow's. Its bicubic one has: those crops stay in MindSpore.
+    MindSpore's bilinear filter has no antialiasing, so this one uses Pillow. Its bicubic filter has antialiasing, so
+    bicubic crops stay in MindSpore.
 
     Args:
         size: height and width of the result.
-        scale: smallest and largest area, as shares of the image.
-        ratio: smallest and largest width / height, drawn evenly in its logarithm.
+        scale: smallest and largest area, as fractions of the image.
+        ratio: smallest and largest width / height; its logarithm is drawn uniformly.
     """
 
-    tries = 10  # boxes drawn until one fits
+    max_tries = 10  # boxes drawn until one fits
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]):
-        self.size, self.scale, self.ratio = size, scale, ratio
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a box."""
-        for _ in range(self.tries):
+        """Draw a box: top, left, height and width."""
+        for _ in range(self.max_tries):
             area = rng.uniform(*self.scale) * height * width
             aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             cols, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -149,7 +152,7 @@ class ResizedCrop:
 
 
 def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the largest box in the middle whose width / height is in the range."""
+    """Return the largest centred box whose width / height is within `ratio`: top, left, height and width."""
     rows, cols = height, width
     if width < ratio[0] * height:
         rows = round(width / ratio[0])
@@ -159,26 +162,27 @@ def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[in
 
 
 def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """The box (top, left, height, width) of an image in (height, width) pixels; nothing outside it has an influence."""
+    """Resize a box (top, left, height, width) of an image to (height, width); pixels outside it have no influence."""
     top, left, rows, cols = box
     part = image.crop((left, top, left + cols, top + rows))
     return part.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 class RandAugment:
-    """Draw `config.operations` operations with replacement, apply each with probability 0.5 at a level of its own.
+    """Draw `config.operations` operations with replacement and apply each with probability 0.5.
 
     Args:
-        config: magnitude, its deviation and the list of operations.
-        mean: of pixels scaled to 0..1; the colour outside the image.
+        config: magnitude, its standard deviation, number and kind of operations.
+        mean: of pixels scaled to 0..1; the fill colour outside the image.
     """
 
     def __init__(self, config: RandAugmentConfig, mean: tuple[float, ...]):
-        self.config, self.fill = config, fill_colour(mean)
+        self.config = config
+        self.fill = fill_colour(mean)
         self.names = operations_of(config)
 
     def draw(self, rng: np.random.Generator) -> list[tuple[str, float | None]]:
-        """Operations with their arguments, in the order in which they are applied."""
+        """Draw operations with their arguments, in the order of application."""
         drawn = []
         for number in rng.integers(len(self.names), size=self.config.operations):
             if rng.random() < APPLY:
@@ -196,7 +200,7 @@ class RandAugment:
 
 
 class ColorJitter:
-    """Brightness, contrast and saturation times numbers from 1 - strength to 1 + strength, in random order."""
+    """Multiply brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order."""
 
     names = ("Brightness", "Contrast", "Color")
 
@@ -210,15 +214,15 @@ class ColorJitter:
 
 
 class RandomErasing:
-    """A box of standard normal noise in a normalised image (timm's mode pixel, one box).
+    """Replace a box of a normalised image by standard normal noise (timm's mode pixel, one box).
 
     Args:
-        probability: of erasing in an image.
-        area: smallest and largest box, as shares of the image.
+        probability: of erasing a box in an image.
+        area: smallest and largest box, as fractions of the image.
     """
 
-    log_aspect = math.log(10 / 3)  # height / width is from 0.3 to 1 / 0.3, evenly in its logarithm
-    tries = 10  # boxes drawn until one is smaller than the image
+    log_aspect = math.log(10 / 3)  # height / width is from 0.3 to 1 / 0.3; its logarithm is drawn uniformly
+    max_tries = 10  # boxes drawn until one is smaller than the image
 
     def __init__(self, probability: float, area: tuple[float, float]):
         self.probability, self.area = probability, area
@@ -228,9 +232,9 @@ class RandomErasing:
         if rng.random() >= self.probability:
             return image
         chans, rows, cols = image.shape
-        for _ in range(self.tries):
-            share, log_aspect = rng.uniform(*self.area), rng.uniform(-self.log_aspect, self.log_aspect)
-            box = erased_size(rows, cols, share, log_aspect)
+        for _ in range(self.max_tries):
+            area, log_aspect = rng.uniform(*self.area), rng.uniform(-self.log_aspect, self.log_aspect)
+            box = erased_size(rows, cols, area, log_aspect)
             if box is not None:
                 top, left = rng.integers(rows - box[0] + 1), rng.integers(cols - box[1] + 1)
                 image = image.copy()
@@ -240,48 +244,48 @@ class RandomErasing:
         return image
 
 
-def erased_size(rows: int, cols: int, share: float, log_aspect: float) -> tuple[int, int] | None:
-    """Height and width of an erased box; None if it is not smaller than the image on both sides."""
-    area, aspect = share * rows * cols, math.exp(log_aspect)
-    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+def erased_size(rows: int, cols: int, area: float, log_aspect: float) -> tuple[int, int] | None:
+    """Return height and width of a box with this fraction of the image's area; None unless both sides are smaller."""
+    pixels, aspect = area * rows * cols, math.exp(log_aspect)
+    height, width = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
     return (height, width) if height < rows and width < cols else None
 
 
 # --- in the pipeline --------------------------------------------------------------------------------------------
 
 
-class Change:
-    """Changes in the form the pipeline takes: (image, key) -> (image, key).
+class KeyedAugmentation:
+    """An augmentation as an operation of the data pipeline: (image, key) -> (image, key).
 
     Args:
-        changes: called with a Pillow image (`pillow`) or an array, and a random generator.
-        stream: number that keeps the draws of this step apart from those of others with the same key.
+        augment: called with a Pillow image (`pillow`) or an array, and a random generator.
+        stream: number that makes its random draws differ from those of other augmentations with the same key.
     """
 
-    def __init__(self, changes: list[Callable[[Any, np.random.Generator], Any]], stream: int, pillow: bool):
-        self.changes, self.stream, self.pillow = changes, stream, pillow
+    def __init__(self, augment: Callable[[Any, np.random.Generator], Any], stream: int, pillow: bool):
+        self.augment = augment
+        self.stream = stream
+        self.pillow = pillow
 
     def __call__(self, image: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([*key.tolist(), self.stream])
-        changed: Any = Image.fromarray(image) if self.pillow else image
-        for change in self.changes:
-            changed = change(changed, rng)
-        return np.asarray(changed), key
+        return np.asarray(self.augment(Image.fromarray(image) if self.pillow else image, rng)), key
 
 
-def crops(config: DataConfig, size: tuple[int, int]) -> Change | None:
-    """Bilinear crops of (H, W, 3) uint8; None where MindSpore makes them."""
+def crop_augmentation(config: DataConfig, size: tuple[int, int]) -> KeyedAugmentation | None:
+    """Bilinear crops of (H, W, 3) uint8; None if MindSpore makes the crops."""
     crop = ResizedCrop(size, config.crop_scale, config.crop_ratio)
-    return Change([crop], 2, pillow=True) if config.interpolation == "bilinear" else None
+    return KeyedAugmentation(crop, 2, pillow=True) if config.interpolation == "bilinear" else None
 
 
-def on_pixels(config: DataConfig) -> Change | None:
-    """RandAugment or colour jitter, of (H, W, 3) uint8; None when both are off."""
+def pixel_augmentation(config: DataConfig) -> KeyedAugmentation | None:
+    """RandAugment or colour jitter of (H, W, 3) uint8; None when both are off."""
     if config.auto_augment:
-        return Change([RandAugment(parse_auto_augment(config.auto_augment), config.mean)], 0, pillow=True)
-    return Change([ColorJitter(config.color_jitter)], 0, pillow=True) if config.color_jitter else None
+        return KeyedAugmentation(RandAugment(parse_auto_augment(config.auto_augment), config.mean), 0, pillow=True)
+    return KeyedAugmentation(ColorJitter(config.color_jitter), 0, pillow=True) if config.color_jitter else None
 
 
-def on_normalised(config: DataConfig) -> Change | None:
-    """Random erasing, of (C, H, W) float32; None when it is off."""
-    return Change([RandomErasing(config.erasing, config.erasing_area)], 1, pillow=False) if config.erasing else None
+def erasing_augmentation(config: DataConfig) -> KeyedAugmentation | None:
+    """Random erasing of (C, H, W) float32; None when it is off."""
+    erasing = RandomErasing(config.erasing, config.erasing_area)
+    return KeyedAugmentation(erasing, 1, pillow=False) if config.erasing else None

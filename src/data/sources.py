@@ -1,4 +1,4 @@
-"""Image folders: which files, which class, what is not an image."""
+"""Image folders: list image files and their classes."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import numpy as np
 from ..config import plural
 from ..errors import UserError
 
-#: what MindSpore's decoder reads (WebP and GIF fail)
+#: formats that MindSpore's decoder reads (WebP and GIF fail)
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 
 
 class DataError(UserError):
-    """A data folder that cannot be used; one line for the user."""
+    """An unusable data folder; the text is one line for the user."""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Files of one split, sorted by class and name."""
+    """The files of one split, sorted by class and name."""
 
     folder: Path
     files: list[Path]
     labels: list[int]
     classes: list[str]  # empty for an unlabelled folder
-    skipped: Counter[str] = field(default_factory=Counter)  # extension -> files that are not images
+    skipped: Counter[str] = field(default_factory=Counter)  # extension -> number of files that are not images
 
     def __len__(self) -> int:
         return len(self.files)
 
     def summary(self) -> str:
-        """One line for the log."""
+        """Return a line for the log."""
         kind = plural(len(self.classes), "class", "classes") if self.classes else "no labels"
         text = f"{self.folder}: {plural(len(self), 'image')}, {kind}"
         if self.skipped:
@@ -43,12 +43,12 @@ class ImageFolder:
 
 
 def image_folder(folder: Path) -> ImageFolder:
-    """List a folder: one subfolder per class, or images directly inside (then there are no labels).
+    """List a folder: one subfolder per class, or images directly in it (then without labels).
 
     Hidden files are ignored; other files that are not images are counted in `skipped`.
 
     Raises:
-        DataError: missing, empty, or images both beside and inside class folders.
+        DataError: the folder is missing or empty, or has images both in class folders and next to them.
     """
     if not folder.is_dir():
         raise DataError(f"data: there is no folder {folder}; set data.root (and data.train, data.val) to your images")
@@ -57,28 +57,28 @@ def image_folder(folder: Path) -> ImageFolder:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     files: list[Path] = []
     labels: list[int] = []
-    named: list[str] = []
+    nonempty: list[str] = []
     for name in classes:
-        found = _images(folder / name, skipped, recursive=True)
-        if found:
-            files += found
-            labels += [len(named)] * len(found)
-            named.append(name)
+        images = _images(folder / name, skipped, recursive=True)
+        if images:
+            files += images
+            labels += [len(nonempty)] * len(images)
+            nonempty.append(name)
     if flat and files:
         raise DataError(
-            f"data: {folder} holds images beside class folders (for example {flat[0].name} beside {named[0]}/); "
-            "move them into a class folder, or all of them into one flat folder"
+            f"data: {folder} has images next to class folders (for example {flat[0].name} next to {nonempty[0]}/); "
+            "move them into a class folder, or all images into one flat folder"
         )
     if flat:
         return ImageFolder(folder, flat, [0] * len(flat), [], skipped)
     if not files:
-        seen = f" ({plural(skipped.total(), 'other file')})" if skipped else ""
-        raise DataError(f"data: no image in {folder}{seen}; readable are {', '.join(sorted(EXTENSIONS))}")
-    return ImageFolder(folder, files, labels, named, skipped)
+        others = f" ({plural(skipped.total(), 'other file')})" if skipped else ""
+        raise DataError(f"data: no image in {folder}{others}; valid formats: {', '.join(sorted(EXTENSIONS))}")
+    return ImageFolder(folder, files, labels, nonempty, skipped)
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted, whatever their folders mean."""
+    """Return all image files in a folder and its subfolders, sorted."""
     return _images(folder, Counter(), recursive=True)
 
 
@@ -94,18 +94,18 @@ def _images(folder: Path, skipped: Counter[str], recursive: bool = False) -> lis
     return images
 
 
-def labelled_share(source: ImageFolder, per_class: int) -> ImageFolder:
-    """`per_class` images of each class, spread evenly over its sorted files; 0 keeps all."""
+def labelled_subset(source: ImageFolder, per_class: int) -> ImageFolder:
+    """Return `per_class` images of each class, spread evenly over its sorted files; 0 keeps all."""
     if not per_class:
         return source
     chosen: list[int] = []
     for label, name in enumerate(source.classes):
-        own = [i for i, value in enumerate(source.labels) if value == label]
-        if len(own) < per_class:
+        indices = [i for i, value in enumerate(source.labels) if value == label]
+        if len(indices) < per_class:
             raise DataError(
-                f"data.labels_per_class: {per_class} asked, but {source.folder}/{name} has "
-                f"{plural(len(own), 'image')}; write {min(Counter(source.labels).values())} or less"
+                f"data.labels_per_class: {per_class}, but {source.folder}/{name} has only "
+                f"{plural(len(indices), 'image')}; write {min(Counter(source.labels).values())} or less"
             )
-        chosen += [own[int(i)] for i in np.linspace(0, len(own) - 1, per_class)]
+        chosen += [indices[int(i)] for i in np.linspace(0, len(indices) - 1, per_class)]
     files, labels = [source.files[i] for i in chosen], [source.labels[i] for i in chosen]
     return ImageFolder(source.folder, files, labels, source.classes, source.skipped)

@@ -1,1 +1,1 @@
-"""Steps any Method: device, optimiser, schedule, training step, loop, evaluation, checkpoints, logs."""
+"""Training of any Method: device, optimiser, schedule, training step, loop, evaluation, checkpoints, logs."""

@@ -1,8 +1,8 @@
-"""Self-describing checkpoints: weights, the resolved recipe, versions, and what resuming needs.
+"""Self-describing checkpoints: weights, resolved recipe, versions, and the training state for resuming.
 
-One MindSpore `.ckpt` file. Weights stand under their own names, the training state (AdamW moments, draw counters)
-under `state/`, and one JSON text `meta` holds the rest. A file is written under a temporary name, synced and renamed,
-so that there is always a whole one.
+A checkpoint is one MindSpore `.ckpt` file. Weights have their parameter names, the training state (AdamW moments, draw
+counters) has the prefix `state/`, and the JSON text `meta` contains the rest. A file is written under a temporary name,
+synced and renamed, so an interrupted write never leaves a damaged file.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from .. import __version__
 from ..errors import UserError
 
 STATE = "state/"
-KEPT = "kept/"  # in the state: what a converted file had and no network of ours has, for the way back
+UNUSED = "kept/"  # below `state/`: arrays of a converted file without a counterpart here, for converting it back
 CHECKSUM = b"crc_num"  # before the last 10 bytes of a file saved with crc_check
-DRAWS = ".draws"  # draw counters of random cells: training state, not weights
+DRAWS = ".draws"  # suffix of the draw counters of random cells: training state, not weights
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be used; one line for the user."""
+    """An unusable checkpoint; the text is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a checkpoint file.
 
     Attributes:
         meta: recipe (YAML text), method, epoch, step, versions, metrics, classes, names.
         weights: of the network.
-        state: of the training, empty if the file is not for resuming.
-        kept: arrays of a converted file that no network of ours has.
+        state: of the training; empty if the file is not for resuming.
+        unused: arrays of a converted file that no network here uses.
     """
 
     path: Path
     meta: dict[str, Any]
     weights: dict[str, np.ndarray]
     state: dict[str, np.ndarray]
-    kept: dict[str, np.ndarray]
+    unused: dict[str, np.ndarray]
 
 
 def weights_of(network: nn.Cell) -> dict[str, Parameter]:
-    """Parameters that make up the network, by name."""
+    """Return the parameters of the network without draw counters, by name."""
     return {p.name: p for p in network.get_parameters() if not p.name.endswith(DRAWS)}
 
 
 def counters_of(network: nn.Cell) -> dict[str, Parameter]:
-    """Draw counters of the random cells, by name."""
+    """Return the draw counters of the random cells, by name."""
     return {p.name: p for p in network.get_parameters() if p.name.endswith(DRAWS)}
 
 
 def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter], meta: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint completely or not at all.
 
     Raises:
-        CheckpointError: it cannot be written, as on a full disk.
+        CheckpointError: it cannot be written, for example on a full disk.
     """
     items = [{"name": name, "data": value} for name, value in weights.items()]
     items += [{"name": STATE + name, "data": value} for name, value in state.items()]
@@ -80,17 +80,17 @@ def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter],
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        before = "; the file before it is whole" if path.exists() else ""
+        previous = "; the previous file is unchanged" if path.exists() else ""
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: cannot be written ({reason}){before}") from None
+        raise CheckpointError(f"{path}: cannot be written ({reason}){previous}") from None
     finally:
-        for left in (temporary, temporary.with_suffix(".tmp")):  # MindSpore's own temporary file
-            left.unlink(missing_ok=True)
+        for leftover in (temporary, temporary.with_suffix(".tmp")):  # .tmp: MindSpore's temporary file
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without MindSpore's log: what it says comes as an exception too."""
+    """Turn off MindSpore's log; its errors are raised as exceptions too."""
     logging.disable(logging.CRITICAL)
     try:
         yield
@@ -102,11 +102,11 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint of this project.
 
     Raises:
-        CheckpointError: missing, damaged, cut short, or written by something else.
+        CheckpointError: the file is missing, damaged, truncated, or not a checkpoint of this project.
     """
     if path.is_dir():
-        held = sorted(file.name for file in path.glob("*.ckpt"))
-        raise CheckpointError(f"{path}: a folder" + (f"; name a file in it: {', '.join(held[:5])}" if held else ""))
+        files = sorted(file.name for file in path.glob("*.ckpt"))
+        raise CheckpointError(f"{path}: a folder" + (f"; name a file in it: {', '.join(files[:5])}" if files else ""))
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix != ".ckpt":
@@ -125,28 +125,32 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it")
     missing = set(meta["names"]) - set(items)
     if missing:
-        raise CheckpointError(f"{path}: cut short, {len(missing)} of {len(meta['names'])} arrays are missing")
+        raise CheckpointError(f"{path}: truncated, {len(missing)} of {len(meta['names'])} arrays are missing")
     if not has_checksum(path):
-        raise CheckpointError(f"{path}: cut short, the checksum at its end is missing")
+        raise CheckpointError(f"{path}: truncated, the checksum at its end is missing")
     arrays = {name: value.asnumpy() for name, value in items.items()}
-    kept, state = take(arrays, STATE + KEPT), take(arrays, STATE)
-    return Checkpoint(path, meta, arrays, state, kept)
+    unused, state = take(arrays, STATE + UNUSED), take(arrays, STATE)
+    return Checkpoint(path, meta, arrays, state, unused)
 
 
 def take(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Remove the arrays below a prefix; their names lose it."""
+    """Remove and return the arrays with a prefix, under names without it."""
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether a file ends in MindSpore's checksum; without it ms.load_checkpoint checks nothing and only warns."""
+    """Whether a file ends with MindSpore's checksum; without it ms.load_checkpoint only warns and checks nothing."""
     with path.open("rb") as file:
         file.seek(-min(path.stat().st_size, len(CHECKSUM) + 10), os.SEEK_END)
         return file.read().startswith(CHECKSUM)
 
 
 def assign(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], source: Path) -> None:
-    """Set every parameter from an array of the same name and shape; neither may have names of its own."""
+    """Set every parameter from the array of the same name and shape.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
     unknown, missing = sorted(set(arrays) - set(parameters)), sorted(set(parameters) - set(arrays))
     if unknown or missing:
         text = f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""

@@ -1,4 +1,4 @@
-"""What the engine asks of the layers it does not import: a Method (methods/method.py) and data (data/loader.py)."""
+"""Protocols of the layers that the engine does not import: a Method (methods/method.py), data (data/loader.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import DataConfig
 
 
 class Trainable(Protocol):
-    """A Method as the engine sees it; a cell besides."""
+    """A Method as the engine sees it; it is also a cell."""
 
     parts: tuple[str, ...]
     best: tuple[str, Any]

@@ -1,4 +1,4 @@
-"""The only file that touches mode, device and seeds."""
+"""Mode, device and seeds; no other file sets them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from . import parallel
 
 
 class DeviceError(UserError):
-    """A device that is not there; one line for the user."""
+    """An unavailable device; the text is one line for the user."""
 
 
 def set_up(device: str, seed: int) -> str:
-    """Graph mode on `device` (auto: Ascend, else GPU, else CPU), ranks joined, every seed set; returns the device."""
+    """Set graph mode, device (auto: Ascend, else GPU, else CPU) and seed, and join the other ranks.
+
+    Returns:
+        The device.
+
+    Raises:
+        DeviceError: MindSpore has no such device here.
+    """
     ms.set_context(mode=ms.GRAPH_MODE)
     if device == "auto":
         device = next((name for name in ("Ascend", "GPU") if available(name)), "CPU")
     elif device != "CPU" and not available(device):
         raise DeviceError(f"device: this MindSpore {ms.__version__} finds no {device} here; write device=CPU or auto")
-    ms.set_device(device)  # under msrun MindSpore gives each rank a device of its own
+    ms.set_device(device)  # under msrun MindSpore assigns each rank another device
     parallel.start()
     if device == "CPU":
         share_cpu()
@@ -33,32 +40,32 @@ def set_up(device: str, seed: int) -> str:
 
 
 def share_cpu() -> None:
-    """Divide the cores among the ranks; MindSpore's 25 threads each get in one another's way."""
+    """Divide the CPU cores among the ranks; with MindSpore's default of 25 threads each, ranks slow each other down."""
     if parallel.size() > 1:
         ms.device_context.cpu.op_tuning.threads_num(max(1, (psutil.cpu_count() or 1) // parallel.size()))
 
 
 def one_memory_block() -> None:
-    """Let MindSpore's pool be one large block instead of several of 1 GB, between which it cannot share what is free.
+    """Allocate MindSpore's memory pool as one large block; it cannot use free space across its default 1 GB blocks.
 
-    Memory counts only where it is touched; a ViT-B step at batch 32 peaks at 5.8 GB instead of 6.7.
+    Only touched memory counts. A ViT-B step at batch 32 peaks at 5.8 GB instead of 6.7 GB.
     """
     half = psutil.virtual_memory().total // 2**31 // parallel.size()
     try:
         ms.runtime.set_memory(init_size=f"{max(half, 1)}GB")
-    except RuntimeError:  # only the first call of a process counts
+    except RuntimeError:  # only the first call of a process has an effect
         return
 
 
 def available(device: str) -> bool:
-    """Whether MindSpore can use a device of that kind on this machine."""
+    """Whether MindSpore can use this kind of device on this machine."""
     return bool(ms.hal.is_available(device))
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes so far: of this process on CPU, of the device's own memory else."""
+    """Return the peak memory so far in bytes: of this process on CPU, of the device elsewhere."""
     if device != "CPU":
         return int(ms.runtime.max_memory_allocated())
-    status = Path("/proc/self/status")  # getrusage of a child begins with its parent's peak
+    status = Path("/proc/self/status")  # getrusage of a child process starts at the peak of its parent
     match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None
     return int(match[1]) * 1024 if match else psutil.Process().memory_info().rss

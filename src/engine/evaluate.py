@@ -11,11 +11,14 @@ from . import parallel
 
 
 def evaluate(measure: nn.Cell, batches: Iterable[tuple[Tensor, ...]]) -> np.ndarray:
-    """Sums of a Method's `measure` over every image of all ranks, (n,) float64; the Method stays in evaluation mode.
+    """Sum a Method's `measure` over all images of all ranks; the Method stays in evaluation mode.
 
     Args:
-        measure: that function as a graph.
+        measure: the function `measure` as a graph.
         batches: images, labels and numbers.
+
+    Returns:
+        The sums, (n,) float64.
     """
     measure.set_train(False)
     totals: np.ndarray = np.zeros(0)
@@ -23,17 +26,17 @@ def evaluate(measure: nn.Cell, batches: Iterable[tuple[Tensor, ...]]) -> np.ndar
         sums = measure(*batch).asnumpy().astype(np.float64)
         totals = sums if not totals.size else totals + sums
     size = int(parallel.largest(totals.size))
-    return parallel.total(totals if totals.size else np.zeros(size))  # a rank without a batch has nothing to add
+    return parallel.total(totals if totals.size else np.zeros(size))  # a rank without a batch adds zeros
 
 
 def features(cell: nn.Cell, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Features (n, dim) of the images with label >= 0, in order; the cell stays in evaluation mode."""
+    """Compute features (n, dim) of the images with label >= 0, in order; the cell stays in evaluation mode."""
     cell.set_train(False)
-    rows = []
+    outputs = []
     for image, label in batches:
         keep = label.asnumpy() >= 0
-        rows.append(cell(image).asnumpy()[keep])
-    return np.concatenate(rows)
+        outputs.append(cell(image).asnumpy()[keep])
+    return np.concatenate(outputs)
 
 
 def knn_accuracy(
@@ -42,11 +45,11 @@ def knn_accuracy(
     k: int,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 of weighted k-NN by cosine similarity, weights exp(similarity / temperature) (Wu et al. 2018, DINO).
+    """Top-1 accuracy of weighted k-NN: cosine similarity, weights exp(similarity / temperature) (Wu et al. 2018, DINO).
 
     Args:
         bank, query: features (n, dim) and labels (n,).
-        k: neighbours.
+        k: number of neighbours.
     """
     train, test = _unit(bank[0]), _unit(query[0])
     classes = int(bank[1].max()) + 1
@@ -69,5 +72,6 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     return matrix
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Scale the vectors (n, dim) to length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder with config, log, metrics, environment; progress on the terminal."""
+"""The output folder of a run (config, log, metrics, environment) and its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import UserError
 
-PROBE = 4096  # bytes that a folder must have room for at the start of a run
+PROBE_BYTES = 4096  # written and removed again at the start of a run, to test for free space
 
 
 class RunError(UserError):
-    """A run that cannot start or go on; one line for the user."""
+    """A run that cannot start or continue; the text is one line for the user."""
 
 
 class RunFolder:
-    """The output folder of a run.
+    """The output folder of a run: config.yaml, train.log, metrics.jsonl, environment.json and checkpoints.
 
-    Holds config.yaml, train.log, metrics.jsonl, environment.json and the checkpoints. A folder that already holds a
-    run is only taken to resume it. Only rank 0 `writes`; the other ranks' lines go to their terminal alone.
+    A folder that already contains a run is accepted only for resuming. Only rank 0 `writes`; other ranks log to their
+    terminal only.
 
-    Nothing is written before `open`: until then a run can be refused without a trace. Lines said before it reach
-    train.log with it.
+    Nothing is written before `open`, so a run can fail until then without leaving files. Earlier log lines are buffered
+    and written to train.log by `open`.
 
     Raises:
-        RunError: the folder holds a run, or cannot be made or written.
+        RunError: the folder contains a run, or cannot be created or written.
     """
 
     def __init__(self, path: Path, resume: bool, writes: bool = True):
-        self.path, self.writes = path, writes
+        self.path = path
+        self.writes = writes
         self.log = logging.getLogger(f"run.{path}")
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
@@ -50,17 +51,18 @@ class RunFolder:
         self.log.addHandler(TerminalHandler())
         if not writes:
             return
-        with refusing(path):
+        with write_errors(path):
             if not resume and (path / "metrics.jsonl").exists():
                 raise RunError(
-                    f"output: {path} already holds a run; go on with --resume auto, or write output=ANOTHER_FOLDER"
+                    f"output: {path} already contains a run; continue it with --resume auto, or write "
+                    "output=ANOTHER_FOLDER"
                 )
             check_writable(path)
-        self.early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL)
-        self.log.addHandler(self.early)
+        self.buffer = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL)
+        self.log.addHandler(self.buffer)
 
     def open(self, recipe: str, device: str, ranks: int) -> None:
-        """Make the folder and write what a run starts with, all of it or nothing.
+        """Create the folder with config.yaml, environment.json and train.log, or nothing if one of them fails.
 
         Args:
             recipe: the resolved recipe as YAML, with all its stages.
@@ -69,7 +71,7 @@ class RunFolder:
         if not self.writes:
             return
         environment = json.dumps(environment_of(device, ranks), indent=2) + "\n"
-        with refusing(self.path), made(self.path):
+        with write_errors(self.path), created_folder(self.path):
             file = logging.FileHandler(self.path / "train.log", encoding="utf-8")
             try:
                 self._replace("config.yaml", recipe)
@@ -78,35 +80,35 @@ class RunFolder:
                 file.close()
                 raise
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self.early.setTarget(file)
-        self.early.flush()
-        self.log.removeHandler(self.early)
+        self.buffer.setTarget(file)
+        self.buffer.flush()
+        self.log.removeHandler(self.buffer)
         self.log.addHandler(file)
 
     def info(self, text: str) -> None:
-        """A line for terminal and train.log."""
+        """Log a line to terminal and train.log."""
         self.log.info(text)
 
     def metrics(self, event: str, **values: Any) -> None:
-        """A line of metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         if not self.writes:
             return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **finite(values)}, allow_nan=False)
-        with refusing(self.path / "metrics.jsonl", "output"):
+        with write_errors(self.path / "metrics.jsonl", "output"):
             append_line(self.path / "metrics.jsonl", line)
 
-    def forget_after(self, epoch: int, step: int) -> None:
-        """Drop metrics of updates that a resumed run does again, and a last line that was cut short."""
+    def drop_metrics_after(self, epoch: int, step: int) -> None:
+        """Remove metrics of updates that a resumed run repeats, and an incomplete last line."""
         path = self.path / "metrics.jsonl"
         if not self.writes or not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _is_past(line, epoch, step)]
-        with refusing(path):
-            self._replace(path.name, "".join(kept))
+        past = [line for line in lines if _is_past(line, epoch, step)]
+        with write_errors(path):
+            self._replace(path.name, "".join(past))
 
     def _replace(self, name: str, text: str) -> None:
-        """Write a file of the folder whole or not at all."""
+        """Write a file of the folder completely or not at all."""
         temporary = self.path / f".{name}.{os.getpid()}"
         try:
             temporary.write_text(text, encoding="utf-8")
@@ -121,7 +123,7 @@ class RunFolder:
 
 
 def environment_of(device: str, ranks: int) -> dict[str, Any]:
-    """Versions and machine, for whoever asks later what made these numbers."""
+    """Return command, versions and machine of this run."""
     packages = {}
     for name in ("mindspore", "numpy", "opencv-python-headless", "PyYAML", "tqdm", "matplotlib"):
         try:
@@ -141,8 +143,8 @@ def environment_of(device: str, ranks: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def refusing(path: Path, key: str = "output") -> Iterator[None]:
-    """Turn what the file system says into a line for the user."""
+def write_errors(path: Path, key: str = "output") -> Iterator[None]:
+    """Turn file system errors into a `RunError` that names `key` and `path`."""
     try:
         yield
     except OSError as error:
@@ -151,51 +153,51 @@ def refusing(path: Path, key: str = "output") -> Iterator[None]:
     except ValueError as error:  # a NUL character
         if isinstance(error, RunError):
             raise
-        raise RunError(f"{key}: {str(path)!r} is no path ({error}); write {key}=ANOTHER_FOLDER") from None
+        raise RunError(f"{key}: {str(path)!r} is not a valid path ({error}); write {key}=ANOTHER_FOLDER") from None
 
 
 @contextlib.contextmanager
-def made(path: Path) -> Iterator[None]:
-    """A folder with those above it, which are removed again where what is done in it fails."""
-    absent = absent_folders(path)
-    before = set() if path in absent else {item.name for item in path.iterdir()}
+def created_folder(path: Path) -> Iterator[None]:
+    """Create a folder and its parents; if the `with` block fails, remove the new folders and files again."""
+    missing = missing_folders(path)
+    before = set() if path in missing else {item.name for item in path.iterdir()}
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        there = [folder for folder in absent if folder not in absent_folders(path)]
-        for item in path.iterdir() if path in there or not absent else ():
+        created = [folder for folder in missing if folder not in missing_folders(path)]
+        for item in path.iterdir() if path in created or not missing else ():
             if item.name not in before and item.is_file():
                 item.unlink()
-        for folder in there:
+        for folder in created:
             folder.rmdir()
         raise
 
 
-def absent_folders(path: Path) -> list[Path]:
-    """Those of a folder and the folders above it that are not there, the lowest first."""
-    return [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]  # noqa: PTH112 # long names too
+def missing_folders(path: Path) -> list[Path]:
+    """Return the folders among `path` and its parents that do not exist, the deepest first."""
+    return [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]  # noqa: PTH112 # too long names
 
 
 def check_writable(path: Path) -> None:
-    """Make a folder and a file in it, and remove again what was not there.
+    """Create a folder and a file in it, then remove again what did not exist before.
 
     Raises:
-        OSError: one of them cannot be made.
+        OSError: one of them cannot be created.
     """
-    absent = absent_folders(path)
+    missing = missing_folders(path)
     probe = path / f".probe.{os.getpid()}"
-    with made(path):
+    with created_folder(path):
         try:
-            probe.write_bytes(bytes(PROBE))
+            probe.write_bytes(bytes(PROBE_BYTES))
         finally:
             probe.unlink(missing_ok=True)
-    for folder in absent:
+    for folder in missing:
         folder.rmdir()
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line whole; where that fails, as on a full disk, the file is what it was."""
+    """Append a line; if that fails, for example on a full disk, the file stays unchanged."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -207,14 +209,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, with None for numbers that are not finite, which JSON does not have."""
+    """Replace numbers that are not finite by None, since JSON has no infinity or NaN."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
 
 
 def _is_past(text: str, epoch: int, step: int) -> bool:
-    """Whether a line of metrics.jsonl is of updates that are done."""
+    """Whether a line of metrics.jsonl belongs to updates up to `step` or evaluations up to `epoch`."""
     try:
         line = json.loads(text)
         return bool(line["step"] <= step if line["event"] == "train" else line["epoch"] <= epoch)
@@ -223,7 +225,7 @@ def _is_past(text: str, epoch: int, step: int) -> bool:
 
 
 class TerminalHandler(logging.Handler):
-    """Prints above a progress bar if there is one."""
+    """Print log lines above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -231,13 +233,13 @@ class TerminalHandler(logging.Handler):
 
 
 class Progress:
-    """A bar on a terminal; plain lines otherwise (the loop's own log lines are those)."""
+    """A progress bar on a terminal; nothing otherwise, since the log lines show the progress there."""
 
     def __init__(self, total: int):
         self.bar = tqdm(total=total, unit="step", disable=not sys.stdout.isatty(), leave=False)
 
-    def advance(self, **shown: str) -> None:
-        self.bar.set_postfix(shown, refresh=False) if shown else None
+    def advance(self, **figures: str) -> None:
+        self.bar.set_postfix(figures, refresh=False) if figures else None
         self.bar.update()
 
     def close(self) -> None:
@@ -245,7 +247,7 @@ class Progress:
 
 
 class Clock:
-    """Where the time of the last steps went."""
+    """Throughput and data waiting time since the last report."""
 
     def __init__(self) -> None:
         self.reset()
@@ -256,15 +258,15 @@ class Clock:
         self.images = 0
 
     def report(self) -> tuple[float, float] | None:
-        """Images per second, and the share of the time spent waiting for data; starts anew. None: nothing to tell."""
+        """Return images per second and the fraction of time spent waiting for data, and reset; None without images."""
         elapsed = max(time.perf_counter() - self.start, 1e-9)
-        told = (self.images / elapsed, self.waited / elapsed) if self.images else None
+        rates = (self.images / elapsed, self.waited / elapsed) if self.images else None
         self.reset()
-        return told
+        return rates
 
 
 def duration(seconds: float) -> str:
-    """1:02:03 or 02:03."""
+    """Format seconds as 1:02:03 or 02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""The training loop: any Method, any data, from any epoch."""
+"""The training loop for any Method and any data, starting at any epoch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from .step import Accumulate, TrainStep
 
 @dataclass
 class State:
-    """Where a run stands; everything here and in the checkpoint's arrays is what resuming needs."""
+    """Progress of a run. Together with the arrays of a checkpoint it is all that resuming needs."""
 
-    epoch: int = 0  # epochs done
-    step: int = 0  # updates done
-    best: float | None = None
+    epoch: int = 0  # completed epochs
+    step: int = 0  # completed updates
+    best: float | None = None  # best value of the Method's main metric
 
 
 @dataclass
 class Hooks:
-    """What the loop asks of the layers it does not know.
+    """Callbacks into layers that the loop does not import.
 
-    evaluate: metrics of the weights after so many epochs (empty when there is no validation data).
-    pictures: write the gallery after so many epochs.
-    meta: what every checkpoint says besides the state.
+    Attributes:
+        evaluate: completed epochs -> metrics of the current weights (empty without validation data).
+        pictures: completed epochs -> writes the gallery.
+        meta: meta data of every checkpoint, in addition to the state.
     """
 
     evaluate: Callable[[int], dict[str, float]]
@@ -45,15 +46,19 @@ class Hooks:
 
 
 class Fit:
-    """One run of any Method, or a stage of one: `run()` trains to the end of epoch `until`; `state` follows.
+    """A training run of any Method, or one stage of progressive resolution. `run()` trains to the end of `until`.
 
     Args:
-        method, loader, train, folder, hooks: what is trained, on what, how, where it is written, what else is done.
-        state: where the run is.
-        until: epochs after which this part of the run ends, `train.epochs` but for a stage of a progressive one.
+        method: the network to train.
+        loader: training batches.
+        train: optimisation and intervals.
+        folder: output folder.
+        hooks: evaluation, gallery, meta data.
+        state: progress so far; updated during training.
+        until: last epoch; `train.epochs`, or earlier for a stage of progressive resolution.
 
     Raises:
-        RunError: the loss is not finite, or an epoch holds no update.
+        RunError: the loss is not finite, or an epoch has no update.
     """
 
     def __init__(
@@ -66,8 +71,13 @@ class Fit:
         state: State,
         until: int,
     ):
-        self.method, self.loader, self.train, self.folder, self.hooks = method, loader, train, folder, hooks
-        self.state, self.until = state, until
+        self.method = method
+        self.loader = loader
+        self.train = train
+        self.folder = folder
+        self.hooks = hooks
+        self.state = state
+        self.until = until
         self.ranks = parallel.size()
         self.passes = train.passes(self.ranks)
         self.updates = len(loader) // self.passes
@@ -84,11 +94,11 @@ class Fit:
         self.clock = Clock()
 
     def restore(self, arrays: dict[str, np.ndarray], source: Path) -> None:
-        """Optimiser moments and draw counters of a checkpoint."""
+        """Set optimiser moments and draw counters from a checkpoint."""
         checkpoint.assign(self.state_arrays(), arrays, source)
 
     def align_ranks(self) -> None:
-        """Give every rank the weights of rank 0, and check before the first step that ranks do what one would do."""
+        """Give every rank the weights of rank 0, and run the self-test of the ranks before the first step."""
         if self.ranks == 1:
             return
         weights, state = checkpoint.weights_of(self.method), self.state_arrays()
@@ -110,7 +120,7 @@ class Fit:
                 metrics: dict[str, float] = {}
                 try:
                     metrics = self._evaluate(last)
-                finally:  # an evaluation that fails must not lose the epochs before it
+                finally:  # save even if the evaluation fails
                     if state.epoch == end or state.epoch % train.save_every == 0:
                         self._save("last", metrics)
                 if last or (train.gallery_every and state.epoch % train.gallery_every == 0):
@@ -119,8 +129,8 @@ class Fit:
             progress.close()
 
     def _epoch(self, epoch: int, progress: Progress) -> None:
-        """All updates of an epoch; outputs stay on the device until a line is logged."""
-        waiting: list[list[tuple[Tensor, ...]]] = []  # of each update, the outputs of its passes
+        """Run all updates of an epoch; outputs stay on the device until a line is logged."""
+        pending: list[list[tuple[Tensor, ...]]] = []  # for each update the outputs of its passes
         batches = iter(self.loader.epoch(epoch))
         self.clock.reset()
         for number in range(self.updates):
@@ -130,11 +140,11 @@ class Fit:
                 passes.append(self.accumulate(*self._next(batches)))
             rate, values = self._values(epoch, number)
             passes.append(self._update(values, self._next(batches)))
-            waiting.append(passes)
+            pending.append(passes)
             self.state.step += 1
             if (number + 1) % self.train.log_every == 0 or number + 1 == self.updates:
-                self._log(epoch, number, rate, waiting, progress)
-                waiting = []
+                self._log(epoch, number, rate, pending, progress)
+                pending = []
             else:
                 progress.advance()
 
@@ -146,11 +156,11 @@ class Fit:
         return batch
 
     def _values(self, epoch: int, number: int) -> tuple[float, Tensor]:
-        """The highest learning rate of this update and what the optimiser needs."""
-        here = position(epoch, number * self.passes, len(self.loader), self.passes)
+        """Return the highest learning rate of this update, and the values that the optimiser needs."""
+        fractional_epoch = position(epoch, number * self.passes, len(self.loader), self.passes)
 
         def rate_of(scale: float) -> float:
-            return learning_rate(self.train, self.peak, here, scale, self.updates)
+            return learning_rate(self.train, self.peak, fractional_epoch, scale, self.updates)
 
         return rate_of(1.0), self.optimizer.step_values(rate_of, self.state.step + 1)
 
@@ -167,18 +177,19 @@ class Fit:
         return outputs
 
     def _log(
-        self, epoch: int, number: int, rate: float, waiting: list[list[tuple[Tensor, ...]]], progress: Progress
+        self, epoch: int, number: int, rate: float, pending: list[list[tuple[Tensor, ...]]], progress: Progress
     ) -> None:
-        means = self._means(waiting)
+        """Log the means of the pending updates to terminal, train.log and metrics.jsonl."""
+        means = self._means(pending)
         if not math.isfinite(means["loss"] + means["grad_norm"]):
-            kept = "; the last checkpoint is kept" if (self.folder.path / "last.ckpt").exists() else ""
+            hint = "; the last checkpoint is unchanged" if (self.folder.path / "last.ckpt").exists() else ""
             raise RunError(
-                f"the loss is not finite before update {self.state.step} (epoch {epoch + 1}){kept}. Lower "
+                f"the loss is not finite before update {self.state.step} (epoch {epoch + 1}){hint}; lower "
                 "train.base_lr, or set train.clip_norm"
             )
         relative = means["loss"] / means["baseline"] if means["baseline"] > 0 else None
-        told = self.clock.report()
-        speed, waited = (told[0] * self.ranks, told[1]) if told else (None, None)
+        rates = self.clock.report()
+        speed, waited = (rates[0] * self.ranks, rates[1]) if rates else (None, None)
         self.folder.metrics(
             "train",
             epoch=epoch + (number + 1) / self.updates,
@@ -189,31 +200,31 @@ class Fit:
             images_per_second=None if speed is None else round(speed, 2),
             data_wait=None if waited is None else round(waited, 4),
         )
-        shown = "" if relative is None else f" = {relative:.3f} x constant predictor"
+        ratio = "" if relative is None else f" = {relative:.3f} x baseline"
         pace = ""
         if speed:
             done = epoch * self.updates + number + 1
-            left = (self.until * self.updates - done) * effective_batch(self.train, self.ranks)
-            pace = f"  {speed:.1f} images/s  data wait {waited:.0%}  ETA {duration(left / speed)}"
+            remaining = (self.until * self.updates - done) * effective_batch(self.train, self.ranks)
+            pace = f"  {speed:.1f} images/s  data wait {waited:.0%}  ETA {duration(remaining / speed)}"
         self.folder.info(
-            f"epoch {epoch + 1}/{self.train.epochs} step {number + 1}/{self.updates}  loss {means['loss']:.4f}{shown}  "
+            f"epoch {epoch + 1}/{self.train.epochs} step {number + 1}/{self.updates}  loss {means['loss']:.4f}{ratio}  "
             f"lr {rate:.2e}  grad norm {means['grad_norm']:.3f}{pace}"
         )
         progress.advance(loss=f"{means['loss']:.4f}", **({} if relative is None else {"relative": f"{relative:.3f}"}))
 
-    def _means(self, waiting: list[list[tuple[Tensor, ...]]]) -> dict[str, float]:
-        """Loss, baseline, parts and gradient norm as means over updates, each of its whole effective batch.
+    def _means(self, pending: list[list[tuple[Tensor, ...]]]) -> dict[str, float]:
+        """Average loss, baseline, parts and gradient norm over updates, each over its whole effective batch.
 
-        However the images of an update are split over passes and ranks, the figures are the same.
+        The figures do not depend on how the images of an update are split over passes and ranks.
         """
         count = 1 + len(self.method.parts)
-        rows = []
-        for passes in waiting:
+        updates = []
+        for passes in pending:
             scalars = np.mean([[float(value) for value in outputs[:count]] for outputs in passes], axis=0)
             sums = np.sum([outputs[count].asnumpy().astype(np.float64) for outputs in passes], axis=0)
-            rows.append(np.concatenate([scalars, [float(passes[-1][-1])], sums]))
-        table = parallel.total(np.array(rows))
-        baseline = float(np.mean([self.method.baseline(row[count + 1 :]) for row in table]))
+            updates.append(np.concatenate([scalars, [float(passes[-1][-1])], sums]))
+        table = parallel.total(np.array(updates))
+        baseline = float(np.mean([self.method.baseline(update[count + 1 :]) for update in table]))
         loss, *parts, norm = (table[:, : count + 1].mean(axis=0) / self.ranks).tolist()
         return {
             "loss": loss,
@@ -237,8 +248,8 @@ class Fit:
         return metrics
 
     def _save(self, name: str, metrics: dict[str, float]) -> None:
-        """`last` carries the training state; `best` only the network. Rank 0 has all of it."""
-        if not self.folder.writes:
+        """Write `last` with the training state, or `best` with the network only."""
+        if not self.folder.writes:  # every rank has the same arrays; rank 0 writes them
             return
         meta = {
             **self.hooks.meta,
@@ -251,14 +262,14 @@ class Fit:
         checkpoint.save(self.folder.path / f"{name}.ckpt", checkpoint.weights_of(self.method), arrays, meta)
 
     def state_arrays(self) -> dict[str, Parameter]:
-        """What a checkpoint needs besides the weights: optimiser moments and draw counters, by name."""
+        """Return what resuming needs in addition to the weights: optimiser moments and draw counters, by name."""
         return {**self.optimizer.state(), **checkpoint.counters_of(self.method)}
 
 
 def attempt(folder: RunFolder, what: str, work: Callable[[], object]) -> None:
-    """Do what a run can do without, such as pictures; where it fails the log says so."""
+    """Do optional work, such as pictures; an error is logged and the run continues."""
     try:
         work()
-    except Exception as error:  # whatever it is, the training is worth more
+    except Exception as error:  # any error: it must not end the training
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         folder.info(f"no {what}: {reason}")

@@ -1,7 +1,7 @@
 """Parameter groups and AdamW, equal to PyTorch's.
 
-`nn.AdamWeightDecay` has no bias correction. The fused primitive underneath it becomes AdamW when the correction is
-folded into its learning rate, epsilon and decay, which the host computes in float64 for each step:
+`nn.AdamWeightDecay` has no bias correction. Its fused primitive becomes AdamW when the correction is folded into
+learning rate, epsilon and decay, which the host computes in float64 for each step:
 
     p -= lr * (m / bc1) / (sqrt(v / bc2) + eps) + lr * wd * p,   bc = 1 - beta^t
        = lr_t * m / (sqrt(v) + eps_t) + lr_t * wd_t * p
@@ -31,18 +31,18 @@ class Group:
 
 
 def parameter_groups(method: Trainable, train: TrainConfig) -> list[Group]:
-    """Groups by layer and decay, in order of first appearance.
+    """Group the trainable parameters by layer and decay, in order of first appearance.
 
-    Biases and other 1-D parameters are never decayed; tokens and tables that the Method names only when the last part
-    of their name is in `decayed`.
-    A layer's rate is layer_decay ** (layers above it) (BEiT; FastMIM util/lr_decay.py).
+    Biases and other 1-D parameters are never decayed. The tokens and tables in `no_weight_decay` are decayed only if
+    the last part of their name is in `train.decayed`.
+    The rate of a layer is scaled by layer_decay ** (number of layers above it) (BEiT; FastMIM util/lr_decay.py).
     """
-    spared = {name for name in method.no_weight_decay() if name.split(".")[-1] not in train.decayed}
+    excluded = {name for name in method.no_weight_decay() if name.split(".")[-1] not in train.decayed}
     layers = method.num_layers
     groups: dict[tuple[int, bool], Group] = {}
     for parameter in method.trainable_params():
         name = parameter.name
-        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in spared
+        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in excluded
         layer = method.layer_of(name) if train.layer_decay < 1 else layers - 1
         scale = train.layer_decay ** (layers - 1 - layer)
         weight_decay = train.weight_decay if decayed else 0.0
@@ -51,17 +51,19 @@ def parameter_groups(method: Trainable, train: TrainConfig) -> list[Group]:
 
 
 class AdamW(nn.Cell):
-    """Decoupled weight decay and bias-corrected moments, one fused update per parameter.
+    """AdamW: decoupled weight decay, bias-corrected moments, one fused update per parameter.
 
     Args:
-        groups: parameters with their rates and decay.
+        groups: parameters with learning-rate scale and weight decay.
         betas, eps: as in PyTorch.
     """
 
     def __init__(self, groups: list[Group], betas: tuple[float, float], eps: float):
         super().__init__(auto_prefix=False)
         self.groups = groups
-        self.beta1, self.beta2, self.eps = betas[0], betas[1], eps
+        self.beta1 = betas[0]
+        self.beta2 = betas[1]
+        self.eps = eps
         self.weights = ParameterTuple([p for group in groups for p in group.parameters])
         self.count = len(groups)
         self.group_of = [number for number, group in enumerate(groups) for _ in group.parameters]
@@ -70,10 +72,11 @@ class AdamW(nn.Cell):
         self.update = ops.AdamWeightDecay()
 
     def step_values(self, rate_of: Callable[[float], float], step: int) -> Tensor:
-        """What `construct` needs of update number `step` (from 1): lr_t and wd_t of each group, then eps_t.
+        """Return the values that `construct` needs for an update: lr_t of each group, wd_t of each group, eps_t.
 
         Args:
-            rate_of: learning rate of a group's layer-decay factor.
+            rate_of: layer-decay factor of a group -> learning rate.
+            step: number of the update, from 1.
         """
         bc1, bc2 = 1 - self.beta1**step, 1 - self.beta2**step
         rates = [rate_of(group.lr_scale) * bc2**0.5 / bc1 for group in self.groups]
@@ -81,7 +84,7 @@ class AdamW(nn.Cell):
         return Tensor(np.array([*rates, *decays, self.eps * bc2**0.5], np.float32))
 
     def construct(self, values: Tensor, grads: tuple[Tensor, ...]) -> bool:
-        """One update of all parameters."""
+        """Update all parameters once."""
         count = self.count
         eps = values[2 * count]
         rates = [values[number] for number in range(count)]
@@ -102,10 +105,10 @@ class AdamW(nn.Cell):
         return True
 
     def state(self) -> dict[str, Parameter]:
-        """Moments by name, for checkpoints."""
+        """Return the moments by name, for checkpoints."""
         return {p.name: p for p in (*self.first, *self.second)}
 
 
 def build_optimizer(method: Trainable, train: TrainConfig) -> AdamW:
-    """AdamW on the Method's trainable parameters."""
+    """Build AdamW for the Method's trainable parameters."""
     return AdamW(parameter_groups(method, train), train.betas, train.eps)

@@ -1,9 +1,9 @@
-"""Several processes, one run: start-up, sums over ranks, errors that end every rank, the self-test.
+"""Data-parallel training: start-up, sums over ranks, errors that end every rank, the self-test.
 
-msrun (scripts/run_distribute_train_*.sh) starts one process per device. Without it a process is rank 0 of 1 and every
-function here does nothing. All that ranks exchange is a float32 sum, the one collective that MindSpore knows on CPU,
-GPU and Ascend alike: a gather is a sum of arrays that are zero except in the own row, a broadcast one of arrays that
-are zero except on rank 0.
+msrun (scripts/run_distribute_train_*.sh) starts one process per device. Without msrun a process is rank 0 of 1 and the
+functions here change nothing. Ranks exchange float32 sums only, the one collective that MindSpore has on CPU, GPU and
+Ascend. A gather is a sum of tables in which each rank fills its row and leaves the others zero. A broadcast is a sum of
+arrays that are zero except on rank 0.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from .contracts import Batches
 
 Result = TypeVar("Result")
 
-CHUNK = 2**24  # values of one sum, 64 MB
-TEXT = 1000  # bytes of an error that ranks tell each other
+CHUNK = 2**24  # values per all-reduce, 64 MB
+MAX_TEXT = 1000  # bytes of an error text that ranks exchange
 _MUL = ops.Mul()
 
 
 class RankError(UserError):
-    """What ended a run on several ranks; the same line on all of them."""
+    """An error that ends all ranks; every rank prints the same line."""
 
 
 def start() -> None:
-    """Join the other ranks if msrun started this process; the scheduler process stays in here until the run is over."""
+    """Join the other ranks if msrun started this process; the scheduler process returns only after the run."""
     if "MS_ROLE" in os.environ:
         init()
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(get_rank())
 
 
 def size() -> int:
-    """Processes of the run."""
+    """Return the number of ranks."""
     return int(get_group_size())
 
 
@@ -56,22 +56,23 @@ class Mean(nn.Cell):
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
         self.sum = ops.AllReduce()
-        self.sum.add_prim_attr("fusion", 1)  # Ascend and GPU may join them into few large ones
-        self.map, self.share = ops.HyperMap(), 1.0 / size()  # not a list grown in a loop: see step.GlobalNorm
+        self.sum.add_prim_attr("fusion", 1)  # Ascend and GPU may fuse all-reduces
+        self.map = ops.HyperMap()  # not a list that grows in a loop: see step.GlobalNorm
+        self.share = 1.0 / size()
 
     def construct(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self.map(ops.partial(share_of_sum, self.sum, self.share), grads)
 
 
 def share_of_sum(add: Any, share: float, x: Tensor) -> Tensor:
-    """x summed over ranks by the primitive `add`, times `share`."""
+    """Sum x over ranks with the primitive `add` and multiply by `share`."""
     return _MUL(add(x), share)
 
 
 def total(values: Any) -> np.ndarray:
-    """Sum over all ranks of an array of the same shape on each; a single rank's own values untouched.
+    """Sum an array of the same shape over all ranks; with one rank the array is returned as it is.
 
-    The collective adds in float32; numbers in float64 are sent in two parts, so that a sum keeps what it had.
+    All-reduce adds in float32; float64 values are sent in two parts, so the sum keeps their precision.
     """
     array = np.asarray(values)
     if size() == 1:
@@ -87,7 +88,7 @@ def total(values: Any) -> np.ndarray:
 
 
 def gather(values: Any) -> np.ndarray:
-    """A vector of each rank: (n,) -> (ranks, n)."""
+    """Collect a vector from each rank: (n,) -> (ranks, n)."""
     row = np.asarray(values, np.float32)
     table = np.zeros((size(), row.size), np.float32)
     table[rank()] = row
@@ -95,7 +96,7 @@ def gather(values: Any) -> np.ndarray:
 
 
 def largest(value: int) -> int:
-    """The largest of the ranks' whole numbers below 2**24."""
+    """Return the maximum over ranks of a whole number below 2**24."""
     return int(gather([value]).max())
 
 
@@ -104,12 +105,12 @@ def broadcast(parameters: list[Parameter]) -> None:
     for parameter in parameters:
         value = parameter.asnumpy()
         if np.issubdtype(value.dtype, np.floating):
-            own = value if rank() == 0 else np.zeros_like(value)
-            parameter.set_data(Tensor(total(own).astype(value.dtype)))
+            summand = value if rank() == 0 else np.zeros_like(value)
+            parameter.set_data(Tensor(total(summand).astype(value.dtype)))
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """Do `work` on every rank; where a `UserError` stops it on any, all ranks stop with that line.
+    """Do `work` on every rank; if it raises a `UserError` on any rank, all ranks stop with that line.
 
     Raises:
         RankError: the error of the first rank that failed.
@@ -121,14 +122,14 @@ def together(work: Callable[[], Result]) -> Result:
         result = work()
     except UserError as error:
         text = str(error) or type(error).__name__
-    letters = np.zeros(TEXT)
-    content = text.encode()[:TEXT]
+    letters = np.zeros(MAX_TEXT)
+    content = text.encode()[:MAX_TEXT]
     letters[: len(content)] = list(content)
-    told = [bytes(row[row > 0].astype(np.uint8)).decode(errors="ignore") for row in gather(letters)]
-    failed = [number for number, text in enumerate(told) if text]
+    texts = [bytes(row[row > 0].astype(np.uint8)).decode(errors="ignore") for row in gather(letters)]
+    failed = [number for number, text in enumerate(texts) if text]
     if failed:
         first = failed[0]
-        raise RankError(f"rank {first}: {told[first]}" if first else told[first])
+        raise RankError(f"rank {first}: {texts[first]}" if first else texts[first])
     return result  # type: ignore[return-value] # work succeeded here, so this is its result
 
 
@@ -136,21 +137,21 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 def self_test(loader: Batches, parameters: dict[str, Parameter], recipe: str) -> str:
-    """Before the first step: the sums arrive, all ranks run one recipe from the same weights, shards are right.
+    """Check before the first step: all-reduce works, ranks have equal recipes and weights, shards are correct.
 
     Args:
-        loader: of the training data; its first epoch is looked at.
-        parameters: what has to be equal on all ranks.
+        loader: training batches; the first epoch is checked.
+        parameters: parameters that must be equal on all ranks.
         recipe: the resolved recipe as text.
 
     Returns:
         A line for the log.
 
     Raises:
-        RankError: naming the rank that differs from rank 0, or that reads what another one reads.
+        RankError: a rank differs from rank 0, or reads images of another rank; the text names it.
     """
     check_sums()
-    check_equal(crc([recipe.encode()]), "runs another recipe than rank 0; start all nodes with the same one")
+    check_equal(crc([recipe.encode()]), "has another recipe than rank 0; start all nodes with the same recipe")
     names = "\n".join(parameters)
     check_equal(crc([names.encode()]), "has other parameters than rank 0; start all nodes with the same code")
     check_shards(loader)
@@ -163,18 +164,18 @@ def self_test(loader: Batches, parameters: dict[str, Parameter], recipe: str) ->
 
 
 def check_sums() -> None:
-    """A sum of ones counts the ranks, and every rank finds its own contribution at its place."""
+    """Check that a sum of ones counts the ranks, and that every rank's value arrives in its row of a gather."""
     ones = total(np.ones(8))
     if not (ones == size()).all():
         raise RankError(f"rank {rank()}: an all-reduce of ones over {size()} ranks gives {ones.max():g}")
     numbers = gather([rank() + 1])[:, 0]
-    for number, found in enumerate(numbers):
-        if found != number + 1:
-            raise RankError(f"rank {number}: an all-reduce does not bring its values (got {found:g})")
+    for number, value in enumerate(numbers):
+        if value != number + 1:
+            raise RankError(f"rank {number}: its values do not arrive in an all-reduce (got {value:g})")
 
 
 def check_equal(values: list[int], message: str) -> None:
-    """The same whole numbers below 2**24 on all ranks."""
+    """Check that whole numbers below 2**24 are equal on all ranks."""
     table = gather(values)
     for number in range(1, size()):
         if not (table[number] == table[0]).all():
@@ -182,15 +183,17 @@ def check_equal(values: list[int], message: str) -> None:
 
 
 def check_shards(loader: Batches) -> None:
-    """All ranks see one list of images, and the first epoch takes each as often as it should; less than a global batch
-    is left over."""
-    check_equal(loader.checksum(), "sees other images than rank 0; data.root must hold the same files on all nodes")
-    own = loader.order(0)
+    """Check that all ranks list the same images, and that the first epoch reads each image as often as it should.
+
+    Less than a global batch may stay unread.
+    """
+    check_equal(loader.checksum(), "lists other images than rank 0; data.root must have the same files on all nodes")
+    order = loader.order(0)
     counts = np.zeros(len(loader.source))
-    np.add.at(counts, own, 1)
+    np.add.at(counts, order, 1)
     counts = total(counts)
     twice = counts > loader.config.repeats
-    table = gather([twice[own].sum(), len(own)])
+    table = gather([twice[order].sum(), len(order)])
     for number, (shared, _) in enumerate(table):
         if shared:
             others = [str(other) for other, row in enumerate(table) if row[0] and other != number]
@@ -198,14 +201,14 @@ def check_shards(loader: Batches) -> None:
             raise RankError(f"rank {number}: reads {int(shared)} images of an epoch that are read twice{partner}")
     for number, (_, images) in enumerate(table):
         if images != table[0, 1]:
-            raise RankError(f"rank {number}: reads {int(images)} images in an epoch, rank 0 {int(table[0, 1])}")
-    left = loader.images - int(counts.sum())
-    if left >= loader.batch_size * size():
-        raise RankError(f"rank 0: {left} images are read by no rank, more than the incomplete last batch")
+            raise RankError(f"rank {number}: reads {int(images)} images in an epoch, rank 0 reads {int(table[0, 1])}")
+    unread = loader.images - int(counts.sum())
+    if unread >= loader.batch_size * size():
+        raise RankError(f"rank 0: no rank reads {unread} images, more than the incomplete last batch")
 
 
 def check_parameters(parameters: dict[str, Parameter]) -> None:
-    """Equal bytes on all ranks."""
+    """Check that parameters have equal bytes on all ranks."""
     sums = gather(np.concatenate([crc([np.ascontiguousarray(p.asnumpy())]) for p in parameters.values()]))
     for number in range(1, size()):
         unequal = (sums[number] != sums[0]).reshape(-1, 2).any(axis=1)
@@ -215,7 +218,7 @@ def check_parameters(parameters: dict[str, Parameter]) -> None:
 
 
 def crc(parts: Any) -> list[int]:
-    """CRC-32 of bytes in two halves, which float32 holds exactly."""
+    """Return the CRC-32 of bytes in two halves, which float32 represents exactly."""
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the position in training."""
+"""Learning rates as pure functions of the training progress."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from ..config import TrainConfig
 
 
 def effective_batch(train: TrainConfig, devices: int = 1) -> int:
-    """Images per update over all devices."""
+    """Return the images per update over all devices."""
     return train.batch_size * train.passes(devices) * devices
 
 
 def peak_rate(train: TrainConfig, devices: int = 1) -> float:
-    """The learning rate after warm-up: base_lr * effective batch / lr_batch (linear scaling rule)."""
+    """Return the learning rate after warm-up: base_lr * effective batch / lr_batch (linear scaling rule)."""
     if not train.lr_batch:
         return train.base_lr
     return train.base_lr * effective_batch(train, devices) / train.lr_batch
 
 
 def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 1.0, updates: int = 1) -> float:
-    """Learning rate of a parameter group at a fractional epoch.
+    """Return the learning rate of a parameter group at a fractional epoch.
 
-    rule: mae (FastMIM util/lr_sched.py). Linear from 0 to `peak` during the warm-up, then half a cosine to `min_lr`
-    over the epochs that are left, or a factor `gamma` every `decay_epochs`. `scale` multiplies everything.
+    rule: mae (FastMIM util/lr_sched.py). Warm-up: linear from 0 to `peak`. Then half a cosine to `min_lr` over the
+    remaining epochs, or a factor `gamma` every `decay_epochs`. `scale` multiplies the result.
 
-    rule: timm (SimMIM lr_scheduler.py, timm 0.4.12). An update uses the rate of the one before it; linear from
-    `warmup_lr` to peak * scale; after the warm-up the shape is evaluated as if it had begun at the start, so there is a
-    small jump; `warmup_prefix` lets the cosine begin after it (Swin-Transformer lr_scheduler.py, which the Swin V2
-    recipes use). With `per_epoch` all of that counts epochs instead of updates (DeiT main.py, timm 0.5.4). `warmup_lr`
-    and `min_lr` are not scaled by layer decay, and are given for `lr_batch` images.
+    rule: timm (SimMIM lr_scheduler.py, timm 0.4.12). An update uses the rate of the previous update. Warm-up: linear
+    from `warmup_lr` to peak * scale. The schedule after it counts from the start of training, so there is a small jump
+    at the end of the warm-up; with `warmup_prefix` the cosine starts after the warm-up (Swin-Transformer
+    lr_scheduler.py, used by the Swin V2 recipes). With `per_epoch` the rule counts epochs instead of updates (DeiT
+    main.py, timm 0.5.4). `warmup_lr` and `min_lr` are not scaled by layer decay and are given for `lr_batch` images.
 
-    rule: mmengine (mmengine param_scheduler.py, as mmpretrain uses it). An update uses its own rate; the last of the
-    warm-up reaches the peak; the shape begins after it, so that milestones count from there, and the cosine can be
-    longer than what is left (`cosine_epochs`). Layer decay scales the start of the warm-up too, but not `min_lr`.
+    rule: mmengine (mmengine param_scheduler.py, as used by mmpretrain). An update uses its rate, not that of the
+    previous one. The last update of the warm-up reaches the peak. The schedule starts after the warm-up: milestones
+    count from there, and the cosine can be longer than the remaining epochs (`cosine_epochs`). Layer decay scales the
+    start of the warm-up too, but not `min_lr`.
 
     Args:
-        train: rule, shape and durations.
+        train: rule, schedule and durations.
         peak: the rate after warm-up (`peak_rate`).
-        epoch: position, see `position`.
-        scale: the group's layer-decay factor.
-        updates: updates per epoch, which rule timm counts.
+        epoch: fractional epoch, see `position`.
+        scale: layer-decay factor of the group.
+        updates: updates per epoch, for rules timm and mmengine.
     """
     if train.rule == "timm":
         if train.per_epoch:
@@ -60,7 +61,7 @@ def learning_rate(train: TrainConfig, peak: float, epoch: float, scale: float = 
 
 
 def _timm_rate(train: TrainConfig, base: float, batch_factor: float, epoch: float, updates: int) -> float:
-    """`base`: the group's own peak; `batch_factor`: what the batch multiplies the other rates with."""
+    """`base`: peak of the group; `batch_factor`: effective batch / lr_batch, which scales the other rates."""
     now = max(round(epoch * updates) - 1, 0)
     warmup, total = round(train.warmup_epochs * updates), train.epochs * updates
     start, low = train.warmup_lr * batch_factor, train.min_lr * batch_factor
@@ -69,7 +70,7 @@ def _timm_rate(train: TrainConfig, base: float, batch_factor: float, epoch: floa
     if train.schedule == "cosine":
         first = warmup if train.warmup_prefix else 0
         return low + 0.5 * (base - low) * (1.0 + math.cos(math.pi * (now - first) / (total - first)))
-    if train.schedule == "linear":  # to a hundredth, over what the warm-up leaves
+    if train.schedule == "linear":  # to base / 100 over the epochs after the warm-up
         return base - 0.99 * base * (now - warmup) / (total - warmup)
     if train.schedule == "multistep":
         return float(base * train.gamma ** bisect.bisect_right([m * updates for m in train.milestones], now))
@@ -77,7 +78,7 @@ def _timm_rate(train: TrainConfig, base: float, batch_factor: float, epoch: floa
 
 
 def _mmengine_rate(train: TrainConfig, base: float, batch_factor: float, epoch: float, updates: int) -> float:
-    """Arguments as `_timm_rate`."""
+    """Arguments as in `_timm_rate`."""
     now, warmup = round(epoch * updates), round(train.warmup_epochs * updates)
     if now < warmup:
         start = train.warmup_lr / train.base_lr
@@ -90,5 +91,5 @@ def _mmengine_rate(train: TrainConfig, base: float, batch_factor: float, epoch: 
 
 
 def position(epoch: int, forward_pass: int, passes_per_epoch: int, accumulate: int) -> float:
-    """Fractional epoch whose rate an update uses: that of the first of its forward passes."""
+    """Return the fractional epoch of an update, which is that of its first forward pass."""
     return epoch + (forward_pass - forward_pass % accumulate) / passes_per_epoch

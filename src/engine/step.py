@@ -1,4 +1,4 @@
-"""One training step as a graph: forward, gradient, mean over ranks, norm, clipping, update."""
+"""The training step as a graph: forward, gradient, mean over ranks, norm, clipping, update."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ class TrainStep(nn.Cell):
     Args:
         method: returns (loss, *parts, sums).
         optimizer: updates the Method's parameters.
-        clip_norm: global gradient norm above which gradients are scaled down; 0 only measures.
-        accumulate: forward passes per update; the earlier ones go through `Accumulate`.
+        clip_norm: global gradient norm above which gradients are scaled down; 0: no clipping.
+        accumulate: forward passes per update; all but the last go through `Accumulate`.
     """
 
     def __init__(self, method: Trainable, optimizer: AdamW, clip_norm: float = 0.0, accumulate: int = 1):
         super().__init__(auto_prefix=False)
-        self.method, self.optimizer = method, optimizer
-        self.clip_norm, self.accumulate = clip_norm, accumulate
-        self.norm, self.map = GlobalNorm(), ops.HyperMap()
+        self.method = method
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.accumulate = accumulate
+        self.norm = GlobalNorm()
+        self.map = ops.HyperMap()
         self.over_ranks = parallel.Mean() if parallel.size() > 1 else None
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
         self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
     def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        """`values` of AdamW.step_values and a batch -> (loss, *parts, sums, gradient norm before clipping).
+        """`values` from AdamW.step_values and a batch -> (loss, *parts, sums, gradient norm before clipping).
 
-        The norm is that of the gradients' mean over passes and ranks, the others are of this batch.
+        The norm is of the mean gradient over passes and ranks; the other outputs are of this batch.
         """
         outputs, grads = self.value_and_grad(*batch)
         if self.sums is not None:
             grads = self._mean(grads)
-        if self.over_ranks is not None:  # once per update, whatever is accumulated
+        if self.over_ranks is not None:  # once per update, after accumulation
             grads = self.over_ranks(grads)
         norm = self.norm(grads)
         if self.clip_norm > 0:
@@ -48,12 +51,12 @@ class TrainStep(nn.Cell):
         return ops.depend((*outputs, norm), self.optimizer(values, grads))
 
     def _mean(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Mean over the accumulated passes and this one; empties the sums."""
+        """Average the gradients over the accumulated passes and this one, and reset the sums."""
         return self.map(ops.partial(mean_of, self.accumulate), self.sums, grads)
 
 
 class Accumulate(nn.Cell):
-    """Adds the gradients of a batch to the sums of a `TrainStep` without updating."""
+    """Adds the gradients of a batch to the sums of a `TrainStep`, without an update."""
 
     def __init__(self, step: TrainStep):
         super().__init__(auto_prefix=False)
@@ -72,20 +75,26 @@ class Accumulate(nn.Cell):
 class GlobalNorm(nn.Cell):
     """L2 norm of all gradients together.
 
-    HyperMap and primitives: a loop that appends to a list takes a time to compile that grows with the square of the
-    number of parameters, and operators on tensors are graphs of their own. The last axis is summed first, which is
-    many times faster on CPU.
+    It uses HyperMap and primitives, because they compile fast: the compile time of a loop that appends to a list grows
+    with the square of the number of parameters, and each operator on tensors becomes a separate graph. The last axis is
+    summed first, which is many times faster on CPU.
     """
 
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
-        self.map, self.add, self.sqrt = ops.HyperMap(), ops.AddN(), ops.Sqrt()
+        self.map = ops.HyperMap()
+        self.add = ops.AddN()
+        self.sqrt = ops.Sqrt()
 
     def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
         return self.sqrt(self.add(self.map(sum_of_squares, grads)))
 
 
-_MUL, _ADD, _SUM, _ASSIGN, _ZEROS = ops.Mul(), ops.Add(), ops.ReduceSum(), ops.Assign(), ops.ZerosLike()
+_MUL = ops.Mul()
+_ADD = ops.Add()
+_SUM = ops.ReduceSum()
+_ASSIGN = ops.Assign()
+_ZEROS = ops.ZerosLike()
 
 
 def times(factor: Tensor, x: Tensor) -> Tensor:
@@ -97,6 +106,6 @@ def sum_of_squares(x: Tensor) -> Tensor:
 
 
 def mean_of(count: int, total: Parameter, x: Tensor) -> Tensor:
-    """(total + x) / count; `total` becomes zero."""
+    """Return (total + x) / count and set `total` to zero."""
     mean = _MUL(_ADD(total, x), 1.0 / count)
     return ops.depend(mean, _ASSIGN(total, _ZEROS(mean)))

@@ -1,4 +1,4 @@
-"""What the three entry points share: quiet framework, one-line errors, exit codes."""
+"""Shared by all commands: quiet framework, one-line errors, exit codes, checks of arguments."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def run_command(command: Callable[[], None]) -> int:
     """Run a command.
 
     Returns:
-        0 when done, 2 with one line for what the user can mend, 130 when interrupted, 141 when nobody reads its output
-        any more (`| head`).
+        0 on success; 2 for an error that the user can fix, printed as one line; 130 when interrupted; 141 when the
+        reader of its output has closed the pipe (`| head`).
     """
-    os.environ.setdefault("GLOG_v", "4")  # MindSpore's errors arrive as exceptions; GLOG_v=2 shows its warnings
+    os.environ.setdefault("GLOG_v", "4")  # MindSpore also raises its errors as exceptions; GLOG_v=2 shows warnings
 
     if is_first_process():
         sys.stderr.write(version_warning(mindspore_version()))
@@ -38,7 +38,7 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the final flush of stdout would fail too
         return 141
     return 0
 
@@ -79,13 +79,13 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def one_line(text: str) -> str:
-    """Names in files may hold line ends and worse, which a terminal would act on."""
+    """Escape line ends and control characters, which file names may contain."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """`--plan` and what goes with it."""
-    parser.add_argument("--plan", action="store_true", help="say what the recipe costs and write nothing")
+    """Add `--plan` and its options."""
+    parser.add_argument("--plan", action="store_true", help="print what the recipe costs and write nothing")
     parser.add_argument("--devices", default="", metavar="N", help="with --plan: devices that train together")
     parser.add_argument("--images", default="", metavar="N", help="with --plan: training images, if not in data.root")
     parser.add_argument("--measure", action="store_true", help="with --plan: run two steps on random images")
@@ -93,18 +93,18 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def train_or_plan(args: argparse.Namespace) -> None:
-    """What `train.py` does. Recipe, options and paths are looked at before MindSpore is imported, which takes seconds.
+    """Run `train.py`. Recipe, options and paths are checked before MindSpore is imported, which takes seconds.
 
     Raises:
-        UserError: of the recipe, an option that goes with the other of plan and training, or a path.
+        UserError: the recipe, an option or a path is wrong.
     """
     for option in ("devices", "images", "measure", "json"):
         if getattr(args, option) and not args.plan:
-            raise UserError(f"command line: --{option} goes with --plan; add --plan, or leave it out")
+            raise UserError(f"command line: --{option} needs --plan; add --plan, or leave --{option} out")
     for option in ("resume", "stop_after"):
         if getattr(args, option) and args.plan:
             name = option.replace("_", "-")
-            raise UserError(f"command line: --{name} goes with training, not with --plan; leave it out")
+            raise UserError(f"command line: --{name} does not work with --plan; leave --{name} out")
     recipe = load_recipe(args.config, args.overrides)
     devices = whole_number("--devices", args.devices or "1")
     images = whole_number("--images", args.images) if args.images else 0
@@ -128,14 +128,14 @@ def whole_number(option: str, text: str) -> int:
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """The form of `key=value` arguments, before anything slow is done."""
+    """Check the form of `key=value` arguments, before slow imports."""
     for text in overrides:
         split_override(text)
 
 
 def check_export(output: str, file_format: str, batch: int) -> None:
-    """What an export can be asked for, before anything slow is done."""
+    """Check the options of an export, before slow imports."""
     if batch < 0:
-        raise UserError(f"--batch: {batch} is negative; 0 exports for any batch")
+        raise UserError(f"--batch: {batch} is negative; write 0 for any batch size")
     if output and not output.endswith(f".{file_format}"):
-        raise UserError(f"--output: {output} does not end in .{file_format}")
+        raise UserError(f"--output: {output} does not end in .{file_format}; write NAME.{file_format}")

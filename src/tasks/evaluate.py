@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: what `eval.py` does, and how every task opens a checkpoint."""
+"""Evaluate a checkpoint (`eval.py`), and open checkpoints for all tasks."""
 
 from __future__ import annotations
 
@@ -21,45 +21,50 @@ from .networks import classifier_recipe, deployed, fill
 
 
 def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
-    """A checkpoint and the recipe inside it, with overrides."""
-    found = checkpoint.load(Path(path))
-    recipe = parse_recipe(found.meta["recipe"], path)
-    return (override(recipe, overrides, path) if overrides else recipe), found
+    """Load a checkpoint and the recipe stored in it, with overrides."""
+    loaded = checkpoint.load(Path(path))
+    recipe = parse_recipe(loaded.meta["recipe"], path)
+    return (override(recipe, overrides, path) if overrides else recipe), loaded
 
 
 def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[Recipe, checkpoint.Checkpoint]:
-    """Likewise for a checkpoint with a classifier; the recipe file `config` takes the place of its own recipe."""
-    found = checkpoint.load(Path(path))
-    own = classifier_recipe(found)
-    recipe = load_recipe(config, overrides) if config else override(own, overrides, path)
-    classifier, wanted = recipe.method.classifier, own.method.classifier
-    if classifier is None or wanted is None:
-        raise ConfigError(f"{config or path}: method: {recipe.method.name} has no classifier; use method: classify")
-    if classifier.num_classes != wanted.num_classes:
+    """Load a checkpoint with a classifier, and its recipe or the recipe file `config`, with overrides.
+
+    Raises:
+        CheckpointError: the checkpoint has no classifier, or one with another number of classes.
+        ConfigError: the recipe has no classifier.
+    """
+    loaded = checkpoint.load(Path(path))
+    stored = classifier_recipe(loaded)
+    recipe = load_recipe(config, overrides) if config else override(stored, overrides, path)
+    classifier, trained = recipe.method.classifier, stored.method.classifier
+    if classifier is None or trained is None:
+        raise ConfigError(f"{config or path}: method: {recipe.method.name} has no classifier; write method: classify")
+    if classifier.num_classes != trained.num_classes:
         raise checkpoint.CheckpointError(
-            f"{path}: its head has {wanted.num_classes} classes, but method.num_classes is "
-            f"{classifier.num_classes}; write {wanted.num_classes}"
+            f"{path}: its head has {trained.num_classes} classes, but method.num_classes is "
+            f"{classifier.num_classes}; write {trained.num_classes}"
         )
-    return replace(recipe, method=classifier), found
+    return replace(recipe, method=classifier), loaded
 
 
 def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> dict[str, Any]:
-    """Accuracy of a checkpoint on its own validation folder or on another image folder `data`.
+    """Measure the accuracy of a checkpoint on the image folder `data`, by default its validation folder.
 
     Returns:
-        ckpt, data (the folder), count, top1 and top5 as shares, top1_correct and top5_correct as numbers of images,
-        and loss (cross-entropy without smoothing).
+        ckpt, data (the folder), count, top1 and top5 as fractions, top1_correct and top5_correct as numbers of images,
+        and loss (cross-entropy without label smoothing).
     """
     return measure_checkpoint(path, data, overrides, config)[0]
 
 
 def measure_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> tuple[dict[str, Any], str]:
-    """What `evaluate_checkpoint` gives, and a line about it for people."""
-    recipe, found = open_classifier(path, overrides, config)
-    source = images_for(recipe, found, data)
+    """Return the result of `evaluate_checkpoint` and a readable line about it."""
+    recipe, loaded = open_classifier(path, overrides, config)
+    source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed)
     method = build_method(recipe)
-    checkpoint.assign(checkpoint.weights_of(method), found.weights, found.path)
+    checkpoint.assign(checkpoint.weights_of(method), loaded.weights, loaded.path)
     batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
     result = method.metrics(evaluate(AsGraph(method, method.measure), batches))
     count = int(result["count"])
@@ -68,10 +73,10 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     parts = [
         f"{name} {100 * shares[key]:.2f} % ({correct[f'{key}_correct']} of {plural(count, 'image')})"
         for name, key in (("top-1", "top1"), ("top-5", "top5"))
-        if key == "top1" or len(source.classes) > 5  # the top-5 of so few classes tells nothing
+        if key == "top1" or len(source.classes) > 5  # with 5 classes top-5 is always 100 %
     ]
-    told = {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
-    return told, ", ".join(parts)
+    figures = {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
+    return figures, ", ".join(parts)
 
 
 def measure_confusion(path: str, data: str = "", overrides: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
@@ -80,34 +85,36 @@ def measure_confusion(path: str, data: str = "", overrides: Sequence[str] = ()) 
     Args:
         path, data, overrides: as in `evaluate_checkpoint`.
     """
-    recipe, found = open_classifier(path, list(overrides))
-    source = images_for(recipe, found, data)
+    recipe, loaded = open_classifier(path, list(overrides))
+    source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed)
-    logits = features(
-        fill(deployed(recipe), found), loader(recipe, source, ("image", "label"), training=False).epoch(0)
-    )
-    matrix = confusion_matrix(np.array(source.labels), logits.argmax(axis=1), len(source.classes))
-    return source.classes, matrix
+    batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
+    logits = features(fill(deployed(recipe), loaded), batches)
+    return source.classes, confusion_matrix(np.array(source.labels), logits.argmax(axis=1), len(source.classes))
 
 
-def images_for(recipe: Recipe, found: checkpoint.Checkpoint, data: str) -> ImageFolder:
+def images_for(recipe: Recipe, loaded: checkpoint.Checkpoint, data: str) -> ImageFolder:
     """The folder `data`, or the validation images of the recipe; its classes are those of the checkpoint."""
     source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
-    check_classes(source, found)
+    check_class_names(source, loaded)
     return source
 
 
-def check_classes(source: ImageFolder, found: checkpoint.Checkpoint) -> None:
-    """The folder has the classes the checkpoint was trained on, by name; a converted one knows only how many."""
-    wanted = found.meta["classes"] or [str(number) for number in range(len(found.weights["head.weight"]))]
-    known = bool(found.meta["classes"])
-    if source.classes == wanted or (not known and len(source.classes) == len(wanted)):
+def check_class_names(source: ImageFolder, loaded: checkpoint.Checkpoint) -> None:
+    """Check that the folder has the checkpoint's class names; a converted checkpoint has only their number.
+
+    Raises:
+        DataError: the classes differ.
+    """
+    names = loaded.meta["classes"]
+    trained = names or [str(number) for number in range(len(loaded.weights["head.weight"]))]
+    if source.classes == trained or (not names and len(source.classes) == len(trained)):
         return
     if not source.classes:
-        raise DataError(f"data: {source.folder} has no class folders; accuracy needs one for each of {len(wanted)}")
-    odd = sorted(set(source.classes) ^ set(wanted)) if known else []
+        raise DataError(f"data: {source.folder} has no class folders; accuracy needs one for each of {len(trained)}")
+    different = sorted(set(source.classes) ^ set(trained)) if names else []
     raise DataError(
-        f"data: {source.folder} has {len(source.classes)} classes, the checkpoint {len(wanted)}"
-        + (f"; not in both: {', '.join(odd[:5])}" if odd else "")
-        + (", ..." if len(odd) > 5 else "")
+        f"data: {source.folder} has {len(source.classes)} classes, the checkpoint has {len(trained)}"
+        + (f"; not in both: {', '.join(different[:5])}" if different else "")
+        + (", ..." if len(different) > 5 else "")
     )

@@ -1,4 +1,4 @@
-"""Export a checkpoint: what `export.py` does."""
+"""Export a checkpoint (`export.py`)."""
 
 from __future__ import annotations
 
@@ -20,55 +20,62 @@ from .evaluate import open_checkpoint
 from .images import evaluation_batches
 from .networks import deployed, fill
 
-#: largest difference of an exported network's outputs, relative to the largest output
+#: largest difference allowed between outputs of file and checkpoint, relative to the largest output
 EXPORT_TOLERANCE = 1e-5
-#: batch sizes an export of any batch is compared at
+#: batch sizes of the comparison, for an export of any batch size
 COMPARED_BATCHES = (1, 4)
 
 
 @dataclass(frozen=True)
 class Export:
-    """A written network: its file, how it was compared and the largest relative difference found."""
+    """An exported file and its comparison with the checkpoint.
+
+    Attributes:
+        path: the file.
+        difference: largest relative difference of the outputs.
+        batches: compared batch sizes.
+        images: description of the compared images.
+    """
 
     path: Path
     difference: float
     batches: tuple[int, ...]
-    images: str  # what it was compared on
+    images: str
 
 
 def export_checkpoint(path: str, file_format: str, output: str, batch: int, overrides: list[str]) -> Export:
-    """Write a MindIR beside a JSON of its preprocessing, read it back and compare outputs.
+    """Write a MindIR and a JSON of its preprocessing, read the MindIR back and compare outputs.
 
-    A fine-tuned checkpoint gives its classifier (logits), one of pre-training its encoder (tokens).
+    A fine-tuned checkpoint exports its classifier (logits), a pre-trained one its encoder (tokens).
 
     Args:
         path: the checkpoint.
         file_format: mindir, or air (Ascend only, cannot be read back).
-        output: the file to write, empty for one beside the checkpoint.
-        batch: images per call, 0 for any number.
+        output: the file to write; empty: next to the checkpoint.
+        batch: images per call; 0: any number.
         overrides: changes to the recipe.
 
     Raises:
-        RunError: the format cannot be written here, or the file gives other outputs.
+        RunError: the format cannot be written on this device, or the outputs differ.
     """
-    recipe, found = open_checkpoint(path, overrides)
+    recipe, loaded = open_checkpoint(path, overrides)
     check_export(output, file_format, batch)
     used = device.set_up(recipe.device, recipe.seed)
     if file_format == "air" and used != "Ascend":
-        raise RunError(f"--format air: MindSpore writes AIR on Ascend only, this is {used}; write --format mindir")
+        raise RunError(f"--format air: MindSpore writes AIR on Ascend only, not on {used}; write --format mindir")
     target = Path(output) if output else Path(path).with_suffix(f".{file_format}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    network = fill(deployed(recipe), found)
+    network = fill(deployed(recipe), loaded)
     sizes = (batch,) if batch else COMPARED_BATCHES
-    images, described = example_images(recipe, max(sizes))
+    images, description = example_images(recipe, max(sizes))
     temporary = target.with_name(f".{target.stem}.partial.{file_format}")
     try:
-        # the network compared with is built anew, because an export fixes the inputs of the one it is given
+        # ms.export fixes the input shapes of its network, so the comparison builds a second one
         example = example_input(recipe, batch or (1 if file_format == "air" else 0))
         ms.export(network, example, file_name=str(temporary.with_suffix("")), file_format=file_format.upper())
         difference = float("nan")
         if file_format == "mindir":
-            difference = compare(temporary, fill(deployed(recipe), found), images, sizes)
+            difference = largest_difference(temporary, fill(deployed(recipe), loaded), images, sizes)
             if not difference <= EXPORT_TOLERANCE:
                 raise RunError(
                     f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written"
@@ -77,45 +84,45 @@ def export_checkpoint(path: str, file_format: str, output: str, batch: int, over
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    content = json.dumps(preprocessing(recipe, found.meta["classes"], batch), indent=2) + "\n"
+    content = json.dumps(preprocessing(recipe, loaded.meta["classes"], batch), indent=2) + "\n"
     target.with_suffix(".json").write_text(content, encoding="utf-8")
-    return Export(target, difference, sizes, described)
+    return Export(target, difference, sizes, description)
 
 
 def example_input(recipe: Recipe, batch: int) -> Tensor:
-    """What an export traces: so many images, 0 for any number (AIR takes fixed shapes only)."""
+    """Return the input that an export traces: `batch` images, 0 for any number (AIR needs fixed shapes)."""
     shape = (recipe.encoder.in_chans, *recipe.encoder.image_size)
     return Tensor(np.zeros((batch, *shape), np.float32)) if batch else Tensor(shape=[None, *shape], dtype=ms.float32)
 
 
-def compare(path: Path, network: nn.Cell, images: np.ndarray, sizes: tuple[int, ...]) -> float:
-    """The largest difference of a MindIR file's outputs from a network's, relative to the largest output."""
-    reread = nn.GraphCell(ms.load(str(path)))
+def largest_difference(path: Path, network: nn.Cell, images: np.ndarray, sizes: tuple[int, ...]) -> float:
+    """Return the largest difference between outputs of a MindIR file and a network, relative to the largest output."""
+    exported = nn.GraphCell(ms.load(str(path)))
     worst = 0.0
     for size in sizes:
         batch = Tensor(images[:size])
-        theirs, ours = reread(batch).asnumpy(), network(batch).asnumpy()
-        difference = np.abs(theirs - ours).max() / max(np.abs(ours).max(), 1e-12)
+        actual, expected = exported(batch).asnumpy(), network(batch).asnumpy()
+        difference = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12)
         worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
     return worst
 
 
 def example_images(recipe: Recipe, count: int) -> tuple[np.ndarray, str]:
-    """Validation images of the recipe, repeated up to `count`, or noise if its data is not here; and which."""
+    """Return `count` validation images of the recipe, or noise without its data, and a description of them."""
     try:
         source = image_folder(Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
     except DataError:
         shape = (count, recipe.encoder.in_chans, *recipe.encoder.image_size)
         return np.random.default_rng(0).standard_normal(shape).astype(
             np.float32
-        ), "noise, the recipe's data is not here"
+        ), "noise, since the recipe's data folder does not exist"
     spread = np.linspace(0, len(source) - 1, count).astype(int)
     batch = next(evaluation_batches(recipe, [source.files[index] for index in spread], count))
     return batch[0].asnumpy(), f"images of {source.folder}"
 
 
 def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, Any]:
-    """How to turn a file into the network's input, and what its output means."""
+    """Describe how to turn an image file into the network's input, and what the output means."""
     height, width = recipe.encoder.image_size
     crop = recipe.data.eval_crop
     resize = [int(height / crop)] if height == width else [int(height / crop), int(width / crop)]

@@ -1,4 +1,4 @@
-"""What a recipe will cost: sizes, masks, operations, learning rate, steps and memory, before anything compiles."""
+"""The cost of a recipe: sizes, masks, FLOPs, learning rate, steps and memory, computed without compiling a graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mindspore.nn.utils import no_init_parameters
 from ..config import Recipe, at_stage, plural
 from ..config.files import ConfigError
 from ..data.loader import images_of_epoch
-from ..data.sources import image_folder, labelled_share
+from ..data.sources import image_folder, labelled_subset
 from ..engine import checkpoint, device
 from ..engine.log import duration
 from ..engine.optim import build_optimizer
@@ -30,16 +30,16 @@ STATE = 16  # bytes per trained parameter: weight, gradient and two moments in f
 
 
 class PlanError(ConfigError):
-    """A plan that cannot be made; one line for the user."""
+    """The recipe cannot be planned; the text is one line for the user."""
 
 
 def print_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool = False, as_json: bool = False) -> None:
-    """What `train.py --plan` does.
+    """Print the plan of a recipe (`train.py --plan`).
 
     Raises:
-        PlanError: as `make_plan`.
+        PlanError: as in `make_plan`.
     """
-    plans = [make_plan(view, devices, images, measure) for view in parts_of(recipe)]
+    plans = [make_plan(part, devices, images, measure) for part in split_by_stage(recipe)]
     if as_json:
         sys.stdout.write(json.dumps(plans if recipe.stages else plans[0]) + "\n")
         return
@@ -48,29 +48,30 @@ def print_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool 
         sys.stdout.write(title + as_table(plan) + "\n")
 
 
-def parts_of(recipe: Recipe) -> list[Recipe]:
-    """The recipe of each stage with the epochs of that stage alone; the recipe itself if it has none."""
+def split_by_stage(recipe: Recipe) -> list[Recipe]:
+    """Return a recipe per stage with the epochs of that stage; the recipe itself if it has no stages."""
     parts = []
     for number, stage in enumerate(recipe.stages):
-        view = at_stage(recipe, number)
-        warm_up = min(view.train.warmup_epochs, stage.epochs - 1)  # a longer one goes on in the next stage
-        parts.append(replace(view, train=replace(view.train, epochs=stage.epochs, warmup_epochs=warm_up)))
+        part = at_stage(recipe, number)
+        warm_up = min(part.train.warmup_epochs, stage.epochs - 1)  # a longer warm-up continues in the next stage
+        parts.append(replace(part, train=replace(part.train, epochs=stage.epochs, warmup_epochs=warm_up)))
     return parts or [recipe]
 
 
 def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool = False) -> dict[str, Any]:
-    """All figures of a plan under the names that `--json` prints.
+    """Return all figures of a plan under the names that `--json` prints.
 
     Args:
         recipe: the resolved recipe.
-        devices: that train it together, each with `train.batch_size` images at a time.
-        images: training images; 0 counts those of the data folder, or takes ImageNet-1K's if the folder is not there
-            and has its name. Where neither says it, `images` and the steps of the plan are None.
-        measure: run two real steps on random images.
+        devices: number of devices; each takes `train.batch_size` images per pass.
+        images: number of training images. 0: count those in the data folder, or use ImageNet-1K's number if a folder of
+            that name does not exist. If neither is known, `images` and the steps of the plan are None.
+        measure: also run two training steps on random images.
 
     Raises:
-        PlanError: the images are too few for one step.
-        DataError, DeviceError: of the data folder, and of the device if it measures.
+        PlanError: there are too few images for one update.
+        DataError: the data folder is unusable.
+        DeviceError: the device for the measurement is unavailable.
     """
     train, encoder = recipe.train, recipe.trained_encoder
     count, source = (images, "--images") if images else count_images(recipe)
@@ -103,17 +104,17 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
         "measured": None,
     }
     if measure:
-        found = measure_steps(recipe)
-        whole = None if steps is None else found["step_seconds"] * train.passes(devices) * steps
-        plan["measured"] = {**found, "training_seconds": whole}
+        measured = measure_steps(recipe)
+        seconds = None if steps is None else measured["step_seconds"] * train.passes(devices) * steps
+        plan["measured"] = {**measured, "training_seconds": seconds}
     return plan
 
 
 def steps_per_epoch(recipe: Recipe, devices: int, images: int) -> int:
-    """Updates of an epoch.
+    """Return the updates of an epoch.
 
     Raises:
-        PlanError: there is none.
+        PlanError: an epoch has too few images for one update.
     """
     train = recipe.train
     count = images_of_epoch(images, recipe.data.repeats) // (train.batch_size * devices) // train.passes(devices)
@@ -127,11 +128,11 @@ def steps_per_epoch(recipe: Recipe, devices: int, images: int) -> int:
 
 
 def count_images(recipe: Recipe) -> tuple[int | None, str]:
-    """Training images of an epoch, None if nothing tells, and where the number comes from."""
+    """Return the training images of an epoch (None if unknown) and the source of that number."""
     data = recipe.data
     folder = Path(data.root) / data.train
     if folder.is_dir():
-        return len(labelled_share(image_folder(folder), data.labels_per_class)), str(folder)
+        return len(labelled_subset(image_folder(folder), data.labels_per_class)), str(folder)
     if "imagenet" not in Path(data.root).name.lower():
         return None, f"there is no folder {folder}; set data.root, or write --images N"
     if data.labels_per_class and recipe.method.classifier:
@@ -140,7 +141,7 @@ def count_images(recipe: Recipe) -> tuple[int | None, str]:
 
 
 def count_parameters(recipe: Recipe) -> dict[str, int]:
-    """Parameters that are trained, all of them (fixed positions too), and the encoder's."""
+    """Count the trained parameters, all parameters (with fixed position tables) and those of the encoder."""
     with no_init_parameters():  # names and shapes only
         weights = checkpoint.weights_of(build_method(recipe))
     return {
@@ -151,7 +152,7 @@ def count_parameters(recipe: Recipe) -> dict[str, int]:
 
 
 def teacher_of(recipe: Recipe) -> dict[str, Any] | None:
-    """Name, parameters and multiply-adds of one image of the teacher; None for a Method without one."""
+    """Return name, parameters and multiply-adds per image of the teacher; None for a Method without one."""
     teacher = recipe.method.teacher_network
     if teacher is None:
         return None
@@ -163,20 +164,20 @@ def teacher_of(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def estimated_memory(recipe: Recipe, parameters: dict[str, int]) -> int:
-    """Bytes of one device: 16 per trained and 4 per fixed parameter (a teacher's too), 4 per value that the backward
-    pass needs.
+    """Estimate the bytes on one device, all in float32.
 
-    Float32 throughout; what the framework adds (its own code, buffers of operations) is not in it.
+    16 per trained parameter, 4 per fixed parameter (with those of a teacher), 4 per value saved for the backward pass.
+    Memory of the framework itself and buffers inside operations are not included.
     """
     teacher = teacher_of(recipe)
     fixed = parameters["total"] - parameters["trained"] + (teacher["parameters"] if teacher else 0)
-    values = recipe.method.kept_values(recipe.trained_encoder) * recipe.train.batch_size
+    values = recipe.method.saved_values(recipe.trained_encoder) * recipe.train.batch_size
     return STATE * parameters["trained"] + 4 * (fixed + values)
 
 
 def measure_steps(recipe: Recipe) -> dict[str, Any]:
-    """Two training steps on random images of the recipe's batch: seconds and peak bytes of one device."""
-    recipe = replace(recipe, method=recipe.method.without_cache())  # random images have no kept answers
+    """Run two training steps on random images with the recipe's batch size; return seconds and peak memory."""
+    recipe = replace(recipe, method=recipe.method.without_cache())  # random images have no stored teacher outputs
     train, encoder = recipe.train, recipe.trained_encoder
     used = device.set_up(recipe.device, recipe.seed)
     start = time.perf_counter()
@@ -191,17 +192,17 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
     if recipe.method.classifier:
         labels = rng.integers(recipe.method.classifier.num_classes, size=train.batch_size)
         columns["label"] = Tensor(labels.astype(np.int32))
-    taken = []
+    seconds = []
     for number in (1, 2):
         values = optimizer.step_values(lambda scale: 0.0 * scale, number)
         float(step(values, *[columns[name] for name in method.columns])[0])  # waits for the step
-        taken.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     return {
         "device": used,
-        "first_step_seconds": taken[0],  # with compiling
-        "step_seconds": taken[1],
-        "images_per_second": train.batch_size / taken[1],
+        "first_step_seconds": seconds[0],  # with compiling
+        "step_seconds": seconds[1],
+        "images_per_second": train.batch_size / seconds[1],
         "peak_memory": device.peak_memory(used),
     }
 
@@ -210,53 +211,54 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
 
 
 def as_table(plan: dict[str, Any]) -> str:
-    """Names and values in two columns, for people."""
-    rows = [
+    """Format a plan as two columns, names and values."""
+    lines = [
         ("network", f"{plan['encoder']}, {plan['method']}"),
         ("parameters", "{:,} trained, {:,} in all, {:,} in the encoder".format(*plan["parameters"].values())),
         ("image", "{} x {} pixels, ".format(*plan["image_size"]) + f"{plan['tokens']} tokens"),
     ]
     if plan["masked"]:
-        rows.append(("masked", "{1} of {0} blocks, {2} of {3} tokens".format(*plan["masked"].values(), plan["tokens"])))
+        masked = "{1} of {0} blocks, {2} of {3} tokens".format(*plan["masked"].values(), plan["tokens"])
+        lines.append(("masked", masked))
     if plan["teacher"]:
         name, size, flops = plan["teacher"].values()
         text = f"{name}, {size:,} parameters, {flops / 1e9:.2f} G multiply-adds per image"
-        rows.append(("teacher", text))
+        lines.append(("teacher", text))
     *parts, total = plan["flops"].items()
     shares = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in parts)
     scaled = f"{plan['base_lr']:g} x {plan['effective_batch']} / {plan['lr_batch']}"
     passes, devices = plural(plan["accumulate"], "pass", "passes"), plural(plan["devices"], "device")
     batch = f"{plan['batch_size']} x {passes} x {devices}"
-    memory = f"{plan['memory'] / 1e9:.2f} GB a device, estimated: weights, gradients, moments, kept activations"
-    rows += [
+    memory = f"{plan['memory'] / 1e9:.2f} GB per device, estimated: weights, gradients, moments, activations"
+    lines += [
         ("FLOPs per image", f"{total[1] / 1e9:.2f} G multiply-adds forward ({shares})"),
         ("effective batch", f"{plan['effective_batch']} = {batch}"),
         ("learning rate", f"{plan['learning_rate']:g}" + (f" = {scaled}" if plan["lr_batch"] else ", not scaled")),
-        ("images", f"{counted(plan['images'])} ({plan['images_from']})"),
-        ("steps", f"{counted(plan['steps'])} = {counted(plan['steps_per_epoch'])} x {plan['epochs']} epochs"),
+        ("images", f"{show_count(plan['images'])} ({plan['images_from']})"),
+        ("steps", f"{show_count(plan['steps'])} = {show_count(plan['steps_per_epoch'])} x {plan['epochs']} epochs"),
         ("memory", memory),
         ("time", "not measured; --measure runs two steps"),
     ]
-    found = plan["measured"]
-    if found:
-        rows[-1:] = [
-            ("measured", f"{found['peak_memory'] / 1e9:.2f} GB at the most, of this process on {found['device']}"),
+    measured = plan["measured"]
+    if measured:
+        lines[-1:] = [
+            ("measured", f"{measured['peak_memory'] / 1e9:.2f} GB peak memory of this process on {measured['device']}"),
             (
                 "step",
-                f"{found['step_seconds']:.3f} s, {found['images_per_second']:.1f} images/s on one device; "
-                f"the first {found['first_step_seconds']:.1f} s with compiling",
+                f"{measured['step_seconds']:.3f} s, {measured['images_per_second']:.1f} images/s on one device; "
+                f"first step with compiling {measured['first_step_seconds']:.1f} s",
             ),
-            ("time", time_of(found["training_seconds"])),
+            ("time", show_time(measured["training_seconds"])),
         ]
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
 
 
-def counted(number: int | None) -> str:
+def show_count(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
 
 
-def time_of(seconds: float | None) -> str:
+def show_time(seconds: float | None) -> str:
     if seconds is None:
-        return "not known without the number of images"
-    return f"{duration(seconds)} for all steps, if devices and data keep up with it"
+        return "unknown without the number of images"
+    return f"{duration(seconds)} for all steps, if all devices and the data loading are as fast as this step"

@@ -1,4 +1,4 @@
-"""Classes of single images: what `scripts/predict.py` does."""
+"""Classify image files (`scripts/predict.py`)."""
 
 from __future__ import annotations
 
@@ -20,81 +20,82 @@ from .networks import deployed, fill
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image, best first; none if the file cannot be read."""
+    """The most probable classes of one image, best first; an empty list if the file cannot be read."""
 
     path: Path
-    classes: list[tuple[str, float]]
+    classes: list[tuple[str, float]]  # name and probability
 
 
 def predict(path: str, images: list[str], top: int, overrides: list[str]) -> Iterator[Prediction]:
-    """Classes of image files and of all images below folders, preprocessed as evaluation does.
+    """Classify image files and all images below folders, with the evaluation transform.
 
     Raises:
-        DataError: a path does not exist or is no image, or a folder holds none; before the first prediction.
+        DataError: a path does not exist or is not an image, or a folder has no image; before the first prediction.
     """
-    recipe, found = open_classifier(path, overrides)
+    recipe, loaded = open_classifier(path, overrides)
     files = image_files(images)
     device.set_up(recipe.device, recipe.seed)
-    network = fill(deployed(recipe), found)
+    network = fill(deployed(recipe), loaded)
     batch = min(recipe.train.batch_size, len(files))
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
         decoded = read_images(recipe, part)
-        rows = [image for image in decoded if image is not None]
-        scores = iter(probabilities(network, rows, batch))
+        readable = [image for image in decoded if image is not None]
+        scores = iter(probabilities(network, readable, batch))
         for file, image in zip(part, decoded, strict=True):
-            best = [] if image is None else ranked(next(scores), found.meta["classes"], top)
+            best = [] if image is None else top_classes(next(scores), loaded.meta["classes"], top)
             yield Prediction(file, best)
 
 
 def image_files(images: list[str]) -> list[Path]:
-    """Image files and the images below folders, in the order given."""
+    """Return the given image files and all images below the given folders, in the given order."""
     files: list[Path] = []
     for name in images:
         path = Path(name)
         if path.is_dir():
             below = images_below(path)
             if not below:
-                raise DataError(f"{path}: no image in this folder; readable are {', '.join(sorted(EXTENSIONS))}")
+                raise DataError(f"{path}: no image in this folder; valid formats: {', '.join(sorted(EXTENSIONS))}")
             files += below
         elif not path.is_file():
             raise DataError(f"{path}: no such file or folder")
         elif path.suffix.lower() not in EXTENSIONS:
-            raise DataError(f"{path}: not an image file; readable are {', '.join(sorted(EXTENSIONS))}")
+            raise DataError(f"{path}: not an image file; valid formats: {', '.join(sorted(EXTENSIONS))}")
         else:
             files.append(path)
     return files
 
 
 def read_images(recipe: Recipe, files: list[Path]) -> list[np.ndarray | None]:
-    """Each file through the evaluation transform, (in_chans, H, W); None for one that cannot be read."""
+    """Read files with the evaluation transform, each (in_chans, H, W); None for a file that cannot be read."""
 
-    sound = [path for path in files if is_image(path)]
-    found: dict[Path, np.ndarray] = {}
+    readable = [path for path in files if is_image(path)]
+    arrays: dict[Path, np.ndarray] = {}
     try:
-        if sound:
-            batch = next(evaluation_batches(recipe, sound, len(sound)))[0].asnumpy()
-            found = dict(zip(sound, batch, strict=True))
+        if readable:
+            batch = next(evaluation_batches(recipe, readable, len(readable)))[0].asnumpy()
+            arrays = dict(zip(readable, batch, strict=True))
     except DataError:
         if len(files) > 1:
             return [read_images(recipe, [path])[0] for path in files]
-    return [found.get(path) for path in files]
+    return [arrays.get(path) for path in files]
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file decodes; MindSpore ends the process on a JPEG that stops inside its header."""
+    """Whether OpenCV decodes a file; MindSpore ends the process for a JPEG truncated in its header."""
     content = np.fromfile(path, np.uint8)
     return bool(content.size) and cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_8) is not None
 
 
 def probabilities(network: nn.Cell, images: list[np.ndarray], batch: int) -> np.ndarray:
-    """Softmax of the logits (len(images), classes); the batch is filled up so that one graph serves all."""
+    """Return the softmax of the logits, (len(images), classes); the batch is padded, so one graph is enough."""
     if not images:
         return np.empty((0, 0))
-    filled = np.stack(images + [np.zeros_like(images[0])] * (batch - len(images)))
-    return ops.softmax(network(Tensor(filled)), -1).asnumpy()[: len(images)]
+    padded = np.stack(images + [np.zeros_like(images[0])] * (batch - len(images)))
+    return ops.softmax(network(Tensor(padded)), -1).asnumpy()[: len(images)]
 
 
-def ranked(probability: np.ndarray, classes: list[str], top: int) -> list[tuple[str, float]]:
+def top_classes(probability: np.ndarray, classes: list[str], top: int) -> list[tuple[str, float]]:
+    """Return names (numbers without class names) and probabilities of the most probable classes, best first."""
     best = np.argsort(-probability, kind="stable")[:top]
     return [(classes[index] if classes else str(index), float(probability[index])) for index in best]

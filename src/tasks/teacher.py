@@ -1,4 +1,4 @@
-"""The teacher of a distillation: its checkpoint, held against the recipe, and its answers kept on disk."""
+"""The teacher of a distillation or feature target: its checkpoint, checked against the recipe, and stored outputs."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from ..models import build_network
 from ..models.graph import AsGraph
 from .networks import classifier_recipe, fill, without_drop_path
 
-#: fields of an encoder that its outputs do not depend on
+#: fields of an encoder that do not affect its outputs
 TRAINING_ONLY = ("name", "drop_path", "init")
 
 
 class TeacherError(ConfigError):
-    """A teacher that does not go with the recipe; one line for the user."""
+    """A teacher that does not fit the recipe; the text is one line for the user."""
 
 
 def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Cell | None:
-    """The frozen network that a recipe's Method asks, in evaluation mode; None if it asks none.
+    """Return the frozen teacher of a recipe in evaluation mode; None if its Method has no teacher.
 
     Args:
         recipe: of the student.
-        classes: names of the training folder's classes, which a classifier must know too.
+        classes: class names of the training folder, which a teacher with a classifier must share.
 
     Raises:
-        TeacherError: no file is named, or it holds another network, other classes or other image statistics than the
-            recipe says.
-        CheckpointError: it cannot be read, or is from pre-training where a classifier is asked.
+        TeacherError: no file is named, or its network, classes or image statistics differ from the recipe.
+        CheckpointError: the file cannot be read, or has no classifier where one is needed.
     """
     teacher = recipe.method.teacher_network
     if teacher is None:
@@ -53,66 +52,77 @@ def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Cell | None:
             "scripts/convert_weights.py"
         )
     try:
-        found = checkpoint.load(Path(teacher.file))
-        own = classifier_recipe(found) if teacher.classifier else parse_recipe(found.meta["recipe"], teacher.file)
+        loaded = checkpoint.load(Path(teacher.file))
+        stored = classifier_recipe(loaded) if teacher.classifier else parse_recipe(loaded.meta["recipe"], teacher.file)
     except checkpoint.CheckpointError as error:
         raise checkpoint.CheckpointError(f"{teacher.key}: {error}") from None
-    check_teacher(recipe, teacher, own)
+    check_teacher(recipe, teacher, stored)
     if teacher.classifier:
-        check_teacher_classes(teacher, list(found.meta["classes"]), classes)
-    return fill(build_network(without_drop_path(own.trained_encoder), own.method.classifier), found)
+        check_teacher_classes(teacher, list(loaded.meta["classes"]), classes)
+    return fill(build_network(without_drop_path(stored.trained_encoder), stored.method.classifier), loaded)
 
 
-def check_teacher(recipe: Recipe, teacher: Teacher, own: Recipe) -> None:
-    """The file's network is the one the recipe describes, and both see the same images."""
-    said, held, encoder_key = teacher.encoder, own.trained_encoder, f"{teacher.key}_encoder"
-    if type(said) is not type(held):
-        check_equal(teacher, encoder_key, said.name, held.name)
-    for item in fields(held):
+def check_teacher(recipe: Recipe, teacher: Teacher, stored: Recipe) -> None:
+    """Check that the recipe describes the teacher's network and that both see the same images.
+
+    Args:
+        recipe: of the student.
+        teacher: the teacher as the recipe describes it.
+        stored: the recipe in the teacher's checkpoint.
+    """
+    described, actual = teacher.encoder, stored.trained_encoder
+    encoder_key = f"{teacher.key}_encoder"
+    if type(described) is not type(actual):
+        check_equal(teacher, encoder_key, described.name, actual.name)
+    for item in fields(actual):
         if item.name not in TRAINING_ONLY:
-            check_equal(teacher, f"{encoder_key}.{item.name}", getattr(said, item.name), getattr(held, item.name))
-    if teacher.classifier and own.method.classifier:
-        check_equal(teacher, "method.num_classes", teacher.classifier.num_classes, own.method.classifier.num_classes)
+            key = f"{encoder_key}.{item.name}"
+            check_equal(teacher, key, getattr(described, item.name), getattr(actual, item.name))
+    if teacher.classifier and stored.method.classifier:
+        check_equal(teacher, "method.num_classes", teacher.classifier.num_classes, stored.method.classifier.num_classes)
     for key in ("mean", "std"):
-        check_equal(teacher, f"data.{key}", list(getattr(recipe.data, key)), list(getattr(own.data, key)))
+        check_equal(teacher, f"data.{key}", list(getattr(recipe.data, key)), list(getattr(stored.data, key)))
 
 
-def check_equal(teacher: Teacher, key: str, said: Any, held: Any) -> None:
-    if said != held:
-        wanted = list(held) if isinstance(held, tuple) else held
+def check_equal(teacher: Teacher, key: str, described: Any, actual: Any) -> None:
+    """Raise `TeacherError` if a value in the recipe differs from that of the teacher's checkpoint."""
+    if described != actual:
+        legal = list(actual) if isinstance(actual, tuple) else actual
         raise TeacherError(
-            f"{key}: {show_size(said)}, but the teacher in {teacher.file} has {show_size(held)}; write {wanted}"
+            f"{key}: {show_size(described)}, but the teacher in {teacher.file} has {show_size(actual)}; write {legal}"
         )
 
 
-def check_teacher_classes(teacher: Teacher, named: list[str], classes: list[str]) -> None:
-    """The teacher's classes are the student's, as far as both have names."""
-    if named and classes and named != classes:
-        odd = sorted(set(named) ^ set(classes))[:3]
+def check_teacher_classes(teacher: Teacher, names: list[str], classes: list[str]) -> None:
+    """Check that teacher and student have the same class names, unless one of them has none."""
+    if names and classes and names != classes:
+        different = sorted(set(names) ^ set(classes))[:3]
         raise TeacherError(
-            f"{teacher.key}: {teacher.file} was trained on other classes than data.train has"
-            + (f" ({', '.join(odd)})" if odd else ", or in another order")
+            f"{teacher.key}: {teacher.file} was trained with other class names than data.train has"
+            + (f" ({', '.join(different)})" if different else ", or in another order")
         )
 
 
 def digest_of(path: str | Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-# --- kept answers -----------------------------------------------------------------------------------------------
+# --- stored outputs ---------------------------------------------------------------------------------------------
 
 
-def answers_folder(recipe: Recipe, method: Method, batches: Loader) -> Path:
-    """Where the answers of this teacher to these images are, or will be: another teacher, block, list of files or
-    transform has another folder."""
-    return Path(recipe.method.cache) / hashlib.sha256(answers_key(recipe, method, batches).encode()).hexdigest()[:16]
+def outputs_folder(recipe: Recipe, method: Method, batches: Loader) -> Path:
+    """Return the folder for the outputs of this teacher for these images.
+
+    It differs for another teacher, another set of blocks, another list of files or another transform.
+    """
+    return Path(recipe.method.cache) / hashlib.sha256(outputs_key(recipe, method, batches).encode()).hexdigest()[:16]
 
 
-def answers_key(recipe: Recipe, method: Method, batches: Loader) -> str:
-    """Everything that the answers depend on, as JSON."""
+def outputs_key(recipe: Recipe, method: Method, batches: Loader) -> str:
+    """Return everything that the teacher's outputs depend on, as JSON."""
     teacher = recipe.method.teacher_network
-    assert teacher is not None  # only a Method with a teacher keeps answers
+    assert teacher is not None  # only a Method with a teacher has a cache
     key = {
         "teacher": digest_of(teacher.file),
         "columns": list(method.answers),
@@ -124,50 +134,54 @@ def answers_key(recipe: Recipe, method: Method, batches: Loader) -> str:
     return json.dumps(key)
 
 
-def keep_answers(recipe: Recipe, method: Method, batches: Loader) -> str:
-    """Ask the teacher about every image once, unless that is done; returns a line for the log.
+def store_outputs(recipe: Recipe, method: Method, batches: Loader) -> str:
+    """Run the teacher on every image once, unless its outputs are stored already; returns a line for the log.
 
-    One `.npy` file for each column of `method.answers`, a row per file of the source; written under another name first,
-    so that there is always a whole folder or none.
+    Each column of `method.answers` becomes a `.npy` file with one entry per file of the source. The folder is written
+    under a temporary name and renamed, so it is always complete.
     """
-    folder = answers_folder(recipe, method, batches)
+    folder = outputs_folder(recipe, method, batches)
     if folder.is_dir():
-        return f"the teacher's answers are in {folder}"
+        return f"the teacher's outputs are in {folder}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        size = write_answers(temporary, method, batches)
-        (temporary / "key.json").write_text(answers_key(recipe, method, batches) + "\n", encoding="utf-8")
+        size = write_outputs(temporary, method, batches)
+        (temporary / "key.json").write_text(outputs_key(recipe, method, batches) + "\n", encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         raise TeacherError(f"method.cache: {folder} cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"the teacher's answers to {plural(len(batches.source), 'image')}: {size / 1e6:.1f} MB in {folder}"
+    return f"the teacher's outputs for {plural(len(batches.source), 'image')}: {size / 1e6:.1f} MB in {folder}"
 
 
-def write_answers(folder: Path, method: Method, batches: Loader) -> int:
-    """Fill a folder with the columns; returns their bytes."""
-    asking = AsGraph(method, method.ask)
-    asking.set_train(False)
-    left, size = len(batches.source), 0
+def write_outputs(folder: Path, method: Method, batches: Loader) -> int:
+    """Write the columns into a folder; returns their size in bytes."""
+    teacher = AsGraph(method, method.ask)
+    teacher.set_train(False)
+    remaining, size = len(batches.source), 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in method.answers}
         for (image,) in batches.every(("image",)):
-            for file, answer in zip(files.values(), asking(image), strict=True):
-                rows = answer.asnumpy()
+            for file, output in zip(files.values(), teacher(image), strict=True):
+                values = output.asnumpy()
                 if not file.tell():
-                    shape = (len(batches.source), *rows.shape[1:])
-                    described = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, described)
-                size += file.write(rows[:left].tobytes())
-            left -= image.shape[0]
+                    shape = (len(batches.source), *values.shape[1:])
+                    header = {"descr": values.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                size += file.write(values[:remaining].tobytes())
+            remaining -= image.shape[0]
     return size
 
 
-def kept_answers(recipe: Recipe, method: Method, batches: Loader) -> dict[str, np.ndarray]:
-    """The columns of a folder of answers, mapped into memory."""
-    folder = answers_folder(recipe, method, batches)
+def stored_outputs(recipe: Recipe, method: Method, batches: Loader) -> dict[str, np.ndarray]:
+    """Return the columns of a folder of teacher outputs, memory-mapped.
+
+    Raises:
+        TeacherError: the folder cannot be read.
+    """
+    folder = outputs_folder(recipe, method, batches)
     try:
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in method.answers}
     except (OSError, ValueError, EOFError) as error:

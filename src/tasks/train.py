@@ -1,4 +1,4 @@
-"""Train: the module that wires every layer together."""
+"""Train a recipe: connects data, Method, engine and pictures."""
 
 from __future__ import annotations
 
@@ -28,41 +28,40 @@ from ..visual.gallery import write_grid
 from ..weights.load import Origin, carry_over, load_encoder
 from .images import evaluation_batches, load_sources, loader
 from .networks import origin_of
-from .teacher import digest_of, keep_answers, kept_answers, load_teacher
+from .teacher import digest_of, load_teacher, store_outputs, stored_outputs
 
-STILL = 256  # training images that a Method may look at before the first step
-PICTURES = 6  # images of a gallery
+SAMPLE_IMAGES = 256  # training images that `Method.prepare` sees before the first step
+GALLERY_IMAGES = 6
 
 
 def train(recipe: Recipe, resume: str = "", stop_after: int = 0) -> dict[str, float]:
-    """Run a recipe to its end; returns the metrics of the last evaluation.
+    """Train a recipe to its end; returns the metrics of the last evaluation.
 
     Args:
         recipe: the resolved recipe.
-        resume: a checkpoint of this run, or `auto` for the last one in the output folder (a fresh start, said so, if
-            there is none).
-        stop_after: number of epochs of the recipe after which this call ends, with `last.ckpt` written; `resume`
-            continues. 0 trains to the end.
+        resume: a checkpoint of this run, or `auto` for the last one in the output folder. Without one there, `auto`
+            starts from the beginning and logs that.
+        stop_after: epoch after which this call ends, with `last.ckpt` written; `resume` continues. 0 trains to the end.
     """
     used = device.set_up(recipe.device, recipe.seed)
-    found = parallel.together(lambda: find_checkpoint(recipe, resume))
+    loaded = parallel.together(lambda: resume_checkpoint(recipe, resume))
     ends = recipe.stage_ends()
     stop = min(stop_after or ends[-1], ends[-1])
     first = parallel.rank() == 0
     folder = parallel.together(lambda: RunFolder(Path(recipe.output), bool(resume), writes=first))
     try:
-        if found is not None and found.meta["epoch"] >= stop:
-            folder.info(f"{found.path}: epoch {found.meta['epoch']} of {ends[-1]} is done; nothing is left to train")
-            return dict(found.meta["metrics"])
-        # a checkpoint at a border has the shapes of the stage it ended
-        start = min(bisect.bisect_left(ends, found.meta["epoch"]), len(ends) - 1) if found else 0
-        view = at_stage(recipe, start)
-        parts = parallel.together(lambda: training_parts(view))
-        training = Training(view, *parts, folder, used)
-        fit = parallel.together(lambda: training.prepare(found, bool(resume), ends[start]))
+        if loaded is not None and loaded.meta["epoch"] >= stop:
+            folder.info(f"{loaded.path}: epoch {loaded.meta['epoch']} of {ends[-1]} is done; nothing is left to train")
+            return dict(loaded.meta["metrics"])
+        # a checkpoint at the end of a stage has the shapes of that stage
+        start = min(bisect.bisect_left(ends, loaded.meta["epoch"]), len(ends) - 1) if loaded else 0
+        stage_recipe = at_stage(recipe, start)
+        parts = parallel.together(lambda: training_parts(stage_recipe))
+        training = Training(stage_recipe, *parts, folder, used)
+        fit = parallel.together(lambda: training.prepare(loaded, bool(resume), ends[start]))
         parallel.together(lambda: folder.open(dump_recipe(recipe), used, parallel.size()))
-        if found is not None:
-            folder.forget_after(fit.state.epoch, fit.state.step)
+        if loaded is not None:
+            folder.drop_metrics_after(fit.state.epoch, fit.state.step)
         training.run(fit, stop)
         for number in range(start + 1, len(ends)):
             if fit.state.epoch == stop:
@@ -75,30 +74,43 @@ def train(recipe: Recipe, resume: str = "", stop_after: int = 0) -> dict[str, fl
         folder.close()
 
 
-def find_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from; None for a fresh start."""
+def resume_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | None:
+    """Load the checkpoint to resume from; None to start from the beginning.
+
+    Raises:
+        CheckpointError: it cannot be read, or has no training state.
+    """
     if not resume:
         return None
     path = Path(recipe.output) / "last.ckpt" if resume == "auto" else Path(resume)
     if resume == "auto" and not path.exists():
         return None
-    found = checkpoint.load(path)
-    if not found.state:
+    loaded = checkpoint.load(path)
+    if not loaded.state:
         raise checkpoint.CheckpointError(
             f"{path}: has weights but no training state; resume from last.ckpt, or use --init-from"
         )
-    return found
+    return loaded
 
 
 def training_parts(recipe: Recipe) -> tuple[Method, Loader, ImageFolder | None]:
-    """Method, training batches and validation images."""
+    """Return Method, training batches and validation images of a recipe."""
     source, validation = load_sources(recipe)
     method = build_method(recipe, load_teacher(recipe, source.classes))
     return method, loader(recipe, source, method.columns, training=True), validation
 
 
 class Training:
-    """One training run, or a stage of one: what `train` wires together."""
+    """A training run, or one stage of progressive resolution.
+
+    Args:
+        recipe: the recipe of this stage.
+        method: the network to train.
+        train_loader: training batches.
+        validation: validation images; None: no evaluation.
+        folder: output folder.
+        used: device, for the log.
+    """
 
     def __init__(
         self,
@@ -109,27 +121,30 @@ class Training:
         folder: RunFolder,
         used: str,
     ):
-        self.recipe, self.method, self.folder, self.used = recipe, method, folder, used
+        self.recipe = recipe
+        self.method = method
+        self.folder = folder
+        self.used = used
         self.validation = validation
-        self.train_loader = self._with_answers(train_loader)
+        self.train_loader = self._with_teacher_outputs(train_loader)
         self.measure = AsGraph(method, method.measure)
         self.probe = AsGraph(method.encoder, method.encoder.pooled)
         self.metrics: dict[str, float] = {}
 
-    def prepare(self, found: checkpoint.Checkpoint | None, resumed: bool, until: int) -> Fit:
-        """Everything before the first step that can go wrong on a single rank; writes nothing.
+    def prepare(self, loaded: checkpoint.Checkpoint | None, resumed: bool, until: int) -> Fit:
+        """Do everything before the first step that can fail on a single rank; writes nothing.
 
         Args:
-            found: the checkpoint to go on from.
-            resumed: whether one was asked for.
-            until: epochs after which this stage ends.
+            loaded: the checkpoint to resume from.
+            resumed: whether the user asked to resume.
+            until: last epoch of this stage.
         """
-        if resumed and found is None:
-            self.folder.info(f"nothing to resume in {self.folder.path}: a fresh start")
+        if resumed and loaded is None:
+            self.folder.info(f"nothing to resume in {self.folder.path}: starting from the beginning")
         fit = self._fit(State(), until)
-        if found is not None:
-            self._restore(fit, found)
-            fit.hooks.meta["origins"] = list(origin_of(found).sources)
+        if loaded is not None:
+            self._restore(fit, loaded)
+            fit.hooks.meta["origins"] = list(origin_of(loaded).sources)
         elif self.recipe.init_from:
             origin = self._init_from()
             if self.recipe.method.classifier:
@@ -137,10 +152,10 @@ class Training:
         return fit
 
     def next_stage(self, whole: Recipe, number: int, before: Fit) -> tuple[Training, Fit]:
-        """The same training at the size of another stage.
+        """Continue the training with the sizes of another stage.
 
-        Weights go over, tables and learned positions resized; the optimiser's moments and the draw counters go over
-        where shapes stay, moments of what is resized start at zero. Graphs and data pipeline are new.
+        Weights are copied; position tables and learned positions are resized. Optimiser moments and draw counters are
+        copied where shapes are equal; moments of resized parameters start at zero. Graphs and data pipeline are new.
         """
         recipe = at_stage(whole, number)
         self.folder.info(f"stage {number + 1} of {len(whole.stages)}")
@@ -150,7 +165,7 @@ class Training:
         weights = {name: p.asnumpy() for name, p in checkpoint.weights_of(self.method).items()}
         origin = Origin(tuple(before.hooks.meta["origins"]), self.recipe.trained_encoder)
         report = carry_over(checkpoint.weights_of(following.method), weights, origin, recipe.trained_encoder)
-        self.folder.info(f"weights of the stage before: {report}")
+        self.folder.info(f"weights of the previous stage: {report}")
         old = before.state_arrays()
         for name, parameter in fit.state_arrays().items():
             if name in old and old[name].shape == parameter.shape:
@@ -158,9 +173,9 @@ class Training:
         return following, fit
 
     def _fit(self, state: State, until: int) -> Fit:
-        """The training loop of this recipe, with fresh weights as yet."""
+        """Build the training loop of this recipe; weights are still the initial ones."""
         recipe = self.recipe
-        self._introduce()
+        self._log_setup()
         meta = {
             "recipe": dump_recipe(recipe),
             "method": recipe.method.name,
@@ -173,54 +188,55 @@ class Training:
         hooks = Hooks(self._evaluate, self._pictures, meta)
         return Fit(self.method, self.train_loader, recipe.train, self.folder, hooks, state, until)
 
-    def _with_answers(self, batches: Loader) -> Loader:
-        """Training batches with the teacher's answers beside the images, if they are kept; rank 0 asks."""
+    def _with_teacher_outputs(self, batches: Loader) -> Loader:
+        """Add stored teacher outputs to the training batches if the recipe has a cache; rank 0 computes them."""
         recipe, method = self.recipe, self.method
         if not recipe.method.cache:
             return batches
         first = parallel.rank() == 0
-        said = parallel.together(lambda: keep_answers(recipe, method, batches) if first else "")
-        if said:
-            self.folder.info(said)
-        return replace(batches, extras=kept_answers(recipe, method, batches))
+        line = parallel.together(lambda: store_outputs(recipe, method, batches) if first else "")
+        if line:
+            self.folder.info(line)
+        return replace(batches, extras=stored_outputs(recipe, method, batches))
 
     def run(self, fit: Fit, stop_after: int) -> None:
-        """All steps of this stage that are left, as far as epoch `stop_after`."""
+        """Run the remaining steps of this stage, as far as epoch `stop_after`."""
         fit.align_ranks()
-        self.method.prepare(self._still_images())
+        self.method.prepare(self._sample_images())
         if fit.state.epoch == 0 and self.recipe.train.knn:
             self._log_metrics(self._knn(), 0)
         fit.run(stop_after)
 
     def finish(self, epoch: int, epochs: int) -> None:
-        """After the last step."""
+        """Draw the curves after the last step."""
         if self.folder.writes:
             attempt(self.folder, "curves", lambda: draw_curves(self.folder.path))
         done = "done" if epoch == epochs else f"stopped after epoch {epoch} of {epochs}; --resume auto continues"
         self.folder.info(f"{done}: {self.folder.path}")
 
-    def _introduce(self) -> None:
+    def _log_setup(self) -> None:
+        """Log output folder, device, network, teacher and images."""
         recipe = self.recipe
         weights = checkpoint.weights_of(self.method)
         size = sum(p.size for p in weights.values() if p.requires_grad) / 1e6
         ranks = parallel.size()
-        place = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
-        self.folder.info(f"output {self.folder.path}, device {place}, seed {recipe.seed}")
+        where = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
+        self.folder.info(f"output {self.folder.path}, device {where}, seed {recipe.seed}")
         height, width = recipe.encoder.image_size
         self.folder.info(
             f"{height}x{width} pixels, {recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters"
         )
         teacher = recipe.method.teacher_network
         if teacher is not None and self.method.teacher is not None:
-            held = sum(p.size for p in self.method.teacher.get_parameters()) / 1e6
-            self.folder.info(f"teacher {teacher.file}: {teacher.encoder.name}, {held:.2f} M parameters")
+            teacher_size = sum(p.size for p in self.method.teacher.get_parameters()) / 1e6
+            self.folder.info(f"teacher {teacher.file}: {teacher.encoder.name}, {teacher_size:.2f} M parameters")
         self.folder.info(self.train_loader.source.summary())
         if self.validation is not None:
             self.folder.info(self.validation.summary())
-        self._introduce_batches(ranks)
+        self._log_batches(ranks)
 
-    def _introduce_batches(self, ranks: int) -> None:
-        """Effective batch, learning rate, updates, and the images that no update takes."""
+    def _log_batches(self, ranks: int) -> None:
+        """Log effective batch, learning rate, updates, and the images left out of each epoch."""
         train, passes = self.recipe.train, self.recipe.train.passes(ranks)
         batch, of_ranks = effective_batch(train, ranks), f" x {ranks} ranks" if ranks > 1 else ""
         updates = len(self.train_loader) // passes
@@ -230,22 +246,26 @@ class Training:
             f"learning rate {peak_rate(train, ranks):.3g} (train.base_lr {train.base_lr:g}{scaled}, "
             f"{plural(updates, 'update')} per epoch, {plural(train.epochs, 'epoch')}"
         )
-        left = self.train_loader.images - updates * batch
-        if left and updates:
+        left_out = self.train_loader.images - updates * batch
+        if left_out and updates:
             self.folder.info(
-                f"{left} of {plural(self.train_loader.images, 'image')} are left out of each epoch, others each time: "
+                f"each epoch leaves out {left_out} of {plural(self.train_loader.images, 'image')}, others each time: "
                 f"they do not fill an update of {batch}"
             )
 
-    def _restore(self, fit: Fit, found: checkpoint.Checkpoint) -> None:
-        self._warn_about_changes(found)
-        checkpoint.assign(checkpoint.weights_of(self.method), found.weights, found.path)
-        fit.restore(found.state, found.path)
-        fit.state.epoch, fit.state.step, fit.state.best = (found.meta[k] for k in ("epoch", "step", "best"))
-        self.folder.info(f"resumed from {found.path} after epoch {fit.state.epoch} (step {fit.state.step})")
+    def _restore(self, fit: Fit, loaded: checkpoint.Checkpoint) -> None:
+        """Set weights, training state and progress from a checkpoint."""
+        self._log_changes(loaded)
+        checkpoint.assign(checkpoint.weights_of(self.method), loaded.weights, loaded.path)
+        fit.restore(loaded.state, loaded.path)
+        fit.state.epoch = loaded.meta["epoch"]
+        fit.state.step = loaded.meta["step"]
+        fit.state.best = loaded.meta["best"]
+        self.folder.info(f"resumed from {loaded.path} after epoch {fit.state.epoch} (step {fit.state.step})")
 
-    def _warn_about_changes(self, found: checkpoint.Checkpoint) -> None:
-        before = flatten(parse_recipe(found.meta["recipe"], str(found.path)))
+    def _log_changes(self, loaded: checkpoint.Checkpoint) -> None:
+        """Log how recipe, teacher and number of ranks differ from those of the checkpoint."""
+        before = flatten(parse_recipe(loaded.meta["recipe"], str(loaded.path)))
         now = flatten(self.recipe)
         for key in sorted(now):
             if before.get(key) != now[key] and key not in ("output", "init_from"):
@@ -253,22 +273,24 @@ class Training:
         teacher = self.recipe.method.teacher_network
         if teacher is not None:
             digest = digest_of(teacher.file)
-            if found.meta.get("teacher", digest) != digest:
-                self.folder.info(f"changed since the checkpoint: what is in the file {teacher.key}")
-        ranks = found.meta.get("ranks", 1)
+            if loaded.meta.get("teacher", digest) != digest:
+                self.folder.info(f"changed since the checkpoint: the content of the file {teacher.key}")
+        ranks = loaded.meta.get("ranks", 1)
         if ranks != parallel.size():
             self.folder.info(f"changed since the checkpoint: ranks was {ranks}, is {parallel.size()}")
 
     def _init_from(self) -> Origin:
-        found = checkpoint.load(Path(self.recipe.init_from))
-        origin = origin_of(found)
+        """Initialise the encoder from the checkpoint `init_from`; returns whose resizing rules it follows."""
+        loaded = checkpoint.load(Path(self.recipe.init_from))
+        origin = origin_of(loaded)
         classes = self.train_loader.source.classes
         weights = checkpoint.weights_of(self.method)
-        report = load_encoder(weights, found.weights, found.path, origin, self.recipe.trained_encoder, classes)
-        self.folder.info(f"encoder from {found.path} (epoch {found.meta['epoch']}): {report}")
+        report = load_encoder(weights, loaded.weights, loaded.path, origin, self.recipe.trained_encoder, classes)
+        self.folder.info(f"encoder from {loaded.path} (epoch {loaded.meta['epoch']}): {report}")
         return origin
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
+        """Evaluate on the validation images and log the metrics; empty without validation images."""
         if self.validation is None:
             return {}
         batches = loader(self.recipe, self.validation, ("image", "label", "number"), training=False)
@@ -277,50 +299,49 @@ class Training:
         return self.metrics
 
     def _knn(self) -> dict[str, float]:
-        """k-NN accuracy of the frozen encoder: all training images are the bank."""
+        """Measure the k-NN accuracy of the frozen encoder; the bank is all training images."""
         k = self.recipe.train.knn
         if not k or self.validation is None or not self.validation.classes:
             return {}
         bank = self._features(self.train_loader.source)
-        rows, labels = self._features(self.validation)
-        own = slice(parallel.rank(), None, parallel.size())  # each rank looks up its share
-        share = knn_accuracy(bank, (rows[own], labels[own]), k) * len(labels[own]) if len(labels[own]) else 0.0
-        return {"knn_top1": float(parallel.total([share])[0]) / len(labels)}
+        vectors, labels = self._features(self.validation)
+        part = slice(parallel.rank(), None, parallel.size())  # each rank classifies a part of the images
+        correct = knn_accuracy(bank, (vectors[part], labels[part]), k) * len(labels[part]) if len(labels[part]) else 0.0
+        return {"knn_top1": float(parallel.total([correct])[0]) / len(labels)}
 
     def _features(self, source: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, dim) and labels (n,) of all images; each rank computes its share."""
+        """Compute features (n, dim) and labels (n,) of all images; each rank computes a part of them."""
         batches = loader(self.recipe, source, ("image", "label"), training=False)
-        found = np.zeros((len(source), self.method.encoder.out_dim), np.float32)
+        vectors = np.zeros((len(source), self.method.encoder.out_dim), np.float32)
         order = batches.order(0)
         if len(order):
-            found[order[order >= 0]] = features(self.probe, batches.epoch(0))
-        return parallel.total(found), np.array(source.labels)
+            vectors[order[order >= 0]] = features(self.probe, batches.epoch(0))
+        return parallel.total(vectors), np.array(source.labels)
 
     def _log_metrics(self, metrics: dict[str, float], epoch: int) -> None:
         if not metrics:
             return
         self.folder.metrics("eval", epoch=epoch, **{k: round(v, 6) for k, v in metrics.items()})
         classifier = self.recipe.method.classifier
-        hidden = ("top5",) if classifier and classifier.num_classes <= 5 else ()
-        shown = ", ".join(f"{name} {show_metric(name, metrics[name])}" for name in metrics if name not in hidden)
-        self.folder.info(f"evaluation{' before training' if epoch == 0 else ''}: {shown}")
+        omitted = ("top5",) if classifier and classifier.num_classes <= 5 else ()
+        text = ", ".join(f"{name} {show_metric(name, metrics[name])}" for name in metrics if name not in omitted)
+        self.folder.info(f"evaluation{' before training' if epoch == 0 else ''}: {text}")
 
-    def _still_images(self) -> Iterator[np.ndarray]:
-        """Up to `STILL` training images, spread evenly, as evaluation sees them: the same on every rank."""
-        source = self.train_loader.source
-        some = chosen(source, STILL)
-        batches = evaluation_batches(self.recipe, some.files, min(len(some), self.recipe.train.batch_size))
-        left = len(some)
+    def _sample_images(self) -> Iterator[np.ndarray]:
+        """Yield up to `SAMPLE_IMAGES` training images with the evaluation transform; the same on every rank."""
+        sample = evenly_spread(self.train_loader.source, SAMPLE_IMAGES)
+        batches = evaluation_batches(self.recipe, sample.files, min(len(sample), self.recipe.train.batch_size))
+        remaining = len(sample)
         for (image,) in batches:
-            yield image.asnumpy()[:left]
-            left -= image.shape[0]
+            yield image.asnumpy()[:remaining]
+            remaining -= image.shape[0]
 
     def _pictures(self, epoch: int) -> None:
-        """The gallery of a few validation images; rank 0 alone."""
+        """Write the gallery of a few validation images, on rank 0 only."""
         if not self.folder.writes:
             return
-        some = chosen(self.validation or self.train_loader.source, PICTURES)
-        image, number = next(evaluation_batches(self.recipe, some.files, len(some), ("image", "number")))
+        sample = evenly_spread(self.validation or self.train_loader.source, GALLERY_IMAGES)
+        image, number = next(evaluation_batches(self.recipe, sample.files, len(sample), ("image", "number")))
         panels = self.method.panels(image, number, self.recipe.data.mean, self.recipe.data.std)
         if panels:
             path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
@@ -328,21 +349,21 @@ class Training:
             self.folder.info(f"gallery {path}")
 
 
-def chosen(source: ImageFolder, count: int) -> ImageFolder:
-    """Up to so many images of a source, spread evenly."""
-    places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    return replace(source, files=[source.files[i] for i in places], labels=[source.labels[i] for i in places])
+def evenly_spread(source: ImageFolder, count: int) -> ImageFolder:
+    """Return at most `count` images of a source, spread evenly over its files."""
+    indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    return replace(source, files=[source.files[i] for i in indices], labels=[source.labels[i] for i in indices])
 
 
 def show_metric(name: str, value: float) -> str:
-    """Accuracies in per cent, counts whole, everything else with four decimals."""
+    """Format accuracies in per cent, counts as whole numbers, everything else with four decimals."""
     if "top" in name:
         return f"{100 * value:.2f} %"
     return f"{value:.0f}" if name == "count" else f"{value:.4f}"
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Dotted key -> value of every field."""
+    """Return dotted key -> value for every field of a recipe."""
 
     def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat = {}

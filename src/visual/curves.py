@@ -1,4 +1,4 @@
-"""Loss and learning-rate curves of a run, from its metrics.jsonl."""
+"""Loss and learning-rate curves of a run, drawn from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 
 def draw_curves(folder: Path) -> Path:
-    """Write curves.png beside metrics.jsonl: loss with the constant predictor's, learning rate, evaluations."""
+    """Write curves.png next to metrics.jsonl: training loss, baseline, validation loss and learning rate."""
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if line["event"] == "train"]
     evaluations = [line for line in lines if line["event"] == "eval" and line.get("loss") is not None]
@@ -21,13 +21,13 @@ def draw_curves(folder: Path) -> Path:
     epochs = [line["epoch"] for line in steps]
     loss.plot(epochs, [line["loss"] for line in steps], label="training loss", color="#1f5fa8")
     baseline = [line["baseline"] for line in steps]
-    loss.plot(epochs, baseline, label="constant predictor", color="#888888", linestyle="--", linewidth=1)
+    loss.plot(epochs, baseline, label="baseline", color="#888888", linestyle="--", linewidth=1)
     if evaluations:
-        at, values = [line["epoch"] for line in evaluations], [line["loss"] for line in evaluations]
-        loss.plot(at, values, label="validation loss", color="#d9822b", marker="o", markersize=3)
+        positions, values = [line["epoch"] for line in evaluations], [line["loss"] for line in evaluations]
+        loss.plot(positions, values, label="validation loss", color="#d9822b", marker="o", markersize=3)
     loss.set(xlabel="epoch", ylabel="loss")
     values = [line["loss"] for line in steps] + [line["loss"] for line in evaluations]
-    # the first steps can be many times the constant predictor's loss and would flatten everything after them
+    # the first losses can be many times the baseline and would flatten the rest of the curve
     top = min(max(values), 1.5 * max(baseline)) if steps else 1.0
     loss.set_ylim(0, 1.08 * max(top, max(baseline, default=0)) or 1.0)
     loss.legend(frameon=False, fontsize=8)

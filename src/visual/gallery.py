@@ -1,4 +1,4 @@
-"""The gallery of a Method: its titled pictures in a grid, the same images at every epoch."""
+"""The gallery of a Method: pictures with titles in a grid, of the same images at every epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def write_grid(columns: Sequence[np.ndarray], titles: Sequence[str], path: Path) -> None:
-    """Pictures (B, H, W, 3) in a grid, one row per image, titles on top; the folder of the PNG is made."""
+    """Write columns of pictures (B, H, W, 3) as a grid, one row per image with titles on top; creates the folder."""
     count = len(columns[0])
     aspect = columns[0].shape[1] / columns[0].shape[2]
     side = 1.9
