@@ -113,10 +113,10 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
         "step": 0,
         "best": None,
         "metrics": {},
-        "origins": done.origins,
+        "origins": done.sources,
         "torch": done.note,
     }
-    kept = {checkpoint.KEPT + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
+    kept = {checkpoint.KEPT + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.unused.items()}
     try:
         checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, kept, meta)
     except (OSError, RuntimeError) as reason:
@@ -125,7 +125,7 @@ def save_ours(path: Path, done: Any, found: Any, overrides: list[str]) -> list[s
     told = f"{found.path}: {', '.join(done.remarks)}"
     return [
         told,
-        f"{len(done.weights)} tensors, {size:.2f} M numbers; {len(done.kept)} kept aside",
+        f"{len(done.weights)} tensors, {size:.2f} M numbers; {len(done.unused)} kept aside",
         *told_recipe(recipe),
     ]
 

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from safetensors.numpy import load_file
 
-from src.weights.names import FASTMIM_BLOCKS, FASTMIM_POOLED, FASTMIM_STAGES, PLAIN, SIMMIM, Naming
+from src.weights.names import FASTMIM_SWIN, FASTMIM_SWIN_CLASSIFIER, FASTMIM_VIT, PLAIN, SIMMIM, Naming
 
 #: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
 TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
@@ -42,12 +42,16 @@ def rename_with(naming: Naming) -> Callable[[str], str]:
     return rename
 
 
-from_simmim, from_plain, from_fastmim_pooled = rename_with(SIMMIM), rename_with(PLAIN), rename_with(FASTMIM_POOLED)
+from_simmim, from_plain, from_fastmim_pooled = (
+    rename_with(SIMMIM),
+    rename_with(PLAIN),
+    rename_with(FASTMIM_SWIN_CLASSIFIER),
+)
 
 
 def from_fastmim(name: str) -> str:
     """Of either of FastMIM's pre-training networks."""
-    return rename_with(FASTMIM_STAGES if name.startswith("encoder.") else FASTMIM_BLOCKS)(name)
+    return rename_with(FASTMIM_SWIN if name.startswith("encoder.") else FASTMIM_VIT)(name)
 
 
 #: array name, error, tolerance

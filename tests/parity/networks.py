@@ -25,7 +25,7 @@ def naming_of(names: list[str]) -> Naming:
 
 
 def is_buffer(naming: Naming, row: tuple[Any, ...]) -> bool:
-    return row[2].startswith("buffer") or re.fullmatch(naming.kept, row[0]) is not None
+    return row[2].startswith("buffer") or re.fullmatch(naming.unused, row[0]) is not None
 
 
 def buffer_like(name: str, shape: list[int]) -> np.ndarray:
@@ -53,7 +53,7 @@ def encoder_of(
     except WeightsError as reason:
         table = shapes.get("encoder.layers.0.blocks.0.attn.relative_position_bias_table")
         square = not any(name in shapes for name in ("encoder.pos_embed", "encoder.absolute_pos_embed"))
-        if free and "tells its window" in str(reason):
+        if free and "--window-size" in str(reason):
             return encoder_of(shapes, buffers, {**arguments, "window_size": 8}, heads)
         if not free or size or not square or "image size" not in str(reason):
             raise UnknownError(told(reason)) from None

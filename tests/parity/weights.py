@@ -24,8 +24,8 @@ from src.weights import foreign
 from src.weights.derive import Hints, pair
 from src.weights.load import Origin, load_encoder
 from src.weights.names import BUFFERS, naming_for, recognise
-from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
-from src.weights.torch_file import Stored
+from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_positions
+from src.weights.torch_file import StoredTensor
 from tests.parity.common import (
     Case,
     Findings,
@@ -99,7 +99,7 @@ def pos_embed(case: Case) -> Findings:
         elif name.endswith("_dst"):
             ours = case.data[name.removesuffix("_dst") + "_src"]
             old, new = grid_of(ours), grid_of(theirs)
-            ours = resize_places(ours, (old, old), (new, new)) if old != new else ours
+            ours = resize_positions(ours, (old, old), (new, new)) if old != new else ours
             yield name, absolute(ours, theirs), limit
 
 
@@ -124,7 +124,7 @@ def remap(case: Case) -> Findings:
     weights = weights_of(method)
     fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
     report = load_encoder(
-        weights, done.weights, case.folder, Origin(done.origins, done.encoder, (), tuple(done.kept)), encoder
+        weights, done.weights, case.folder, Origin(done.sources, done.encoder, (), tuple(done.unused)), encoder
     )
     rename = rename_with(naming_for(source, weights))
     result = {rename(name): value for name, value in case.tensors("result").items()}
@@ -148,7 +148,7 @@ def converted(case: Case, file: str, source: str = "", key: str = "", **hints: A
 def and_back(case: Case, file: str, done: Any) -> Findings:
     """To the names of the file and through both containers: the same names, number types, shapes and bits."""
     before = foreign.open_foreign(case.folder / file)
-    tensors, key = foreign.to_theirs(done.weights, done.kept, done.note, "")
+    tensors, key = foreign.to_theirs(done.weights, done.unused, done.note, "")
     with tempfile.TemporaryDirectory() as folder:
         for suffix in (".pth", ".safetensors"):
             path = Path(folder) / f"back{suffix}"
@@ -159,7 +159,7 @@ def and_back(case: Case, file: str, done: Any) -> Findings:
             yield f"{file} and back as {suffix}", float(not same), 0.0
 
 
-def equal(one: Stored, other: Stored) -> bool:
+def equal(one: StoredTensor, other: StoredTensor) -> bool:
     """The same number type, shape and bits."""
     same = (one.dtype, one.shape) == (other.dtype, other.shape)
     return same and one.read().tobytes() == other.read().tobytes()
