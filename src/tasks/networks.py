@@ -18,7 +18,7 @@ from mindspore import Tensor, nn
 from ..config import ClassifyConfig, EncoderConfig, Recipe
 from ..config.files import ConfigError, change, did_you_mean, load_recipe, parse_recipe
 from ..engine import checkpoint
-from ..models import BareEncoder, Encoder, Pooled, build_classifier, build_encoder, build_network
+from ..models import BareEncoder, Encoder, PooledEncoder, build_classifier, build_encoder, build_network
 
 if TYPE_CHECKING:
     from ..weights.load import Origin
@@ -74,7 +74,7 @@ def create_model(name: str, **options: Any) -> nn.Cell:
 
 def load_encoder(
     source: str | os.PathLike[str], blocks: Literal["stages"] | int | Sequence[int] | None = None, **options: Any
-) -> FeatureExtractor | Pooled:
+) -> FeatureExtractor | PooledEncoder:
     """The encoder of any run, to be used as a backbone; in evaluation mode, its parameters can be trained on.
 
         features = load_encoder("runs/pretrain/last.ckpt")(images)                        # (B, out_dim)
@@ -107,7 +107,7 @@ def load_encoder(
     chosen = chosen_blocks(encoder, blocks, name)
     normed = chosen is None and not (classifier and classifier.fc_norm)  # maps come before the final norm
     built = build_encoder(encoder, final_norm=normed)
-    pooled = Pooled(built, classifier)
+    pooled = PooledEncoder(built, classifier)
     cell = pooled if chosen is None else FeatureExtractor(built, encoder, chosen)
     cell.report = "fresh weights"
     if found is not None:
