@@ -115,7 +115,7 @@ def answers_key(recipe: Recipe, method: Method, batches: Loader) -> str:
     assert teacher is not None  # only a Method with a teacher keeps answers
     key = {
         "teacher": digest_of(teacher.file),
-        "columns": list(method.answers),
+        "columns": list(method.teacher_columns),
         "files": batches.checksum(),
         "image_size": list(recipe.encoder.image_size),
         "mean": list(recipe.data.mean),
@@ -127,7 +127,7 @@ def answers_key(recipe: Recipe, method: Method, batches: Loader) -> str:
 def keep_answers(recipe: Recipe, method: Method, batches: Loader) -> str:
     """Ask the teacher about every image once, unless that is done; returns a line for the log.
 
-    One `.npy` file for each column of `method.answers`, a row per file of the source; written under another name first,
+    One `.npy` file per name in `method.teacher_columns`, one row per file of the source; written under another name first,
     so that there is always a whole folder or none.
     """
     folder = answers_folder(recipe, method, batches)
@@ -148,11 +148,11 @@ def keep_answers(recipe: Recipe, method: Method, batches: Loader) -> str:
 
 def write_answers(folder: Path, method: Method, batches: Loader) -> int:
     """Fill a folder with the columns; returns their bytes."""
-    asking = AsGraph(method, method.ask)
+    asking = AsGraph(method, method.teacher_outputs)
     asking.set_train(False)
     left, size = len(batches.source), 0
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in method.answers}
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in method.teacher_columns}
         for (image,) in batches.every(("image",)):
             for file, answer in zip(files.values(), asking(image), strict=True):
                 rows = answer.asnumpy()
@@ -169,7 +169,7 @@ def kept_answers(recipe: Recipe, method: Method, batches: Loader) -> dict[str, n
     """The columns of a folder of answers, mapped into memory."""
     folder = answers_folder(recipe, method, batches)
     try:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in method.answers}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in method.teacher_columns}
     except (OSError, ValueError, EOFError) as error:
         raise TeacherError(
             f"method.cache: {folder} cannot be read ({' '.join(str(error).split())}); remove that folder"

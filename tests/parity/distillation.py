@@ -160,7 +160,7 @@ class GivenTokens(nn.Cell):
 
     def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         image, target = self.method.mixed(image, label)
-        return self.method.run(image, target, self.method.ask(image), self.indices)
+        return self.method.run(image, target, self.method.teacher_outputs(image), self.indices)
 
 
 class Sequences(nn.Cell):
