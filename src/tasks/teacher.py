@@ -127,8 +127,8 @@ def answers_key(recipe: Recipe, method: Method, batches: Loader) -> str:
 def keep_answers(recipe: Recipe, method: Method, batches: Loader) -> str:
     """Ask the teacher about every image once, unless that is done; returns a line for the log.
 
-    One `.npy` file per name in `method.teacher_columns`, one row per file of the source; written under another name first,
-    so that there is always a whole folder or none.
+    One `.npy` file per name in `method.teacher_columns`, one row per file of the source. The folder is written under
+    another name first, so that it is complete or missing.
     """
     folder = answers_folder(recipe, method, batches)
     if folder.is_dir():
