@@ -1,7 +1,7 @@
 """Entry point of MindSpore Hub: `create_network(name)` builds a network of this project.
 
-The hub puts this folder on sys.path and runs this file. Every zoo model calls its package `src`, so this one is
-imported under a name of its own, which leaves `src` to whoever has or wants it.
+The hub puts this folder on sys.path and runs this file. All models of the zoo have a package `src`, so this file
+imports its `src` under a unique name.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ def create_network(name: str, **options: Any) -> Any:
     """A classifier with fresh weights in evaluation mode: images (B, 3, H, W) -> logits (B, num_classes).
 
     Args:
-        name: a model of `config/_models` in any case, for example fastmim_vit_base.
-        options: fields of its encoder or classifier, for example `num_classes=37` or `drop_path=0.1`.
+        name: a model of `config/_models`, in upper or lower case, for example fastmim_vit_base.
+        options: keys of its encoder or classifier, for example `num_classes=37` or `drop_path=0.1`.
 
     Raises:
-        ValueError: the name (then a NotImplementedError too) or an option is not known; the text lists what is.
+        ValueError: unknown name (also a NotImplementedError) or option; the message lists the known ones.
     """
     return _package("tasks.networks").create_model(name, **options)
 
 
 def _package(module: str) -> Any:
-    """A module of this folder's `src`, below a package name that only this folder has."""
+    """A module of this folder's `src`, in a package with a name unique to this folder."""
     name = f"mindspore_mim_{zlib.crc32(str(FOLDER).encode()):08x}"
     if name not in sys.modules:
         source = FOLDER / "src"

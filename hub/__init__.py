@@ -1,1 +1,1 @@
-"""Cards for MindSpore Hub and the tools that make and check them."""
+"""Cards for MindSpore Hub, and tools that write and check them."""

@@ -1,8 +1,8 @@
 """Check hub cards: python hub/check_card.py CARD.md ...
 
-The first rules are those of mindspore_hub's own checker (mindspore_hub/_utils/check.py); the others are what its loader
-takes for granted (load.py, info.py, download.py) and what the hub's guide asks for. Everything is checked without a
-network: whether links answer is for the hub to find out. The file of an asset is checked if it lies beside the card.
+The first rules are those of mindspore_hub's checker (mindspore_hub/_utils/check.py). The others are assumptions of its
+loader (load.py, info.py, download.py) and requirements of the hub's guide. Links are not opened. The file of an asset
+is checked if it is in the folder of the card.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ MODULE_TYPES = ["gnn", "rl", "audio", "cv", "cvtmodel", "nlp", "recommend", "cro
 USES = ("inference", "extract-feature", "transfer-learning")
 BACKENDS = ("cpu", "gpu", "ascend")
 FORMATS = ("air", "ckpt", "onnx", "mindir", "mslite")
-#: those of the hub's list that hold images with classes
+#: the hub's names of image classification data sets
 DATASETS = ("imagenet2012", "imagenet", "miniimagenet", "cifar10", "cifar100", "mnist", "none")
 SECTIONS = ("Introduction", "Usage", "Recipe", "Preprocessing", "Published results", "Deviations", "Citation")
 
 
 class CardError(ConfigError):
-    """A card that the hub would refuse or could not load; one line for the user."""
+    """A card that the hub refuses or cannot load; one line for the user."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card taken apart: its header, its headings, and the models of the project."""
+    """The header and headings of a card, and the models of the project."""
 
     path: Path
     header: dict[str, Any]
@@ -69,7 +69,7 @@ class Card:
 
 
 class _UniqueLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which PyYAML would keep the last."""
+    """YAML that refuses duplicate keys; PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -83,7 +83,7 @@ def read_card(path: Path, models: list[str]) -> Card:
     """A card's header and headings.
 
     Raises:
-        CardError: the frame or the YAML is broken.
+        CardError: the frame or the YAML is invalid.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -102,20 +102,20 @@ def read_card(path: Path, models: list[str]) -> Card:
 
 
 def headings_of(lines: list[str]) -> list[str]:
-    """Texts of the headings outside code blocks, in both of Markdown's forms."""
-    found, fenced, before = [], False, ""
+    """Texts of the headings outside code blocks, in both forms of Markdown."""
+    texts, fenced, before = [], False, ""
     for line in lines:
         if line.startswith("```"):
             fenced = not fenced
         elif not fenced and re.match(r"#{1,6} ", line):
-            found.append(line.lstrip("#").strip())
+            texts.append(line.lstrip("#").strip())
         elif not fenced and before.strip() and re.fullmatch(r"=+\s*", line):
-            found.append(before.strip())
+            texts.append(before.strip())
         before = line
-    return found
+    return texts
 
 
-# --- rules: what is wrong, or nothing ---------------------------------------------------------------------------
+# --- rules: each returns what is wrong, or an empty text --------------------------------------------------------
 
 
 def required(card: Card) -> str:
@@ -134,11 +134,11 @@ def fine_tunable(card: Card) -> str:
 
 
 def repo_link(card: Card) -> str:
-    """What download.py can take apart: host.com/group/repo, or .../tree/branch, or .../tree/branch/path."""
-    found = re.fullmatch(r"https?://[\w.-]+\.com/([^:\s]+)", card.link())
-    if not found:
+    """The forms that download.py reads: host.com/group/repo, .../tree/branch and .../tree/branch/path."""
+    match = re.fullmatch(r"https?://[\w.-]+\.com/([^:\s]+)", card.link())
+    if not match:
         return f"{card.link()} is not one http(s) address on a .com host"
-    parts = found[1].split("/", 4)
+    parts = match[1].split("/", 4)
     good = len(parts) == 2 or (len(parts) in (4, 5) and parts[2] in ("tree", "blob"))
     return "" if good and all(parts) else f"{card.link()} is not group/repo, or group/repo/tree/branch[/path]"
 
@@ -146,19 +146,19 @@ def repo_link(card: Card) -> str:
 def train_dataset(card: Card) -> str:
     if not card.header.get("train-dataset"):
         return ""
-    odd = [part for part in card.text("train-dataset").split("_") if part not in DATASETS]
-    return f"{', '.join(odd)} not among {', '.join(DATASETS)}; leave the key out" if odd else ""
+    unknown = [part for part in card.text("train-dataset").split("_") if part not in DATASETS]
+    return f"{', '.join(unknown)} is not one of {', '.join(DATASETS)}; omit the key" if unknown else ""
 
 
 def used_for(card: Card) -> str:
-    odd = [use for use in card.text("used-for").lower().split("/") if use not in USES]
-    return f"{', '.join(odd)} not among {', '.join(USES)}" if odd else ""
+    unknown = [use for use in card.text("used-for").lower().split("/") if use not in USES]
+    return f"{', '.join(unknown)} is not one of {', '.join(USES)}" if unknown else ""
 
 
 def backends(card: Card) -> str:
     named = [b for key in ("train-backend", "infer-backend") if card.text(key) for b in card.text(key).split("/")]
-    odd = [backend for backend in named if backend.lower() not in BACKENDS]
-    return f"{', '.join(odd)} not among {', '.join(BACKENDS)}" if odd else ""
+    unknown = [backend for backend in named if backend.lower() not in BACKENDS]
+    return f"{', '.join(unknown)} is not one of {', '.join(BACKENDS)}" if unknown else ""
 
 
 def input_shape(card: Card) -> str:
@@ -178,18 +178,18 @@ def cached(card: Card) -> str:
 
 def featured_image(card: Card) -> str:
     image = card.header.get("featured-image", "no-image")
-    return "" if image == "no-image" else f"{image} is not in the hub's images; write no-image"
+    return "" if image == "no-image" else f"{image} is not one of the hub's images; write no-image"
 
 
 def colons(card: Card) -> str:
     free = ("repo-link", "asset", "evaluation")
-    odd = [key for key, value in card.header.items() if key not in free and ":" in str(value)]
-    return f"a colon in {', '.join(odd)}" if odd else ""
+    keys = [key for key, value in card.header.items() if key not in free and ":" in str(value)]
+    return f"a colon in {', '.join(keys)}" if keys else ""
 
 
 def headings(card: Card) -> str:
-    odd = [text for text in card.headings if text.endswith(":")]
-    return f"{odd[0]!r} ends in a colon" if odd else ""
+    wrong = [text for text in card.headings if text.endswith(":")]
+    return f"{wrong[0]!r} ends in a colon" if wrong else ""
 
 
 def asset(card: Card) -> str:
@@ -201,15 +201,15 @@ def asset(card: Card) -> str:
     missing = [key for item in items for key in ASSET_KEYS if not item.get(key)]
     if missing:
         return f"{', '.join(missing)} missing"
-    odd = [item["file-format"] for item in items if str(item["file-format"]).lower() not in FORMATS]
-    return f"file-format {', '.join(map(str, odd))} not among {', '.join(FORMATS)}" if odd else ""
+    unknown = [item["file-format"] for item in items if str(item["file-format"]).lower() not in FORMATS]
+    return f"file-format {', '.join(map(str, unknown))} is not one of {', '.join(FORMATS)}" if unknown else ""
 
 
 def one_asset(card: Card) -> str:
-    """The loader takes one file and downloads only a few kinds."""
+    """The loader reads one file, of few formats."""
     items = card.header.get("asset") or []
     if len(items) > 1:
-        return f"{len(items)} assets, of which the loader takes one; write a card for each"
+        return f"{len(items)} assets, but the loader reads one; write a card for each"
     return "" if all(item["file-format"] == "ckpt" for item in items) else "the loader reads file-format ckpt only"
 
 
@@ -219,11 +219,11 @@ def asset_name(card: Card) -> str:
             rf"{re.escape(card.text('model-name'))}_({'|'.join(BACKENDS)})_v\d{{3,4}}_[a-z0-9]+_"
             r"(official|research)_cv_top1acc\d+(\.\d+)?(_top5acc\d+(\.\d+)?)?\.ckpt"
         )
-        found = re.fullmatch(pattern, asset_file(item))
-        if not found:
+        match = re.fullmatch(pattern, asset_file(item))
+        if not match:
             return f"{asset_file(item)} is not MODEL_BACKEND_vVERSION_DATASET_research_cv_top1accNN.NN.ckpt"
-        if found[1] not in card.text("train-backend").split("/"):
-            return f"{asset_file(item)} says {found[1]}, train-backend {card.text('train-backend') or 'nothing'}"
+        if match[1] not in card.text("train-backend").split("/"):
+            return f"{asset_file(item)} names {match[1]}, train-backend is {card.text('train-backend') or 'missing'}"
         if f"_{dataset(card)}_" not in asset_file(item):
             return f"{asset_file(item)} and {card.path.name} name different datasets"
     return ""
@@ -235,14 +235,14 @@ def sha256(card: Card) -> str:
             return f"{item['asset-sha256']} is not 64 lower-case hexadecimal digits"
         file = card.path.parent / asset_file(item)
         if file.is_file() and file_hash(file) != item["asset-sha256"]:
-            return f"{file.name} has {file_hash(file)}, the card says {item['asset-sha256']}"
+            return f"{file.name} has {file_hash(file)}, the card {item['asset-sha256']}"
     return ""
 
 
 def model_name(card: Card) -> str:
     """The loader calls create_network(model-name.lower())."""
     name = card.text("model-name")
-    return "" if name in card.models else f"{name or 'nothing'} is no model of the project; {', '.join(card.models)}"
+    return "" if name in card.models else f"{name or 'nothing'} is not a model; write one of {', '.join(card.models)}"
 
 
 def one_backbone(card: Card) -> str:
@@ -251,7 +251,7 @@ def one_backbone(card: Card) -> str:
 
 
 def file_name(card: Card) -> str:
-    """The hub cuts names at the first dot and joins MODEL_DATASET."""
+    """The hub cuts file names at the first dot and expects MODEL_DATASET."""
     good = (
         re.fullmatch(rf"{re.escape(card.text('model-name'))}_[a-z0-9]+", card.path.stem) and card.path.suffix == ".md"
     )
@@ -263,13 +263,13 @@ def file_name(card: Card) -> str:
 
 def brackets(card: Card) -> str:
     links = [card.text("repo-link")] + [str(item["asset-link"]) for item in card.header.get("asset") or []]
-    odd = [link for link in links if not re.fullmatch(r"<[^<>\s]+>", link)]
-    return f"{odd[0]} stands without < >, as links of the hub do" if odd else ""
+    bare = [link for link in links if not re.fullmatch(r"<[^<>\s]+>", link)]
+    return f"{bare[0]} is not in angle brackets; write <{bare[0].strip('<>')}>" if bare else ""
 
 
 def version(card: Card) -> str:
-    odd = [key for key in ("mindspore-version", "model-version") if not isinstance(card.header[key], str)]
-    return f"{odd[0]} {card.header[odd[0]]} is a number, which loses a last zero; quote it" if odd else ""
+    keys = [key for key in ("mindspore-version", "model-version") if not isinstance(card.header[key], str)]
+    return f"{keys[0]} {card.header[keys[0]]} is a number, which loses a final zero; quote it" if keys else ""
 
 
 def user_id(card: Card) -> str:
@@ -281,7 +281,7 @@ def sections(card: Card) -> str:
     return f"no section {', '.join(missing)}" if missing else ""
 
 
-#: what errors name -> the rule, in the order of checking; the frame and the YAML come before them
+#: name in errors -> rule, in the order of checking; frame and YAML are checked before
 RULES: dict[str, Callable[[Card], str]] = {
     "required": required,
     "module-type": module_type,
@@ -311,7 +311,7 @@ RULES: dict[str, Callable[[Card], str]] = {
 
 
 def asset_file(item: dict[str, Any]) -> str:
-    """The name the loader looks for beside the card."""
+    """Name of the file that the loader looks for in the folder of the card."""
     return unquote(urlparse(str(item["asset-link"]).strip("<>")).path).rsplit("/", 1)[-1]
 
 
@@ -321,22 +321,22 @@ def dataset(card: Card) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 in lower-case hexadecimal digits."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_card(path: Path, models: list[str]) -> Card:
-    """A card that keeps every rule.
+    """Read a card and check all rules.
 
     Args:
-        path: the card; its asset is checked too if it lies beside it.
-        models: names that the project's create_network answers.
+        path: the card; its asset is checked too if it is in the same folder.
+        models: names that the project's create_network knows.
 
     Raises:
-        CardError: the first rule it breaks.
+        CardError: the first rule that is broken.
     """
     card = read_card(path, models)
     for name, rule in RULES.items():
@@ -358,12 +358,12 @@ def main() -> int:
     for path in args.cards:
         try:
             card = read_card(path, [])
-            beside = path.parent / card.link().rsplit("/", 1)[-1]
-            check_card(path, models_of(beside if beside.is_dir() else ROOT))
+            project = path.parent / card.link().rsplit("/", 1)[-1]
+            check_card(path, models_of(project if project.is_dir() else ROOT))
         except CardError as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
-        print(f"{path}: keeps every rule")
+        print(f"{path}: passes all rules")
     return 0
 
 

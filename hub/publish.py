@@ -1,12 +1,13 @@
 """Publish a network for MindSpore Hub: python hub/publish.py CKPT [--local DIR] [...]
 
-Strips the training state of a fine-tuned checkpoint, names the asset as the zoo does, computes its SHA-256, writes the
-card and checks both. With --local the folder also holds the project under the name the card's link ends in, so that
+Strips the training state of a fine-tuned checkpoint, names the asset by the zoo's rules, computes its SHA-256, writes
+the card and checks both. With --local the folder also contains the project, under the last part of the card's link, so
+that this works:
 
     mindspore_hub.load("DIR/CARD.md", source="local")
 
-works. A model name in place of CKPT lays out its card without an asset (`pretrained=False`). Nothing is overwritten.
-`python hub/publish.py --cards` writes the cards of this folder anew.
+With a model name instead of CKPT, the card has no asset (`pretrained=False`). Nothing is overwritten.
+`python hub/publish.py --cards` rewrites the cards of this folder.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from src.tasks.command import TESTED_MINDSPORE, run_command
 from src.tasks.export import preprocessing
 from src.tasks.networks import classifier_recipe, deployed, fill, model_names, model_recipe, without_drop_path
 
-#: the zoo this project is laid out for; it has no address of its own yet, --repo-link names one
+#: default of --repo-link: the zoo that this project is made for; the project has no address yet
 ZOO = "https://gitee.com/mindspore/models"
-#: what a hub user needs of the project
+#: the parts of the project that a hub user needs
 PROJECT = ("mindspore_hub_conf.py", "src", "config/_models", "requirements.txt", "LICENSE")
-#: name of a data folder -> the hub's
+#: name of a data folder -> the hub's data set name
 DATASET_NAMES = {"imagenet": "imagenet2012", "imagenet1k": "imagenet2012", "ilsvrc2012": "imagenet2012"}
 UNRUN = "As the original authors published it; not run in this project."
 AUTHORS = "Of the original authors on ImageNet-1K; not measured in this project.\n\n"
@@ -54,84 +55,85 @@ CARD_DATE = datetime.date(2026, 11, 20)  # of the cards in this folder
 
 @dataclass(frozen=True)
 class Network:
-    """What a card describes: a model of the project, or one of the user's own."""
+    """The network of a card: a model of the project, or another one of the user."""
 
     model: str
     recipe: Recipe
     facts: dict[str, Any]  # title, backbone, summary, published, recipe, deviations, citation
-    own: bool  # not in config/_models: its recipe has to go there
+    unlisted: bool  # not in config/_models; its recipe has to be added there
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Weights as the hub serves them."""
+    """A file of weights on the hub."""
 
     name: str
     link: str
     sha256: str
     backend: str
     metrics: dict[str, float]
-    mindspore: str  # version trained with
+    mindspore: str  # version of the training run
 
 
 # --- what is published ------------------------------------------------------------------------------------------
 
 
 def named_network(name: str) -> Network:
-    """A model of the project with what hub/models.yaml says about it."""
+    """A model of the project, with its facts from hub/models.yaml."""
     facts = yaml.safe_load((HUB / "models.yaml").read_text(encoding="utf-8"))
     if name not in facts:
         raise CardError(f"hub/models.yaml: {name}: no entry, but config/_models has a network of that name")
-    return Network(name, model_recipe(name), facts[name], own=False)
+    return Network(name, model_recipe(name), facts[name], unlisted=False)
 
 
-def trained_network(found: checkpoint.Checkpoint, name: str) -> Network:
-    """The model a checkpoint holds: the one of the project whose network it is, else one of its own.
+def trained_network(trained: checkpoint.Checkpoint, name: str) -> Network:
+    """The model of a checkpoint: a model of the project if the network is the same, else an unlisted one.
 
     Raises:
-        CardError: several models are this network, or `name` is taken by another, or no name can be made.
+        CardError: several models of the project are this network, another model has the name `name`, or the checkpoint
+            gives no valid name.
     """
-    recipe = classifier_recipe(found)
+    recipe = classifier_recipe(trained)
     same = [model for model in model_names() if shape_of(model_recipe(model)) == shape_of(recipe)]
     if name in same or (not name and len(same) == 1):
         return replace(named_network(name or same[0]), recipe=recipe)
     if not name and same:
-        raise CardError(f"{found.path}: is the network of {' and '.join(same)}; choose with --name")
+        raise CardError(f"{trained.path}: is the network of {' and '.join(same)}; choose with --name")
     model = name or re.sub(r"\W+", "_", Path(recipe.output).name.lower()).strip("_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", model):
-        raise CardError(f"--name: {model!r} is not a word of small letters, digits and _")
+        raise CardError(f"--name: {model!r} is not valid; write small letters, digits and _")
     if model in model_names():
-        raise CardError(f"{found.path}: is not the network of {model}, whose name it would have; choose with --name")
-    return Network(model, recipe, own_facts(model, recipe), own=True)
+        raise CardError(f"{trained.path}: is not the network of {model}, but has its name; choose another with --name")
+    return Network(model, recipe, default_facts(model, recipe), unlisted=True)
 
 
 def shape_of(recipe: Recipe) -> dict[str, Any]:
-    """What makes two networks the same: all but preset names."""
+    """All keys that define a network: without the preset name."""
     tree = network_tree(recipe)
     del tree["encoder"]["name"]
     return tree
 
 
 def network_tree(recipe: Recipe) -> dict[str, Any]:
-    """Encoder and classifier of a recipe without what only training uses."""
+    """Encoder and classifier of a recipe, without keys that only training uses."""
     tree = {"encoder": to_tree(without_drop_path(recipe.encoder)), "method": to_tree(recipe.method)}
     for part, key in (("encoder", "init"), *(("method", key) for key in ("head_std", *ClassifyConfig.training_only))):
         del tree[part][key]
     return tree
 
 
-def own_facts(model: str, recipe: Recipe) -> dict[str, Any]:
-    """What a card can say about a network that is in no paper."""
+def default_facts(model: str, recipe: Recipe) -> dict[str, Any]:
+    """Facts on the card of an unlisted network, from its recipe."""
     train, encoder = recipe.train, recipe.encoder
     return {
         "title": model,
         "backbone": encoder.name,
         "summary": f"{encoder.name} for {count_classes(recipe)} classes at {encoder.image_size[0]} pixels",
-        "published": ["none, this network is the publisher's own"],
+        "published": ["none, the network is not from a paper"],
         "recipe": [
             f"{train.epochs} epochs, batch {train.batch_size} x {train.accumulate} per device, AdamW, base rate "
-            f"{train.base_lr:g}, layer decay {train.layer_decay:g}, drop path {encoder.drop_path:g}; the asset "
-            "holds the whole recipe"
+            f"{train.base_lr:g}, layer decay {train.layer_decay:g}, drop path {encoder.drop_path:g}; the whole recipe "
+            "is in the asset"
         ],
         "deviations": ["none known"],
         "citation": "none",
@@ -139,40 +141,40 @@ def own_facts(model: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def count_classes(recipe: Recipe) -> int:
-    assert recipe.method.classifier is not None  # the hub holds classifiers
+    assert recipe.method.classifier is not None  # the hub takes classifiers only
     return recipe.method.classifier.num_classes
 
 
 def dataset_of(recipe: Recipe, given: str) -> str:
-    """The hub's name of the data, or that of its folder."""
+    """The hub's name of the data set, or the name of its folder."""
     name = given or re.sub(r"[^a-z0-9]", "", Path(recipe.data.root).name.lower())
     name = DATASET_NAMES.get(name, name)
     if not re.fullmatch(r"[a-z0-9]+", name):
-        raise CardError(f"--dataset: {name!r} is not a word of small letters and digits, such as imagenet2012")
+        raise CardError(f"--dataset: {name!r} is not valid; write small letters and digits, such as imagenet2012")
     return name
 
 
-def backend_of(found: checkpoint.Checkpoint, recipe: Recipe, given: str) -> str:
-    """The device trained on: the recipe says it, or the run beside the checkpoint."""
+def backend_of(trained: checkpoint.Checkpoint, recipe: Recipe, given: str) -> str:
+    """The device of the training run: `given`, or from the recipe, or from environment.json next to the checkpoint."""
     name = given or ("" if recipe.device == "auto" else recipe.device)
-    environment = found.path.parent / "environment.json"
+    environment = trained.path.parent / "environment.json"
     if not name and environment.is_file():
         name = json.loads(environment.read_text(encoding="utf-8")).get("device", "")
     if name.lower() not in BACKENDS:
-        raise CardError(f"--backend: nothing says what {found.path} was trained on; write one of {', '.join(BACKENDS)}")
+        raise CardError(f"--backend: the device of {trained.path} is unknown; write one of {', '.join(BACKENDS)}")
     return name.lower()
 
 
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def write_asset(found: checkpoint.Checkpoint, network: Network, folder: Path, name: str) -> None:
-    """The weights with their recipe, without training state and without the paths of the machine."""
+def write_asset(trained: checkpoint.Checkpoint, network: Network, folder: Path, name: str) -> None:
+    """Write the weights with their recipe, without training state and machine paths."""
     recipe = network.recipe
     data = replace(recipe.data, root=f"data/{Path(recipe.data.root).name}")
     public = replace(recipe, data=data, output="", init_from="")
-    meta = {key: value for key, value in found.meta.items() if key not in ("names", "format")}
-    weights = checkpoint.weights_of(fill(deployed(recipe), found))
+    meta = {key: value for key, value in trained.meta.items() if key not in ("names", "format")}
+    weights = checkpoint.weights_of(fill(deployed(recipe), trained))
     checkpoint.save(folder / name, weights, {}, {**meta, "recipe": dump_recipe(public)})
 
 
@@ -196,7 +198,7 @@ def render(network: Network, dataset: str, repo_link: str, asset: Asset | None, 
         "mindspore": ".".join((asset.mindspore if asset else TESTED_MINDSPORE).split(".")[:2]),
         "asset": asset_lines(asset),
         "state": state(network, repo_link, asset),
-        "whose": "" if network.own else AUTHORS,
+        "whose": "" if network.unlisted else AUTHORS,
         "how": how,
         "card": card,
         "pretrained": "" if asset else ", pretrained=False",
@@ -214,17 +216,18 @@ def points(lines: list[str]) -> str:
 
 
 def recipe_text(network: Network, asset: Asset | None) -> str:
-    """How the asset was trained, and how the authors trained theirs."""
+    """The recipe of the asset, and that of the original authors."""
     text = points(network.facts["recipe"])
-    if network.own:
+    if network.unlisted:
         return text
     if asset is None:
         return f"{UNRUN}\n\n{text}"
-    return f"{points(own_facts(network.model, network.recipe)['recipe'])}\n\nThe original authors' recipe:\n\n{text}"
+    recipe = points(default_facts(network.model, network.recipe)["recipe"])
+    return f"{recipe}\n\nThe original authors' recipe:\n\n{text}"
 
 
 def measured(dataset: str, asset: Asset | None) -> str:
-    """The header's lines on data and accuracy; without an asset there is nothing measured."""
+    """Header lines on data and accuracy; accuracy needs an asset."""
     lines = [f"train-dataset: {dataset}\n"] if dataset in DATASETS else []
     if asset:
         top1, top5 = (100 * asset.metrics[key] for key in ("top1", "top5"))
@@ -240,7 +243,7 @@ def asset_lines(asset: Asset | None) -> str:
 
 
 def state(network: Network, repo_link: str, asset: Asset | None) -> str:
-    """Where things stand, in words."""
+    """Sentences on weights, accuracy and link of the card."""
     lines = []
     if asset is None:
         lines.append("No weights are published yet: the network starts from random weights.")
@@ -248,28 +251,28 @@ def state(network: Network, repo_link: str, asset: Asset | None) -> str:
         lines.append(f"Accuracy on {asset.metrics['count']:.0f} validation images, measured by the training run.")
     if repo_link == ZOO:
         lines.append(
-            "The link names the model zoo this project is laid out for; the project is not part of it yet, so the card "
-            "loads from a local folder that holds the project under the last word of the link."
+            "The link is the model zoo that this project is made for. The project is not in it yet, so the card loads "
+            "from a local folder that contains the project under the last part of the link."
         )
-    if network.own and asset:
+    if network.unlisted and asset:
         lines.append(f"The project needs `config/_models/{network.model}.yaml` with the network below.")
     return " ".join(lines)
 
 
 def preprocessing_text(recipe: Recipe) -> str:
-    """The evaluation transform in words, from the numbers that exports carry."""
-    found = preprocessing(recipe, [], 0)
-    size = found.get("resize_short_side") or " x ".join(map(str, found.get("resize", [])))
-    height, width = found["centre_crop"]
+    """The evaluation transform in words, from the values stored in exports."""
+    steps = preprocessing(recipe, [], 0)
+    size = steps.get("resize_short_side") or " x ".join(map(str, steps.get("resize", [])))
+    height, width = steps["centre_crop"]
     return (
-        f"RGB; short side to {size} pixels, {found['interpolation']}; centre crop of {height} x {width}; divided by "
-        f"255; minus {found['mean']}, divided by {found['std']}. "
-        f"Input (batch, {found['input'][1]}, {height}, {width}) float32."
+        f"RGB; short side to {size} pixels, {steps['interpolation']}; centre crop of {height} x {width}; divided by "
+        f"255; minus {steps['mean']}, divided by {steps['std']}. "
+        f"Input (batch, {steps['input'][1]}, {height}, {width}) float32."
     )
 
 
 def copy_project(target: Path, network: Network) -> None:
-    """What a hub user needs of this project, with the recipe of a network of the user's own."""
+    """Copy the `PROJECT` files, and add the recipe of an unlisted network."""
     for name in PROJECT:
         source, goal = ROOT / name, target / name
         goal.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +280,7 @@ def copy_project(target: Path, network: Network) -> None:
             shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, goal)
-    if network.own:
+    if network.unlisted:
         write_model(target / "config" / "_models", network)
 
 
@@ -291,30 +294,30 @@ def write_model(folder: Path, network: Network) -> None:
 
 
 def publish(source: str, target: Path, local: bool, args: argparse.Namespace) -> Path:
-    """Lay out a folder for a checkpoint or a model name; returns the card. All of it is there, or nothing.
+    """Write the folder of a checkpoint or a model name, and return its card. A failure leaves no folder.
 
     Raises:
-        CardError: the folder holds something, the checkpoint says no accuracy, or a rule of the hub is broken.
+        CardError: the folder is not empty, the checkpoint has no accuracy, or a rule of the hub is broken.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CardError(f"{target}: is there already and is not overwritten; name another folder")
-    found = None if source.lower() in model_names() else checkpoint.load(Path(source))
-    network = named_network(source.lower()) if found is None else trained_network(found, args.name)
-    dataset = "imagenet2012" if found is None else dataset_of(network.recipe, args.dataset)
+        raise CardError(f"{target}: exists and is not overwritten; name another folder")
+    trained = None if source.lower() in model_names() else checkpoint.load(Path(source))
+    network = named_network(source.lower()) if trained is None else trained_network(trained, args.name)
+    dataset = "imagenet2012" if trained is None else dataset_of(network.recipe, args.dataset)
     repo_link = args.repo_link.rstrip("/")
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.name}.{os.getpid()}")
     building.mkdir()
     try:
-        asset = None if found is None else make_asset(found, network, dataset, building, target, args)
+        asset = None if trained is None else make_asset(trained, network, dataset, building, target, args)
         card = building / f"{network.model}_{dataset}.md"
         how = "In the folder of this card:"
         card.write_text(render(network, dataset, repo_link, asset, how, datetime.date.today()), encoding="utf-8")
         project = building / repo_link.rsplit("/", 1)[-1] if local else None
         if project is not None:
             copy_project(project, network)
-        elif network.own:
+        elif network.unlisted:
             write_model(building, network)
         checked = check_card(card, models_of(project) if project else sorted({*model_names(), network.model}))
         check_weights(checked, built_by(project, network))
@@ -325,39 +328,47 @@ def publish(source: str, target: Path, local: bool, args: argparse.Namespace) ->
 
 
 def make_asset(
-    found: checkpoint.Checkpoint,
+    trained: checkpoint.Checkpoint,
     network: Network,
     dataset: str,
     folder: Path,
     target: Path,
     args: argparse.Namespace,
 ) -> Asset:
-    """Write the weights under the zoo's name."""
-    metrics = {**found.meta["metrics"]}
+    """Write the weights under a name by the zoo's rules.
+
+    Raises:
+        CardError: the checkpoint has no accuracy.
+    """
+    metrics = {**trained.meta["metrics"]}
     if not {"top1", "top5", "count"} <= set(metrics):
-        raise CardError(f"{found.path}: says no accuracy, it was saved between evaluations; publish best.ckpt")
-    backend = backend_of(found, network.recipe, args.backend)
-    mindspore = found.meta["versions"]["mindspore"]
+        raise CardError(f"{trained.path}: has no accuracy, since it was saved between evaluations; publish best.ckpt")
+    backend = backend_of(trained, network.recipe, args.backend)
+    mindspore = trained.meta["versions"]["mindspore"]
     digits = "".join(mindspore.split(".")[:3])
     name = f"{network.model}_{backend}_v{digits}_{dataset}_research_cv_top1acc{100 * metrics['top1']:.2f}.ckpt"
-    write_asset(found, network, folder, name)
+    write_asset(trained, network, folder, name)
     link = f"{args.asset_url.rstrip('/')}/{name}" if args.asset_url else (target / name).as_uri()
     return Asset(name, link, file_hash(folder / name), backend, metrics, mindspore)
 
 
 def built_by(project: Path | None, network: Network) -> Any:
-    """The network as the hub builds it from a project folder; without one, as its recipe says."""
+    """The network that the hub builds from a project folder; without a folder, that of the recipe."""
     return entry_point(project).create_network(network.model) if project else deployed(network.recipe)
 
 
 def check_weights(card: Card, built: Any) -> None:
-    """The asset fills the network that the hub will build, name by name; the hub itself would not notice a gap."""
+    """Check that the asset has exactly the parameters of the network; the hub does not check that.
+
+    Raises:
+        CardError: names that are missing or unknown.
+    """
     for item in card.header.get("asset") or []:
         weights = ms.load_checkpoint(str(card.path.parent / asset_file(item)), crc_check=True)
         missing, unknown = ms.load_param_into_net(built, weights)
         unknown = [name for name in unknown if name != "meta"]
         if missing or unknown:
-            raise CardError(f"{card.path}: the asset leaves {missing[:3]} empty and has no place for {unknown[:3]}")
+            raise CardError(f"{card.path}: asset: lacks parameters {missing[:3]}, has unknown ones {unknown[:3]}")
 
 
 def entry_point(project: Path) -> Any:
@@ -370,7 +381,7 @@ def entry_point(project: Path) -> Any:
 
 
 def write_cards() -> None:
-    """The cards of this folder: every model of the project, without an asset."""
+    """Write the cards of this folder: every model of the project, without an asset."""
     for name in model_names():
         card = HUB / f"{name}_imagenet2012.md"
         card.write_text(card_of(name), encoding="utf-8")
@@ -380,21 +391,25 @@ def write_cards() -> None:
 
 def card_of(name: str) -> str:
     """The card of a model of the project."""
-    how = f"`python hub/publish.py {name} --local DIR` lays out a folder with this card and the project; there:"
+    how = f"`python hub/publish.py {name} --local DIR` writes a folder with this card and the project. In that folder:"
     return render(named_network(name), "imagenet2012", ZOO, None, how, CARD_DATE)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="lay out a network for MindSpore Hub")
+    parser = argparse.ArgumentParser(description="publish a network for MindSpore Hub")
     parser.add_argument("source", nargs="?", metavar="CKPT", help="a fine-tuned checkpoint, or a model name")
     parser.add_argument("--local", default="", metavar="DIR", help="new folder with card, asset and project")
     parser.add_argument("--output", default="", metavar="DIR", help="new folder without the project; default: CKPT_hub")
-    parser.add_argument("--name", default="", help="model name; default: found by its network, else the run's folder")
-    parser.add_argument("--dataset", default="", help="default: the hub's name of the recipe's data, or its folder's")
-    parser.add_argument("--backend", default="", help="what it was trained on; default: as the run says")
-    parser.add_argument("--asset-url", default="", metavar="URL", help="where the asset is uploaded; default: the file")
+    parser.add_argument(
+        "--name", default="", help="model name; default: the model with its network, or the run's folder"
+    )
+    parser.add_argument("--dataset", default="", help="data set name; default: from the data folder of the recipe")
+    parser.add_argument("--backend", default="", help="device of the training; default: from the run")
+    parser.add_argument(
+        "--asset-url", default="", metavar="URL", help="address of the uploaded asset; default: the file"
+    )
     parser.add_argument("--repo-link", default=ZOO, metavar="URL", help="address of the project's folder")
-    parser.add_argument("--cards", action="store_true", help="write the cards of hub/ anew")
+    parser.add_argument("--cards", action="store_true", help="rewrite the cards of hub/")
     args = parser.parse_args()
     if bool(args.source) == args.cards:
         parser.error("name a checkpoint or a model, or --cards")
@@ -409,7 +424,7 @@ def main() -> int:
         if args.local:
             print(f'mindspore_hub.load("{card}", source="local"{pretrained})')
         elif not args.asset_url:
-            print("next: upload the asset, and publish again with --asset-url and --repo-link of where things are")
+            print("next: upload the asset, and publish again with --asset-url and --repo-link")
 
     return run_command(command)
 

@@ -124,10 +124,12 @@ def save_ours(path: Path, done: Any, original: Any, overrides: list[str]) -> lis
         "step": 0,
         "best": None,
         "metrics": {},
-        "origins": done.origins,
+        "origins": done.sources,
         "torch": done.note,
     }
-    unused = {checkpoint.UNUSED + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.kept.items()}
+    unused = {
+        checkpoint.UNUSED + name: Tensor(value.reshape(value.shape or (1,))) for name, value in done.unused.items()
+    }
     try:
         checkpoint.save(path, {name: Tensor(value) for name, value in done.weights.items()}, unused, meta)
     except (OSError, RuntimeError) as reason:
@@ -135,7 +137,7 @@ def save_ours(path: Path, done: Any, original: Any, overrides: list[str]) -> lis
     size = sum(value.size for value in done.weights.values()) / 1e6
     return [
         f"{original.path}: {', '.join(done.remarks)}",
-        f"{len(done.weights)} tensors, {size:.2f} M numbers; {len(done.kept)} unused, stored for the way back",
+        f"{len(done.weights)} tensors, {size:.2f} M numbers; {len(done.unused)} unused, stored for the way back",
         *recipe_lines(recipe),
     ]
 

@@ -169,7 +169,7 @@ def test_a_renamed_parameter_is_seen(copied: Path, images: Path, load: Load) -> 
     asset.unlink()
     ms.save_checkpoint([item for item in items if item["name"] != "meta"], str(asset), crc_check=True)
     card = read_card(copied, [])
-    with pytest.raises(CardError, match=r"leaves \['head.weight'\] empty and has no place for \['head.weights'\]"):
+    with pytest.raises(CardError, match=r"asset: .*\['head\.weight'\].*\['head\.weights'\]"):
         publish.check_weights(card, publish.entry_point(copied.parent / "models").create_network(copied.stem[:7]))
     copied.write_text(copied.read_text().replace(card.header["asset"][0]["asset-sha256"], file_hash(asset)))
     done = load(copied, images, copied.parent / "logits.npy")
@@ -279,7 +279,7 @@ def test_there_are_no_other_cards() -> None:
 
 def test_check_card_on_the_command_line(copied: Path, run_entry: Run) -> None:
     done = run_entry("hub/check_card.py", ROOT / "hub" / "fastmim_vit_base_imagenet2012.md", copied)
-    assert done.returncode == 0 and done.stdout.count("keeps every rule") == 2, done.stderr
+    assert done.returncode == 0 and done.stdout.count("passes all rules") == 2, done.stderr
     copied.write_text(copied.read_text().replace("license: ", "licence: "))
     assert_one_line_error(run_entry("hub/check_card.py", copied), f"{copied}: required: license missing")
 
@@ -290,7 +290,7 @@ def test_check_card_on_the_command_line(copied: Path, run_entry: Run) -> None:
 def test_nothing_is_overwritten(one_fine_tuned: Path, one_published: Path, run_entry: Run) -> None:
     before = {path: path.read_bytes() for path in one_published.parent.glob("*.*")}
     done = run_entry("hub/publish.py", one_fine_tuned, "--local", one_published.parent)
-    assert_one_line_error(done, f"{one_published.parent}: is there already and is not overwritten")
+    assert_one_line_error(done, f"{one_published.parent}: exists and is not overwritten")
     assert {path: path.read_bytes() for path in one_published.parent.glob("*.*")} == before
 
 
@@ -362,7 +362,7 @@ def test_a_published_network_is_recognised() -> None:
         publish.trained_network(ambiguous, "")
     assert publish.trained_network(ambiguous, "simmim_swin_base").model == "simmim_swin_base"
     other = checkpoint_of(MODELS / "fastmim_vit_base.yaml", "method.num_classes=37", "output=runs/My-Birds")
-    assert publish.trained_network(other, "").model == "my_birds" and publish.trained_network(other, "").own
+    assert publish.trained_network(other, "").model == "my_birds" and publish.trained_network(other, "").unlisted
     with pytest.raises(CardError, match="is not the network of fastmim_vit_base"):
         publish.trained_network(other, "fastmim_vit_base")
 
@@ -370,9 +370,9 @@ def test_a_published_network_is_recognised() -> None:
 def test_what_a_checkpoint_must_say(tmp_path: Path) -> None:
     found = checkpoint_of(MODELS / "fastmim_vit_base.yaml")
     network = publish.trained_network(found, "")
-    with pytest.raises(CardError, match="says no accuracy, it was saved between evaluations"):
+    with pytest.raises(CardError, match=r"no accuracy.*publish best\.ckpt"):
         publish.make_asset(found, network, "imagenet2012", tmp_path, tmp_path, arguments())
-    with pytest.raises(CardError, match=r"--backend: nothing says what run/last\.ckpt was"):
+    with pytest.raises(CardError, match=r"--backend: .*run/last\.ckpt"):
         publish.backend_of(found, network.recipe, "")
     assert publish.dataset_of(network.recipe, "") == "imagenet2012"
     with pytest.raises(CardError, match="--dataset: 'ImageNet-1k'"):

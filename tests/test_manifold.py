@@ -15,7 +15,7 @@ from src.engine.checkpoint import counters_of, weights_of
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
-from src.methods.manifold import Relations, chosen, merge, soft_distance
+from src.methods.manifold import Relations, draw_tokens, merge, soft_distance
 from src.models import build_classifier
 from src.models.graph import AsGraph
 from tests.helpers import numbers, snapshot
@@ -158,10 +158,10 @@ class SoftDistance(nn.Cell):
 
 def test_tokens_are_drawn_without_repetition_and_all_where_there_are_fewer() -> None:
     noise = np.random.default_rng(0).random((3, 8)).astype(np.float32)
-    some = chosen(Tensor(noise), 5).asnumpy()
+    some = draw_tokens(Tensor(noise), 5).asnumpy()
     assert len(set(some.tolist())) == 5
     assert set(noise.reshape(-1)[some]) == set(np.sort(noise.reshape(-1))[-5:])
-    assert sorted(chosen(Tensor(noise), 100).asnumpy()) == list(range(24))
+    assert sorted(draw_tokens(Tensor(noise), 100).asnumpy()) == list(range(24))
 
 
 class Drawing(nn.Cell):

@@ -236,7 +236,7 @@ class WithGradients(nn.Cell):
     ("stock", "fast", "shapes", "several"),
     [
         (rows.Affine, rows.AffineCPU, [(6, 8), (5, 8), (5,)], False),
-        (rows.Channels, rows.ChannelsCPU, [(2, 4, 6), (3, 4), (3,)], False),
+        (rows.ChannelAffine, rows.ChannelAffineCPU, [(2, 4, 6), (3, 4), (3,)], False),
         (partial(rows.Normalize, 1e-3), partial(rows.NormalizeCPU, 1e-3), [(6, 8), (8,), (8,)], True),
         (rows.ExactGelu, rows.ExactGeluCPU, [(6, 8)], True),
         (rows.Softmax, rows.SoftmaxCPU, [(2, 3, 4, 4)], False),

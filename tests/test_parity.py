@@ -269,9 +269,8 @@ def test_distillation_finds_the_weights_it_shares_under_other_names(
 
     shutil.rmtree(first)
     assert outcome(tmp_path) is None
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "not covered kd_full_b: nothing tells which case holds its student and teacher"
-    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("not covered kd_full_b: ") and "student and teacher" in last
 
 
 def test_what_nothing_tells_is_not_covered_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +285,7 @@ def test_masks_of_unknown_sizes_are_not_covered_and_counted(run_entry: Run, tmp_
     other_arrays(tmp_path / "masks_x", lambda name: f"a{sum(map(ord, name))}")
     done = run_entry("scripts/check_parity.py", tmp_path)
     first, last = done.stdout.splitlines()
-    assert first.startswith("not covered masks_x: nothing tells the sizes of a")
+    assert first.startswith("not covered masks_x: the sizes of a")
     assert last == "parity: 0 passed, 0 failed, 1 not covered"
     assert done.returncode == 1
 

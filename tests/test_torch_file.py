@@ -18,7 +18,7 @@ import pytest
 
 from src.weights import WeightsError
 from src.weights.safetensors_file import is_safetensors, read_safetensors, write_safetensors
-from src.weights.torch_file import Inert, Stored, read_torch, stored, write_torch
+from src.weights.torch_file import InertObject, StoredTensor, read_torch, stored_tensor, write_torch
 from tests.helpers import Run, numbers
 from tests.torch_files import Bits, save_legacy, save_zip, torch_names
 
@@ -43,7 +43,7 @@ def state() -> dict[str, Any]:
     )
 
 
-def check(tensors: dict[str, Stored]) -> None:
+def check(tensors: dict[str, StoredTensor]) -> None:
     """The tensors of `state`, bit by bit."""
     expected = {name: value if isinstance(value, Bits) else Bits(value) for name, value in state().items()}
     assert list(tensors) == list(expected)
@@ -72,8 +72,8 @@ def test_both_formats_are_read_with_everything_around_the_tensors(
     save(tmp_path / "f.pth", tree, torch_names)
     found = read_torch(tmp_path / "f.pth")
     check(found["model"])
-    assert found["epoch"] == 7 and isinstance(found["best"], Inert)
-    assert found["args"].fields()["model"] == "base" and isinstance(found["args"], Inert)
+    assert found["epoch"] == 7 and isinstance(found["best"], InertObject)
+    assert found["args"].fields()["model"] == "base" and isinstance(found["args"], InertObject)
     assert found["config"].fields()["MODEL"] == {"TYPE": "x"} and found["config"].path == "yacs.config.CfgNode"
     assert found["optimizer"]["param_groups"][0]["lr"] == 0.1
 
@@ -109,14 +109,14 @@ def test_safetensors_are_read_back(tmp_path: Path, torch_names: types.ModuleType
 def test_narrow_numbers_become_float32_and_come_back() -> None:
     bits = np.arange(65536, dtype=np.uint16)  # every number there is
     for dtype, values in (("float16", bits.view(np.float16)), ("bfloat16", bits)):
-        wide = Stored(dtype, values.shape, lambda values=values: values).array()
+        wide = StoredTensor(dtype, values.shape, lambda values=values: values).array()
         assert wide.dtype == np.float32
-        back = stored(wide, dtype).read()
+        back = stored_tensor(wide, dtype).read()
         real = ~np.isnan(wide)
         np.testing.assert_array_equal(back.view(np.uint16)[real], bits[real])
-        again = Stored(dtype, back.shape, lambda back=back: back).array()
+        again = StoredTensor(dtype, back.shape, lambda back=back: back).array()
         assert np.isnan(again[~real]).all()
-    rounded = stored(np.array([1 + 2**-9, 1 + 3 * 2**-8], np.float32), "bfloat16").read()
+    rounded = stored_tensor(np.array([1 + 2**-9, 1 + 3 * 2**-8], np.float32), "bfloat16").read()
     assert rounded.tolist() == [0x3F80, 0x3F82]  # to nearest, ties to even
 
 
@@ -197,7 +197,7 @@ def test_a_class_beside_its_source_text_is_passed_over(tmp_path: Path) -> None:
     """What torch.save wrote of an object of a Module before PyTorch 1.6: ('module', class, file, text)."""
     names = b"X\x01\x00\x00\x00aX\x01\x00\x00\x00b"
     content = b"\x80\x02(X\x06\x00\x00\x00modulecmodels.x\nNet\n" + names + b"tQ)\x81."
-    assert isinstance(read_torch(archive_of(tmp_path / "f.pth", content)), Inert)
+    assert isinstance(read_torch(archive_of(tmp_path / "f.pth", content)), InertObject)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_file_cut_short_is_one_line(kind: str, tmp_path: Path, torch_names: ty
 
 def test_a_flipped_bit_in_the_numbers_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "f.pth"
-    write_torch(path, {"a": stored(np.full(64, 3.0, np.float32))})
+    write_torch(path, {"a": stored_tensor(np.full(64, 3.0, np.float32))})
     content = bytearray(path.read_bytes())
     content[content.index(np.full(64, 3.0, np.float32).tobytes()) + 9] ^= 1
     path.write_bytes(bytes(content))

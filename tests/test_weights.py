@@ -36,8 +36,8 @@ from src.weights.derive import Hints, derive_encoder, derive_method
 from src.weights.foreign import offset_index, open_foreign, to_ours, to_theirs, write_foreign
 from src.weights.load import Origin, load_encoder
 from src.weights.names import SOURCES, naming_for, recognise
-from src.weights.resize import TABLE_RULES, Progression, bicubic, resize_offsets, resize_places
-from src.weights.torch_file import Stored, stored
+from src.weights.resize import TABLE_RULES, Progression, bicubic, resize_offsets, resize_positions
+from src.weights.torch_file import StoredTensor, stored_tensor
 from tests.helpers import ROOT, MakeFolder, Run, numbers, snapshot
 from tests.torch_files import save_legacy, save_zip, torch_names
 
@@ -68,7 +68,7 @@ def test_rows_and_columns_are_not_exchanged() -> None:
         np.testing.assert_allclose(resized - resized[:, :1], 0, atol=1e-6)
         assert (np.diff(resized[:, 0]) >= 0).all() and resized[-1, 0] > resized[0, 0] + 3
     places = np.arange(6, dtype=np.float32).reshape(1, 6, 1) // 3  # 2 rows, 3 columns: the row's number
-    resized = resize_places(np.concatenate([np.full((1, 1, 1), 9, np.float32), places], axis=1), (2, 3), (4, 3))
+    resized = resize_positions(np.concatenate([np.full((1, 1, 1), 9, np.float32), places], axis=1), (2, 3), (4, 3))
     assert resized[0, 0, 0] == 9
     np.testing.assert_allclose(resized[0, 1:, 0].reshape(4, 3), resized[0, 1::3, 0][:, None].repeat(3, 1), atol=1e-6)
 
@@ -156,7 +156,7 @@ def test_grids_that_are_not_square_come_from_the_recipes() -> None:
     table = numbers(0, 1, 1 + 2 * 4, 8)
     weights = parameters({"encoder.pos_embed": (1, 1 + 4 * 6, 8)})
     load_encoder(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",), old), new)
-    np.testing.assert_array_equal(weights["encoder.pos_embed"].asnumpy(), resize_places(table, (2, 4), (4, 6)))
+    np.testing.assert_array_equal(weights["encoder.pos_embed"].asnumpy(), resize_positions(table, (2, 4), (4, 6)))
     with pytest.raises(WeightsError, match="has shape"):  # without them 8 places are nothing
         load_encoder(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",)))
 
@@ -295,7 +295,7 @@ def test_class_attention_is_recognised_and_derived(changes: dict[str, Any], tmp_
     assert key == "" and {"blocks.0.gamma_1", "blocks_token_only.0.attn.q.weight", "head.bias"} <= set(tensors)
     write_foreign(tmp_path / "f.pth", tensors, key)
     done = to_ours(open_foreign(tmp_path / "f.pth"), "", Hints(image_size=changes.get("image_size")))
-    assert done.origins == ("timm",) and done.encoder == encoder and not done.kept
+    assert done.sources == ("timm",) and done.encoder == encoder and not done.unused
     assert done.method == ClassifyConfig(num_classes=3, pool="cls", fc_norm=False)
     assert {name: value.tobytes() for name, value in done.weights.items()} == {
         name: value.tobytes() for name, value in weights.items()
@@ -331,14 +331,13 @@ def test_query_key_and_value_are_one_matrix() -> None:
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        (["features.0.weight"], "its names are of no implementation known here (features.0.weight"),
-        (["embeddings.patch_embeddings.projection.weight", "encoder.layers.0.x"], "whose version its names do not say"),
+        (["features.0.weight"], r"its names .*features\.0\.weight.*known: SimMIM"),
+        (["embeddings.patch_embeddings.projection.weight", "encoder.layers.0.x"], r"bare Swin encoder of Hugging Face"),
     ],
 )
 def test_unknown_names_are_one_line(names: list[str], text: str) -> None:
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match=text):
         recognise(names)
-    assert text in str(caught.value)
 
 
 def test_a_name_without_a_counterpart_is_refused() -> None:
@@ -361,11 +360,11 @@ def test_a_table_is_read_through_the_files_own_index(tmp_path: Path, torch_names
     ours = done.weights[f"encoder.{table}"]
     np.testing.assert_array_equal(ours[usual], state[table][state[index]])
     assert any("1 position tables" in remark for remark in done.remarks)
-    back, _ = to_theirs(done.weights, done.kept, done.note, "")
+    back, _ = to_theirs(done.weights, done.unused, done.note, "")
     assert back[table].read().tobytes() == state[table].tobytes()
     state[index] = np.arange(256).reshape(16, 16) % 49  # not a function of the offset
     save_zip(tmp_path / "in.pth", state, torch_names)
-    with pytest.raises(WeightsError, match=r"relative_position_index reads the position table in a way"):
+    with pytest.raises(WeightsError, match=r"relative_position_index reads the position table"):
         to_ours(open_foreign(tmp_path / "in.pth"))
 
 
@@ -423,7 +422,7 @@ def test_timm_rolls_before_it_pads_and_caps_windows_axis_by_axis(tmp_path: Path)
     tensors, key = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "timm")
     write_foreign(tmp_path / "f.pth", tensors, key)
     assert to_ours(open_foreign(tmp_path / "f.pth"), "", Hints(image_size=(40, 40))).encoder.roll_first
-    with pytest.raises(WeightsError, match="a map of 4x12 tokens is smaller than the window 4 on one side alone"):
+    with pytest.raises(WeightsError, match=r"map of 4x12 tokens .* window 4"):
         to_ours(open_foreign(tmp_path / "f.pth"), "", Hints(image_size=(32, 96)))
     tensors, key = to_theirs(classifier_weights(SMALL_SWIN), {}, None, "simmim")
     write_foreign(tmp_path / "g.pth", tensors, key)
@@ -438,7 +437,7 @@ def test_hugging_face_leaves_two_epsilons_alone_and_may_have_another_activation(
     encoder = to_ours(open_foreign(tmp_path / "model.safetensors")).encoder
     assert (encoder.norm_eps, encoder.merge_norm_eps) == (1e-3, 1e-5)
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    with pytest.raises(WeightsError, match=r"config\.json: hidden_act is relu; networks here have gelu alone"):
+    with pytest.raises(WeightsError, match=r"config\.json: hidden_act is relu"):
         open_foreign(tmp_path / "model.safetensors")
 
 
@@ -446,7 +445,7 @@ def test_hugging_face_leaves_two_epsilons_alone_and_may_have_another_activation(
 def test_positions_that_fit_no_image_are_named(image: tuple[int, int] | None) -> None:
     shapes = {name: value.shape for name, value in classifier_weights(SMALL_VIT).items()}
     shapes["encoder.pos_embed"] = (1, 9, 16)  # class token, four patches, four registers
-    text = "which are not those of 3 x 3 patches; register tokens" if image else "not square; write --image-size"
+    text = r"3 x 3.*register tokens" if image else r"write --image-size"
     with pytest.raises(WeightsError, match=text):
         derive_encoder(shapes, {}, Hints(num_heads=2, image_size=image))
 
@@ -491,7 +490,7 @@ def test_swin_v2_tells_its_windows_by_its_coordinates() -> None:
         assert (found.window_size, found.pretrained_window_sizes) == (8, pretrained)
     with pytest.raises(WeightsError, match="--window-size"):
         derive_encoder(shapes, {}, Hints(image_size=(64, 64)))
-    with pytest.raises(WeightsError, match="windows of maps of odd sides"):
+    with pytest.raises(WeightsError, match="odd sides"):
         derive_encoder(shapes, {}, Hints(image_size=(60, 64), window_size=8))
 
 
@@ -549,7 +548,7 @@ def test_every_container_comes_back_bit_by_bit(
     source = tmp_path / "in.pth"
     if save is None:
         source = tmp_path / "in.safetensors"
-        write_foreign(source, {n: stored(v) for n, v in plain_state(SMALL_SWIN).items()}, "")
+        write_foreign(source, {n: stored_tensor(v) for n, v in plain_state(SMALL_SWIN).items()}, "")
     else:
         save(source, wrap(plain_state(SMALL_SWIN)), torch_names)
     flags = ["--key", key] if key else []
@@ -588,10 +587,10 @@ def test_class_attention_comes_back_bit_by_bit(convert: Any, tmp_path: Path, tor
     del wrapped["model"]["module.blocks.0.attn.proj_l.weight"]
     save_zip(tmp_path / "cut.pth", wrapped, torch_names)
     code, _, err = convert(tmp_path / "cut.pth", tmp_path / "c.ckpt")
-    assert code == 2 and len(err.splitlines()) == 1 and "its tensors make up no network known here" in err
+    assert code == 2 and len(err.splitlines()) == 1 and "cut.pth: its tensors" in err
     flags = ["--encoder", "cait_s24"]
     code, _, err = convert(tmp_path / "in.pth", tmp_path / "c.ckpt", *flags)
-    assert code == 2 and "is not cait_s24: embed_dim is 12, that of --encoder cait_s24 is 384" in err
+    assert code == 2 and "is not cait_s24: embed_dim is 12" in err
 
 
 def test_a_converted_checkpoint_is_one_of_ours(convert: Any, tmp_path: Path, torch_names: types.ModuleType) -> None:
@@ -632,7 +631,7 @@ def test_a_pretraining_checkpoint_brings_its_method(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["in.pth", "o.ckpt"], "no shape tells the attention heads"),
+        (["in.pth", "o.ckpt"], "write --num-heads"),
         (["in.pth", "o.ckpt", "--num-heads", "5"], "5 does not divide embed_dim 16"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "--image-size", "32x"], "neither PIXELS nor HEIGHTxWIDTH"),
         (["in.pth", "o.ckpt", "--num-heads", "2", "--source", "hf"], "timm or simmim or fastmim or mae, not of hf"),
@@ -682,7 +681,7 @@ def test_tensors_that_are_no_network_are_one_line(
     state = {name: value for name, value in (plain_state(SMALL_VIT) | change).items() if value is not None}
     save_zip(tmp_path / "in.pth", state, torch_names)
     code, _, err = convert(tmp_path / "in.pth", tmp_path / "o.ckpt", "--num-heads", "2")
-    assert code == 2 and "its tensors make up no network known here" in err and len(err.splitlines()) == 1
+    assert code == 2 and "in.pth: its tensors" in err and len(err.splitlines()) == 1
 
 
 def test_names_for_a_run_of_ours_are_asked_for(convert: Any, tmp_path: Path) -> None:
@@ -692,7 +691,7 @@ def test_names_for_a_run_of_ours_are_asked_for(convert: Any, tmp_path: Path) -> 
     code, _, err = convert(tmp_path / "o.ckpt", tmp_path / "b.pth", "--to", "torch")
     assert code == 2 and "write --source" in err
     code, _, err = convert(tmp_path / "o.ckpt", tmp_path / "b.pth", "--to", "torch", "--source", "timm")
-    assert code == 0 and isinstance(open_foreign(tmp_path / "b.pth").tensors["head.weight"], Stored), err
+    assert code == 0 and isinstance(open_foreign(tmp_path / "b.pth").tensors["head.weight"], StoredTensor), err
 
 
 def test_weights_do_not_move_the_network_they_do_not_fit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Methods: Cells that turn a batch into a loss; `method.Method` is their contract."""
+"""Methods: Cells that compute a loss from a batch; their interface is `method.Method`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def manifold(recipe: Recipe, config: ManifoldConfig, teacher: Classifier) -> Met
     return ManifoldDistiller(classifier, config, maps, teacher, mixing)
 
 
-#: configuration -> what builds it from a recipe, the configuration and the teacher
+#: configuration -> function of recipe, configuration and teacher
 BUILDERS: dict[type[MethodConfig], Callable[..., Method]] = {
     MIMConfig: masked_image_model,
     MAEConfig: masked_autoencoder,
@@ -45,17 +45,17 @@ BUILDERS: dict[type[MethodConfig], Callable[..., Method]] = {
 
 
 def build_method(recipe: Recipe, teacher: nn.Cell | None = None) -> Method:
-    """The Method of a recipe with fresh weights; `mindspore.set_seed` before it fixes them.
+    """The Method of a recipe with fresh weights, which depend on `mindspore.set_seed`.
 
     Args:
         recipe: the resolved recipe.
-        teacher: the frozen network that the recipe names; without one it has fresh weights, which is enough for sizes
-            and times.
+        teacher: the network that the recipe names; None builds it with fresh weights, for measurements of size and
+            time.
     """
-    asked = recipe.method.teacher_network
+    network = recipe.method.teacher_network
     build = BUILDERS[type(recipe.method)]
-    if asked is not None and teacher is None:
-        teacher = build_network(asked.encoder, asked.classifier)
+    if network is not None and teacher is None:
+        teacher = build_network(network.encoder, network.classifier)
     return build(recipe, recipe.method, teacher)
 
 

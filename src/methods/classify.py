@@ -1,4 +1,4 @@
-"""Supervised training of a classifier: hard labels with smoothing, or soft targets."""
+"""Supervised training of a classifier, with labels or soft targets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Classify(Method):
 
     Args:
         classifier: encoder, pooling and head.
-        label_smoothing: share of the target spread evenly over all classes, the true one included (timm).
-        mixing: mixes the batches of training, with label smoothing of its own; never those of `measure`.
+        label_smoothing: share of the target that is spread evenly over all classes, the true one included (timm).
+        mixing: mixup and CutMix of training batches, with its own label smoothing; `measure` does not mix.
     """
 
     columns: tuple[str, ...] = ("image", "label")
@@ -36,22 +36,22 @@ class Classify(Method):
         return self.classifier.encoder
 
     def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, ...]:
-        """Images and labels (B,) int or soft targets (B, classes) -> loss, sums of the targets (classes,)."""
+        """Images, and labels (B,) int or soft targets (B, classes) -> loss, sum of the targets (classes,)."""
         image, target = self.mixed(image, label)
         return soft_cross_entropy(self.classifier(image), target), target.sum(axis=0)
 
     def baseline(self, sums: np.ndarray) -> float:
-        """Cross-entropy of the best constant prediction."""
+        """Cross-entropy of the mean target."""
         return entropy(sums)
 
     def mixed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and soft targets as training sees them."""
+        """Images and soft targets, mixed in training."""
         if self.mixing is not None and self.training:
             return self.mixing(image, label)
         return image, soft_targets(label, self.num_classes, self.smoothing)
 
     def measure(self, image: Tensor, label: Tensor, number: Tensor) -> Tensor:
-        """Images, cross-entropy without smoothing, top-1 and top-5 hits."""
+        """Number of images, and sums of cross-entropy without smoothing, top-1 hits and top-5 hits."""
         logits = self.classifier(image)
         counted = (label >= 0).astype(mindspore.float32)
         loss = -ops.gather_elements(ops.log_softmax(logits), 1, ops.maximum(label, 0).expand_dims(1)).squeeze(1)
@@ -77,7 +77,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def entropy(sums: np.ndarray) -> float:
-    """Of the distribution that sums of targets (classes,) are proportional to; 0 where one class has all."""
+    """Entropy of the mean target, from the sum of the targets (classes,); 0 if all are of one class."""
     share = np.maximum(sums, 0) / max(sums.sum(), 1e-12)
-    found = -float((share * np.log(np.maximum(share, 1e-300))).sum())
-    return found if found > 1e-7 else 0.0
+    value = -float((share * np.log(np.maximum(share, 1e-300))).sum())
+    return value if value > 1e-7 else 0.0

@@ -1,4 +1,4 @@
-"""From encoder tokens to predictions of the target."""
+"""Decoders: from encoder tokens to predictions of the target."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ..models.layers import Block, LayerNorm, Linear
 
 
 class LinearDecoder(nn.Cell):
-    """SimMIM's decoder: a 1x1 convolution, which is one linear layer on the patch tokens.
+    """SimMIM's decoder, a 1x1 convolution, as one linear layer on the patch tokens.
 
     Args:
-        config: has nothing to say.
+        config: not used.
         in_dim: width of the encoder's tokens.
         out_dim: values predicted per token.
-        num_prefix_tokens: leading tokens that are dropped.
-        norm_eps: of the decoders that have norms.
+        num_prefix_tokens: prefix tokens, which are dropped.
+        norm_eps: not used.
     """
 
     def __init__(self, config: LinearDecoderConfig, in_dim: int, out_dim: int, num_prefix_tokens: int, norm_eps: float):
         super().__init__()
-        self.prefix, self.out_dim = num_prefix_tokens, out_dim
-        self.pred = Linear(in_dim, out_dim, init=Uniform(in_dim**-0.5))  # as PyTorch starts a convolution
+        self.num_prefix_tokens, self.out_dim = num_prefix_tokens, out_dim
+        self.pred = Linear(in_dim, out_dim, init=Uniform(in_dim**-0.5))  # as PyTorch initialises a convolution
 
     def construct(self, sequence: Tensor) -> Tensor:
-        """(B, prefix + N, in_dim) -> (B, N, out_dim)."""
-        patches = sequence[:, self.prefix :]
+        """(B, num_prefix_tokens + N, in_dim) -> (B, N, out_dim)."""
+        patches = sequence[:, self.num_prefix_tokens :]
         batch, tokens, dim = patches.shape
         return self.pred(patches.reshape(batch * tokens, dim)).reshape(batch, tokens, self.out_dim)
 
 
 class TransformerDecoder(nn.Cell):
-    """FastMIM's decoder: linear, blocks, norm, linear; no position of its own.
+    """FastMIM's decoder: linear, blocks, norm, linear; without positions.
 
-    With depth 0 there is no first linear layer: norm and prediction act on the encoder's output.
+    With depth 0 there is no first linear layer; norm and last linear layer act on the encoder's output.
 
     Args:
         config: width, heads and depth.
         in_dim: width of the encoder's tokens.
         out_dim: values predicted per token.
-        num_prefix_tokens: leading tokens that take part in the blocks and are dropped at the end.
+        num_prefix_tokens: prefix tokens; they pass through the blocks and are dropped at the end.
         norm_eps: epsilon of the norms.
     """
 
@@ -56,7 +56,9 @@ class TransformerDecoder(nn.Cell):
         norm_eps: float,
     ):
         super().__init__()
-        self.prefix, self.depth, self.out_dim = num_prefix_tokens, config.depth, out_dim
+        self.num_prefix_tokens = num_prefix_tokens
+        self.depth = config.depth
+        self.out_dim = out_dim
         width = config.width
         self.embed = Linear(in_dim, width) if config.depth else None
         self.blocks = nn.CellList(
@@ -69,7 +71,7 @@ class TransformerDecoder(nn.Cell):
         self.pred = Linear(width, out_dim)
 
     def construct(self, sequence: Tensor) -> Tensor:
-        """(B, prefix + N, in_dim) -> (B, N, out_dim)."""
+        """(B, num_prefix_tokens + N, in_dim) -> (B, N, out_dim)."""
         batch, length, dim = sequence.shape
         rows = sequence.reshape(batch * length, dim)
         if self.embed is not None:
@@ -80,10 +82,10 @@ class TransformerDecoder(nn.Cell):
         """Rows (B * length, width) -> predictions of the patch tokens (B, N, out_dim)."""
         for number in range(self.depth):
             rows = self.blocks[number](rows, batch, length)
-        return self.pred(self.norm(rows)).reshape(batch, length, self.out_dim)[:, self.prefix :]
+        return self.pred(self.norm(rows)).reshape(batch, length, self.out_dim)[:, self.num_prefix_tokens :]
 
 
-#: configuration -> what builds it
+#: configuration -> decoder
 DECODERS: dict[type[DecoderConfig], Callable[..., nn.Cell]] = {
     LinearDecoderConfig: LinearDecoder,
     TransformerDecoderConfig: TransformerDecoder,

@@ -1,9 +1,9 @@
-"""Manifold distillation: the relations among a teacher's features as a target (Hao et al., NeurIPS 2022).
+"""Manifold distillation: learn the relations among a teacher's features (Hao et al., NeurIPS 2022).
 
-The numbers are those of the authors' code, Hao840/manifold-distillation 1096b82, losses.py: features are normalised to
-length 1, and the loss of a pair of layers is the mean of the squared differences of two Gram matrices. There are three:
-among the tokens of an image, among the images of a pass at one token, and among tokens drawn from all images. None is
-larger than tokens x tokens, images x images or samples x samples.
+As in the authors' code, Hao840/manifold-distillation 1096b82, losses.py. Features are scaled to length 1. The loss of a
+pair of layers is the mean squared difference of Gram matrices. There are three Gram matrices: among the tokens of an
+image, among the images of a pass at one token, and among tokens drawn at random from all images. They are of size
+tokens x tokens, images x images and samples x samples.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .mixing import Mixing, soft_targets
 _GRAM, _ROWS_GRAM = ops.BatchMatMul(transpose_b=True), ops.MatMul(transpose_b=True)
 _RSQRT, _MAXIMUM, _SUM = ops.Rsqrt(), ops.Maximum(), ops.ReduceSum(keep_dims=True)
 
-EPS = 1e-12  # smallest length that features are divided by
-FAR = 10.0  # gap between logits from which `soft_distance` takes logarithms first; exp(-2 * FAR) is nothing
+EPS = 1e-12  # lower limit of the length that features are divided by
+FAR = 10.0  # gap of logits from which `soft_distance` takes logarithms first; exp(-2 * FAR) is negligible
 
 
 # --- relations --------------------------------------------------------------------------------------------------
@@ -56,21 +56,21 @@ def rand_gram(x: Tensor, index: Tensor) -> Tensor:
 
 
 def gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of squared differences."""
+    """Mean squared difference."""
     gap = student - teacher
     return (gap * gap).mean()
 
 
 def constant_distance(teacher: Tensor) -> Tensor:
-    """`gram_distance` of a student whose features are all the same, and its relations 1."""
+    """`gram_distance` of a student with constant features, whose Gram matrices are all 1."""
     return 1.0 - 2.0 * teacher.mean() + (teacher * teacher).mean()
 
 
 def merge(x: Tensor, max_patch_num: int) -> Tensor:
-    """Tokens (B, N, C) of a square map -> at most `max_patch_num` tokens of k x k neighbours, (B, m*m, k*k*C).
+    """Concatenate k x k neighbouring tokens of a square map: (B, N, C) -> (B, m*m, k*k*C), m*m <= `max_patch_num`.
 
-    Unchanged where N is not above the limit or the limit is 0. The side m is the whole root of the limit, and k = side
-    of the map / m must be whole. Inside a merged token: row, column, channel.
+    Unchanged if N is not above the limit or the limit is 0. m is the root of the limit, rounded down; k = side of the
+    map / m must be whole. Order inside a merged token: y, x, channel.
     """
     batch, tokens, dim = x.shape
     if not max_patch_num or tokens <= max_patch_num:
@@ -81,8 +81,8 @@ def merge(x: Tensor, max_patch_num: int) -> Tensor:
     return x.reshape(batch, side * side, joined * joined * dim)
 
 
-def chosen(noise: Tensor, samples: int) -> Tensor:
-    """Which tokens are drawn: those with the `samples` largest of the uniform numbers (B, N) -> (K,) int32."""
+def draw_tokens(noise: Tensor, samples: int) -> Tensor:
+    """Indices (K,) int32 of the `samples` tokens with the largest of the uniform numbers (B, N)."""
     noise = noise.reshape(-1)
     return ops.topk(noise, min(samples, noise.shape[0]))[1]
 
@@ -91,15 +91,15 @@ def chosen(noise: Tensor, samples: int) -> Tensor:
 
 
 def soft_distance(logits: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """KL divergence of the teacher's softened prediction from the student's, mean over the batch, times tau**2.
+    """KL(teacher || student) of the softened predictions, mean over the batch, times tau**2.
 
-    With p the teacher's prediction and g the gaps between the logits, it is log E_p[exp(g - E_p[g])]. A difference of
-    two log-softmax, each good to 2e-6 on CPU, would be rounding for the most part once the student is close; that is
-    taken only for images with gaps whose exponential is too large.
+    It is log E_p[exp(g - E_p[g])] with the teacher's prediction p and the gaps g between the logits. The difference of
+    two log-softmax, each exact to 2e-6 on CPU, would be mostly rounding for a close student; it is used only for images
+    whose gaps are too large for exp.
 
     Args:
         logits, teacher: (B, classes).
-        tau: temperature that both are divided by.
+        tau: temperature; both are divided by it.
     """
     ours, theirs = logits / tau, teacher / tau
     share, gap = ops.softmax(theirs, -1), (logits - teacher) / tau
@@ -111,12 +111,12 @@ def soft_distance(logits: Tensor, teacher: Tensor, tau: float) -> Tensor:
 
 
 def expm1(x: Tensor) -> Tensor:
-    """exp(x) - 1; MindSpore's own subtracts on CPU, which leaves nothing of a small x."""
+    """exp(x) - 1; MindSpore's subtracts 1 on CPU, which is inexact for small x."""
     return 2.0 * ops.sinh(x / 2) * ops.exp(x / 2)
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x) of x >= 0; MindSpore's own adds on CPU."""
+    """log(1 + x) of x >= 0; MindSpore's adds 1 on CPU, which is inexact for small x."""
     return 2.0 * ops.atanh(x / (2.0 + x))
 
 
@@ -124,32 +124,33 @@ def log1p(x: Tensor) -> Tensor:
 
 
 class Relations(nn.Cell):
-    """The three relation losses of all pairs of layers.
+    """The three relation losses, averaged over the pairs of layers.
 
     Args:
         config: weights and limits.
-        maps: of each pair as `config.relation_maps` gives them; how many tokens of a sequence are patches follows.
+        maps: map sizes of each pair from `config.relation_maps`: student, teacher, merged.
     """
 
     def __init__(self, config: ManifoldConfig, maps: tuple[tuple[tuple[int, int], ...], ...]):
         super().__init__()
-        self.patches = tuple([(math.prod(own), math.prod(given), math.prod(merged)) for own, given, merged in maps])
+        self.patches = tuple([tuple([math.prod(size) for size in sizes]) for sizes in maps])
         self.samples, self.max_patch_num = config.samples, config.max_patch_num
-        weights = (config.w_sample, config.w_patch, config.w_rand)
-        self.w_sample, self.w_patch, self.w_rand = (config.beta * weight / len(maps) for weight in weights)
+        self.w_sample = config.beta * config.w_sample / len(maps)
+        self.w_patch = config.beta * config.w_patch / len(maps)
+        self.w_rand = config.beta * config.w_rand / len(maps)
         self.drawn = CounterUniform("relations")
 
     def construct(
         self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...], indices: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """Means over the pairs with their weights.
+        """Weighted losses.
 
         Args:
-            students, teachers: sequences (B, prefix + N, C) of each pair.
-            indices: tokens drawn for each pair, (K,) int32, in B * (tokens that are related).
+            students, teachers: sequences (B, prefix tokens + N, C) of each pair.
+            indices: drawn tokens of each pair, (K,) int32, among the B * `length` tokens.
 
         Returns:
-            sample, patch, rand, and the sum of the three for constant features.
+            Losses sample, patch and rand, and the sum of the three for constant features.
         """
         zero = ops.zeros((), students[0].dtype)
         sample, patch, rand, constant = zero, zero, zero, zero
@@ -170,51 +171,52 @@ class Relations(nn.Cell):
         return sample, patch, rand, constant
 
     def draw(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Tokens of each pair for the relations at random: a pure function of seed and number of the sample."""
+        """Indices of random tokens for each pair; a pure function of the seed and the numbers of the samples."""
         if self.w_rand == 0:
             return ()
         lengths = [self.length(students[i], teachers[i], i) for i in range(len(students))]
         noise = self.drawn(students[0].shape[0], sum(lengths))
-        found, start = [], 0
+        indices, start = [], 0
         for length in lengths:
-            found.append(chosen(noise[:, start : start + length], self.samples))
+            indices.append(draw_tokens(noise[:, start : start + length], self.samples))
             start += length
-        return tuple(found)
+        return tuple(indices)
 
     def features(self, student: Tensor, teacher: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """The features of a pair that are related, (B, N, C) each with its own C, of length 1.
+        """Features of a pair, scaled to length 1: (B, N, C) with the same N and different C.
 
-        Tokens before the patches are left out, unless nothing is merged and the student has no fewer of them than the
-        teacher: then the teacher's take part, and the student's surplus is cut off, as in the reference.
+        Prefix tokens are dropped, with one exception as in the reference: if nothing is merged and the student has at
+        least as many prefix tokens as the teacher, those of the teacher and as many of the student take part.
         """
-        if self.keeps_prefix(student, teacher, number):
+        if self.uses_prefix_tokens(student, teacher, number):
             return unit(student[:, student.shape[1] - teacher.shape[1] :]), unit(teacher)
-        own, given, _ = self.patches[number]
-        student, teacher = student[:, student.shape[1] - own :], teacher[:, teacher.shape[1] - given :]
+        student_patches, teacher_patches, _ = self.patches[number]
+        student = student[:, student.shape[1] - student_patches :]
+        teacher = teacher[:, teacher.shape[1] - teacher_patches :]
         return unit(merge(student, self.max_patch_num)), unit(merge(teacher, self.max_patch_num))
 
-    def keeps_prefix(self, student: Tensor, teacher: Tensor, number: int) -> bool:
-        own, given, merged = self.patches[number]
-        return own == given == merged and student.shape[1] >= teacher.shape[1]
+    def uses_prefix_tokens(self, student: Tensor, teacher: Tensor, number: int) -> bool:
+        student_patches, teacher_patches, merged = self.patches[number]
+        return student_patches == teacher_patches == merged and student.shape[1] >= teacher.shape[1]
 
     def length(self, student: Tensor, teacher: Tensor, number: int) -> int:
-        """Tokens of an image that a pair relates."""
-        return teacher.shape[1] if self.keeps_prefix(student, teacher, number) else self.patches[number][2]
+        """Number of tokens in the features of a pair."""
+        return teacher.shape[1] if self.uses_prefix_tokens(student, teacher, number) else self.patches[number][2]
 
 
 class ManifoldDistiller(Classify):
-    """A classifier that learns from labels, from a teacher's logits and from the relations among its features.
+    """A classifier that learns from labels, from a teacher's logits, and from relations among the teacher's features.
 
-    The teacher sees the images of the student, mixed as they are. It is no part of the tree of cells: it stays in
-    evaluation mode, and neither optimiser nor checkpoint meets its parameters. Relations are those of the images of one
-    pass on one device, as in the reference, where every process relates its own images.
+    Teacher and student get the same mixed images. The teacher is not a sub-cell, so it stays in evaluation mode, and
+    its parameters are neither trained nor saved. Relations are among the images of one pass on one device, as in the
+    reference, where each process relates its own images.
 
     Args:
-        classifier: the student. With a distillation token its second head learns from the teacher, and the first from
+        classifier: the student. With a distillation token its second head learns from the teacher, and its first from
             the labels, as in DeiT.
         config: layers, weights, temperature.
-        maps: of each pair of layers as `config.relation_maps` gives them.
-        teacher: of the same classes.
+        maps: as in `Relations`.
+        teacher: a classifier of the same classes.
         mixing: as in `Classify`.
     """
 
@@ -235,66 +237,72 @@ class ManifoldDistiller(Classify):
         self.alpha = 0.0 if config.distillation == "none" else config.alpha
         pairs = list(zip(config.student_layers, config.teacher_layers, strict=True)) if config.relates else []
         self.student_layers, self.teacher_layers = (tuple(sorted({pair[i] for pair in pairs})) for i in (0, 1))
-        self.places = tuple([(self.student_layers.index(s), self.teacher_layers.index(t)) for s, t in pairs])
+        self.pair_indices = tuple([(self.student_layers.index(s), self.teacher_layers.index(t)) for s, t in pairs])
         self.relations = Relations(config, maps) if pairs else None
         if config.cache:
-            self.columns = (*Classify.columns, *self.answers)
+            self.columns = (*Classify.columns, *self.teacher_columns)
         self.cached = bool(config.cache)
-        self.__dict__["teacher"] = freeze(teacher)  # not as a cell of this one
+        self.__dict__["teacher"] = freeze(teacher)  # not a sub-cell
 
     @property
-    def answers(self) -> tuple[str, ...]:  # type: ignore[override]
+    def teacher_columns(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("teacher_logits", *(f"teacher_block_{number}" for number in self.teacher_layers))
 
-    def construct(self, image: Tensor, label: Tensor, *answers: Tensor) -> tuple[Tensor, ...]:
-        """Images, labels as in `Classify` and the teacher's answers if they are kept -> loss, weighted parts, sums."""
+    def construct(self, image: Tensor, label: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        """Images, labels as in `Classify`, and the teacher's outputs if they are cached -> loss, parts, sums."""
         image, target = self.mixed(image, label)
-        return self.run(image, target, answers if self.cached else self.ask(image), None)
+        return self.run(image, target, outputs if self.cached else self.teacher_outputs(image), None)
 
     def run(
-        self, image: Tensor, target: Tensor, given: tuple[Tensor, ...], indices: tuple[Tensor, ...] | None
+        self, image: Tensor, target: Tensor, outputs: tuple[Tensor, ...], indices: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...]:
-        """Loss, parts and sums; `given` are the teacher's answers, `indices` tokens of each pair (None: drawn here)."""
+        """Loss, weighted parts, sums.
+
+        Args:
+            image, target: images and soft targets.
+            outputs: `teacher_outputs` of the images.
+            indices: as in `Relations`; None draws them.
+        """
         encoder = self.classifier.encoder
         sequence, blocks = encoder.outputs(encoder.embed(image), self.student_layers)
         logits, second = self.classifier.heads(sequence)
         base = soft_cross_entropy(logits, target) * (1.0 - self.alpha)
         zero = base * 0.0
         distillation, sample, patch, rand, constant = zero, zero, zero, zero, zero
-        taught, certainty = target, zero
+        teacher_target, certainty = target, zero
         if self.alpha > 0:
-            distance, taught, certainty = self.distance(second, given[0])
+            distance, teacher_target, certainty = self.distance(second, outputs[0])
             distillation = distance * self.alpha
         if self.relations is not None:
-            students = tuple([blocks[place[0]] for place in self.places])
-            teachers = tuple([given[1 + place[1]] for place in self.places])
+            students = tuple([blocks[pair[0]] for pair in self.pair_indices])
+            teachers = tuple([outputs[1 + pair[1]] for pair in self.pair_indices])
             if indices is None:
                 indices = self.relations.draw(students, teachers)
             sample, patch, rand, constant = self.relations(students, teachers, indices)
         images = image.shape[0]
         scalars = ops.stack((zero + images, certainty, constant * images))
-        sums = ops.stop_gradient(ops.cat((scalars, target.sum(axis=0), taught.sum(axis=0))))
+        sums = ops.stop_gradient(ops.cat((scalars, target.sum(axis=0), teacher_target.sum(axis=0))))
         return base + distillation + sample + patch + rand, base, distillation, sample, patch, rand, sums
 
     def baseline(self, sums: np.ndarray) -> float:
-        """Of the labels, of the teacher's logits, and of features that are all the same.
+        """Loss of predicting the mean target, the teacher's mean prediction, and constant features.
 
-        `sums` are images; of the teacher's softened predictions p the sum of p log p; the relations' loss of constant
-        features; and the sums of the targets and of p, class by class.
+        `sums` are: the number of images; the sum of p log p over the teacher's softened predictions p; the relation
+        loss of constant features, times images; the sum of the targets and the sum of p, class by class.
         """
         images, certainty, constant = sums[:3] / np.array([1.0, max(sums[0], 1), max(sums[0], 1)])
-        target, taught = np.split(sums[3:], 2)
-        distillation = max(entropy(taught) + float(certainty), 0.0) * self.scale if images else 0.0
+        target, teacher_target = np.split(sums[3:], 2)
+        distillation = max(entropy(teacher_target) + float(certainty), 0.0) * self.scale if images else 0.0
         return entropy(target) * (1.0 - self.alpha) + distillation * self.alpha + float(constant)
 
-    def ask(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The teacher's logits (B, classes) and the sequences of its blocks in ascending order, without gradients."""
+    def teacher_outputs(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's logits (B, classes), and its sequences after `teacher_layers`, without gradients."""
         encoder = self.teacher.encoder
         sequence, blocks = encoder.outputs(encoder.embed(image), self.teacher_layers)
         return tuple([ops.stop_gradient(x) for x in (self.teacher.logits(sequence), *blocks)])
 
     def distance(self, logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the student's logits to the teacher's; the teacher's prediction p (B, classes), and the sum of p log p."""
+        """Distillation loss of the student's logits; the teacher's prediction p (B, classes); the sum of p log p."""
         if self.kind == "hard":
             target = soft_targets(teacher.argmax(axis=1), self.num_classes, 0.0)
             return soft_cross_entropy(logits, target), target, (target * 0.0).sum()

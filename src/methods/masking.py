@@ -1,4 +1,4 @@
-"""Random block masks, drawn on the device inside the graph."""
+"""Random block masks, drawn in the graph."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from ..models.random import CounterUniform, SampleUniform
 
 
 class BlockMask(nn.Cell):
-    """Which blocks of each image are hidden; independent for every sample, different in every call.
+    """Draws the hidden blocks of each image.
 
     Args:
-        grid: rows and columns of blocks.
-        hidden: hidden blocks of an image.
+        grid: blocks along height and width.
+        hidden: number of hidden blocks per image.
     """
 
     def __init__(self, grid: tuple[int, int], hidden: int):
         super().__init__()
         self.grid = grid
         self.count = math.prod(grid)
-        self.visible = self.count - hidden
+        self.num_visible = self.count - hidden
         self.uniform = CounterUniform("mask")
         self.fixed = SampleUniform("mask", seed=0)
 
     def construct(self, batch: int) -> Tensor:
-        """(B, rows, cols) float32, 1 = masked."""
+        """New masks for the next B samples: (B, h, w) float32, 1 = hidden."""
         return self.from_noise(self.uniform(batch, self.count))
 
     def of_numbers(self, number: Tensor) -> Tensor:
-        """The masks (B, rows, cols) of evaluations and pictures: a function of each image's number (B,) alone."""
+        """Masks (B, h, w) for evaluation and pictures; each depends on the number of its image (B,) only."""
         return self.from_noise(self.fixed(number, self.count))
 
     def from_noise(self, noise: Tensor) -> Tensor:
-        """The blocks with the smallest noise stay visible: (B, rows*cols) -> (B, rows, cols), 1 = masked."""
+        """(B, h*w) -> (B, h, w), 1 = hidden; the blocks with the smallest noise stay visible."""
         rank = ops.argsort(ops.argsort(noise, axis=1), axis=1)
-        return (rank >= self.visible).astype(noise.dtype).reshape(noise.shape[0], self.grid[0], self.grid[1])
+        return (rank >= self.num_visible).astype(noise.dtype).reshape(noise.shape[0], self.grid[0], self.grid[1])
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Repeat a mask (B, rows, cols) to a grid that is a multiple of its own."""
-    batch, rows, cols = mask.shape
-    down, right = grid[0] // rows, grid[1] // cols
+    """Repeat the entries of a mask (B, h, w): (B, grid[0], grid[1]), multiples of h and w."""
+    batch, height, width = mask.shape
+    down, right = grid[0] // height, grid[1] // width
     if down == 1 and right == 1:
         return mask
-    repeated = ops.broadcast_to(mask.reshape(batch, rows, 1, cols, 1), (batch, rows, down, cols, right))
+    repeated = ops.broadcast_to(mask.reshape(batch, height, 1, width, 1), (batch, height, down, width, right))
     return repeated.reshape(batch, grid[0], grid[1])

@@ -14,12 +14,12 @@ from .masking import resize_mask
 
 
 class MaskedImageModel(MaskedModel):
-    """Put the mask token in the place of what is hidden, encode all tokens, predict the target.
+    """Replace hidden parts by the mask token, encode all tokens, predict the target.
 
-    FastMIM (mim_vit_pretrain.py): a learned colour replaces the masked pixels before the patch embedding, a
-    transformer decoder predicts HOG or pixels, mean squared error over masked tokens. SimMIM (models/simmim.py): a
-    learned vector replaces the masked tokens after the patch embedding, one linear layer predicts pixels, mean
-    absolute error over masked pixels.
+    FastMIM (mim_vit_pretrain.py): a learned colour replaces hidden pixels before the patch embedding; a transformer
+    decoder predicts HOG or pixels; mean squared error over hidden tokens. SimMIM (models/simmim.py): a learned vector
+    replaces hidden tokens after the patch embedding; one linear layer predicts pixels; mean absolute error over hidden
+    pixels.
 
     Args:
         encoder, image_size, teacher: as in `MaskedModel`.
@@ -30,18 +30,18 @@ class MaskedImageModel(MaskedModel):
         self, encoder: Encoder, config: MIMConfig, image_size: tuple[int, int], teacher: nn.Cell | None = None
     ):
         super().__init__(encoder, config, image_size, teacher)
-        self.on_tokens = config.corrupt == "token"
-        shape = (1, 1, encoder.embed_dim) if self.on_tokens else (1, encoder.in_chans, 1, 1)
+        self.masks_tokens = config.corrupt == "token"
+        shape = (1, 1, encoder.embed_dim) if self.masks_tokens else (1, encoder.in_chans, 1, 1)
         self.mask_token = parameter(Normal(0.02), *shape)
-        prefix, dim = encoder.num_prefix_tokens, self.target.dim
-        self.decoder = build_decoder(config.decoder, encoder.out_dim, dim, prefix, encoder.norm_eps)
+        num_prefix, dim = encoder.num_prefix_tokens, self.target.dim
+        self.decoder = build_decoder(config.decoder, encoder.out_dim, dim, num_prefix, encoder.norm_eps)
 
     def predict(self, image: Tensor, mask: Tensor) -> Tensor:
         return self.decoder(self.encode(image, mask))
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Encoder output of an image with the mask's blocks hidden."""
-        if not self.on_tokens:
+        """Encoder output of images with the blocks of the mask hidden."""
+        if not self.masks_tokens:
             return self.encoder(self.hide(image, mask))
         tokens = self.encoder.embed(image)
         batch, count, dim = tokens.shape
@@ -51,7 +51,7 @@ class MaskedImageModel(MaskedModel):
         return self.encoder.encode(tokens * (1.0 - hidden) + token * hidden)
 
     def hide(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The image with the mask token's colour on masked blocks."""
+        """The images with the mask token's colour on hidden blocks."""
         batch, chans, height, width = image.shape
         pixels = ops.tile(resize_mask(mask, self.image_size).expand_dims(1), (1, chans, 1, 1))
         colour = ops.tile(self.mask_token, (batch, 1, height, width))

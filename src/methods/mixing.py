@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch with itself, drawn on the device inside the graph."""
+"""Mixup and CutMix within a batch, drawn in the graph."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..models.rows import scale_columns
 
 
 class BetaQuantile(nn.Cell):
-    """Uniform numbers in [0, 1) to numbers of Beta(alpha, alpha), by a table of its quantiles with lines between.
+    """Uniform numbers in [0, 1) -> Beta(alpha, alpha), by linear interpolation in a table of quantiles.
 
-    The distribution is exact at the table's quantiles, so that its distribution function is nowhere off by more than
-    1 / entries = 2.4e-4; a value is off by at most 4e-6 at alpha 0.8, by nothing at alpha 1.
+    The error of the distribution function is at most 1 / entries = 2.4e-4. The error of a value is at most 4e-6 for
+    alpha 0.8, and 0 for alpha 1.
     """
 
     entries = 4096
@@ -27,19 +27,19 @@ class BetaQuantile(nn.Cell):
         self.table = Tensor(quantiles.astype(np.float32))
 
     def construct(self, uniform: Tensor) -> Tensor:
-        """Any shape -> the same, float32."""
-        place = uniform * self.entries
-        left = ops.minimum(ops.floor(place), self.entries - 1)
+        """Any shape -> the same shape, float32."""
+        position = uniform * self.entries
+        left = ops.minimum(ops.floor(position), self.entries - 1)
         index = left.astype(mindspore.int32)
         low, high = ops.gather(self.table, index, 0), ops.gather(self.table, index + 1, 0)
-        return low + (high - low) * (place - left)
+        return low + (high - low) * (position - left)
 
 
 class Mixing(nn.Cell):
-    """Each image of a batch mixed with the one at its mirror place: one lambda and one box for the whole batch.
+    """Mixes image i of a batch with image B - 1 - i; one lambda and one box for the whole batch.
 
-    timm 0.4.12 data/mixup.py Mixup, mode batch. What is drawn is a pure function of seed and call, so that a resumed
-    run mixes as the uninterrupted one does.
+    As timm 0.4.12 data/mixup.py Mixup, mode batch. The random numbers are a pure function of seed and call, so a
+    resumed run mixes like an uninterrupted one.
 
     Args:
         config: alphas, probabilities, classes and label smoothing.
@@ -61,9 +61,9 @@ class Mixing(nn.Cell):
         return mix(image, target, lam, box, use_cutmix)
 
     def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For a batch: lambda (1 mixes nothing), the box of `cut_box`, and whether it is CutMix."""
+        """Lambda (1 is a no-op), the box of `cut_box`, and whether to use CutMix, for a batch."""
         height, width = image.shape[2], image.shape[3]
-        uniform = self.uniform(1, 5)[0]  # every rank mixes its part of the batch in its own way
+        uniform = self.uniform(1, 5)[0]  # different numbers on every rank
         use_cutmix = uniform[0] < self.switch_prob
         lam = ops.select(use_cutmix, self.cutmix_quantile(uniform[1]), self.mixup_quantile(uniform[1]))
         lam = ops.select(uniform[2] < self.prob, lam, ops.ones_like(lam))
@@ -73,10 +73,12 @@ class Mixing(nn.Cell):
 
 
 def cut_box(lam: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
-    """CutMix's box of 1 - lambda of the image, cut off at the borders: (4,) int32 top, bottom, left, right.
+    """CutMix's box, a share 1 - lambda of the image clipped at the borders: (4,) int32 top, bottom, left, right.
 
     Args:
-        centre: (2,) float32 whole numbers, row and column.
+        lam: lambda, a float32 scalar.
+        centre: (2,) float32 whole numbers, y and x.
+        height, width: of the image.
     """
     size = Tensor([height, width], mindspore.float32)
     half = ops.floor(ops.floor(size * ops.sqrt(1.0 - lam)) / 2)  # an odd box loses a pixel, as in timm
@@ -85,12 +87,12 @@ def cut_box(lam: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
 
 
 def mix(image: Tensor, target: Tensor, lam: Tensor, box: Tensor, use_cutmix: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and soft targets mixed with those at the mirror place of the batch.
+    """Mix image and soft target i of a batch with those of B - 1 - i.
 
     Args:
         image, target: (B, C, H, W), (B, classes).
-        lam: what mixup keeps of each image, a float32 scalar; CutMix keeps what is outside the box.
-        box: (4,) top, bottom, left, right, the ends excluded; not read by mixup.
+        lam: weight of image i in mixup, a float32 scalar; CutMix uses image i outside the box.
+        box: (4,) top, bottom, left, right, ends excluded; mixup does not use it.
         use_cutmix: bool scalar.
     """
     height, width = image.shape[2], image.shape[3]
@@ -99,15 +101,15 @@ def mix(image: Tensor, target: Tensor, lam: Tensor, box: Tensor, use_cutmix: Ten
         ops.logical_and(row >= box[0], row < box[1]), ops.logical_and(col >= box[2], col < box[3])
     ).astype(image.dtype)
     cut = use_cutmix.astype(image.dtype)
-    kept = cut * (1.0 - inside) + (1.0 - cut) * lam  # (H, W)
+    weight = cut * (1.0 - inside) + (1.0 - cut) * lam  # (H, W), of image i
     share = cut * (1.0 - inside.mean()) + (1.0 - cut) * lam
-    pixels, mirrored = image.reshape(-1, height * width), ops.flip(image, (0,)).reshape(-1, height * width)
-    mixed = (scale_columns(pixels, kept) + scale_columns(mirrored, 1.0 - kept)).reshape(image.shape)
+    pixels, partner = image.reshape(-1, height * width), ops.flip(image, (0,)).reshape(-1, height * width)
+    mixed = (scale_columns(pixels, weight) + scale_columns(partner, 1.0 - weight)).reshape(image.shape)
     return mixed, target * share + ops.flip(target, (0,)) * (1.0 - share)
 
 
 def soft_targets(label: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Labels (B,) int to targets (B, classes) with label smoothing; soft targets stay as they are."""
+    """Labels (B,) int -> targets (B, classes) with label smoothing; soft targets are returned unchanged."""
     if label.ndim == 2:
         return label
     hot = ops.one_hot(label.astype(mindspore.int32), num_classes, 1.0, 0.0)

@@ -1,7 +1,7 @@
-"""What a masked image model predicts: HOG or pixels, laid out per token, and the way back to a picture.
+"""Targets of masked image models, per token: HOG, pixels or features; and pictures of them.
 
-A target is a Cell without trained parameters. All constants are made once, in `__init__`. Shapes: images (B, C, H, W)
-normalised with mean and std, tokens in row order.
+A target is a Cell without trained parameters; `__init__` computes its constants. Images are (B, C, H, W), normalised
+with mean and std; tokens are in raster order.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..config import FeaturesConfig, HOGConfig, PixelsConfig, TargetConfig
 from ..models import BareEncoder, Classifier
 from .masking import resize_mask
 from .method import freeze
-from .panels import Panel, Scene, glyphs, principal_colours
+from .panels import MaskedImages, Panel, glyphs, principal_colours
 
 
 class Target(nn.Cell):
-    """What is predicted for each token; no trained parameter.
+    """Computes the values that are predicted for each token.
 
     Attributes:
-        dim: values of a token.
-        teacher: a frozen network whose output is the target.
+        dim: values per token.
+        teacher: a frozen network whose output is the target, or None.
     """
 
     dim: int
@@ -35,18 +35,19 @@ class Target(nn.Cell):
         raise NotImplementedError
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Block mask (B, rows, cols) -> 1 where a target value counts, (B, N) or (B, N, dim).
+        """Block mask (B, h, w) -> weights of the target values in the loss, (B, N) or (B, N, dim).
 
         Args:
-            grid: rows and columns of tokens.
+            mask: 1 = hidden.
+            grid: tokens along height and width.
         """
-        return self.of_tokens(mask, grid)
+        return self.token_weights(mask, grid)
 
-    def of_tokens(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        """A mask of blocks that are not smaller than a token -> (B, N)."""
+    def token_weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Weights (B, N) for blocks that are not smaller than a token."""
         return resize_mask(mask, grid).reshape(mask.shape[0], grid[0] * grid[1])
 
-    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
+    def panels(self, prediction: np.ndarray, target: np.ndarray, images: MaskedImages) -> list[Panel]:
         """Pictures of a prediction and of the target, (B, N, dim) each."""
         return []
 
@@ -54,11 +55,11 @@ class Target(nn.Cell):
 class HOG(Target):
     """Histograms of oriented gradients (FastMIM util/hog_layer.py HOGLayerC).
 
-    3x3 Sobel differences with reflected borders, direction atan2(gx, gy) folded to 180 degrees in `bins` bins without
-    interpolation, weighted by the gradient's length (times a tiled Gaussian when `gaussian_window` is set), summed
+    3x3 Sobel differences with reflected borders. The direction atan2(gx, gy), folded to 180 degrees, falls into one of
+    `bins` bins, with the length of the gradient as weight (times a tiled Gaussian if `gaussian_window` is set). Sums
     over cells of cell x cell pixels, L2-normalised over the bins of each cell and channel.
 
-    Channel order inside a token: image channel, bin, cell row, cell column.
+    Order inside a token: image channel, bin, y and x of the cell.
 
     Args:
         config: bins, cell, normalisation, window.
@@ -68,8 +69,10 @@ class HOG(Target):
 
     def __init__(self, config: HOGConfig, stride: int, in_chans: int):
         super().__init__()
-        self.bins, self.cell, self.normalize = config.bins, config.cell, config.normalize
-        self.units = stride // config.cell  # cells per token side: the finest a mask can separate
+        self.bins = config.bins
+        self.cell = config.cell
+        self.normalize = config.normalize
+        self.cells_per_side = stride // config.cell  # of a token
         self.in_chans = in_chans
         self.dim = config.values(stride, in_chans)
         window = config.gaussian_window
@@ -86,62 +89,61 @@ class HOG(Target):
             length = length * ops.tile(self.window, (batch, chans, height // size, width // size))
         bin_of = ops.floor(self.atan2(gx, gy) / math.pi * self.bins)
         bin_of = bin_of - self.bins * ops.floor(bin_of / self.bins)
-        rows, cols = height // self.cell, width // self.cell
         hist = [self.pool(length * ops.relu(1.0 - ops.abs(bin_of - number))) for number in range(self.bins)]
-        hist = ops.stack(hist, axis=2).reshape(batch, chans, self.bins, rows, cols)
+        hist = ops.stack(hist, axis=2)  # (B, C, bins, H/cell, W/cell)
         if self.normalize:
             norm = ops.sqrt((hist * hist).sum(axis=2, keepdims=True))
             hist = hist / ops.tile(ops.maximum(norm, 1e-12), (1, 1, self.bins, 1, 1))
-        return hist.reshape(batch, chans * self.bins, rows, cols)
+        return hist.reshape(batch, chans * self.bins, height // self.cell, width // self.cell)
 
     def pool(self, x: Tensor) -> Tensor:
         """Sums over cells: (B, C, H, W) -> (B, C, H/cell, W/cell)."""
         batch, chans, height, width = x.shape
-        rows, cols = height // self.cell, width // self.cell
-        bands = x.reshape(batch * chans * rows, self.cell, width).sum(axis=1)
-        return bands.reshape(batch, chans, rows, cols, self.cell).sum(axis=-1)
+        down, across = height // self.cell, width // self.cell
+        bands = x.reshape(batch * chans * down, self.cell, width).sum(axis=1)
+        return bands.reshape(batch, chans, down, across, self.cell).sum(axis=-1)
 
     def gradients(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Sobel differences left - right and top - bottom, borders reflected without repeating the edge."""
+        """Sobel differences left - right and top - bottom; borders are reflected without repeating the edge."""
         height, width = image.shape[2], image.shape[3]
         padded = ops.cat((image[:, :, 1:2], image, image[:, :, height - 2 : height - 1]), axis=2)
         padded = ops.cat((padded[:, :, :, 1:2], padded, padded[:, :, :, width - 2 : width - 1]), axis=3)
-        smooth_rows = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
-        smooth_cols = padded[:, :, :, :-2] + 2.0 * padded[:, :, :, 1:-1] + padded[:, :, :, 2:]
-        return smooth_rows[:, :, :, :-2] - smooth_rows[:, :, :, 2:], smooth_cols[:, :, :-2] - smooth_cols[:, :, 2:]
+        smooth_y = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
+        smooth_x = padded[:, :, :, :-2] + 2.0 * padded[:, :, :, 1:-1] + padded[:, :, :, 2:]
+        return smooth_y[:, :, :, :-2] - smooth_y[:, :, :, 2:], smooth_x[:, :, :-2] - smooth_x[:, :, 2:]
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, dim)."""
         batch, _, height, width = image.shape
-        u = self.units
-        rows, cols = height // self.cell // u, width // self.cell // u
-        hist = self.histograms(image).reshape(batch, self.in_chans * self.bins, rows, u, cols, u)
-        return hist.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, self.dim)
+        u = self.cells_per_side
+        down, across = height // self.cell // u, width // self.cell // u
+        hist = self.histograms(image).reshape(batch, self.in_chans * self.bins, down, u, across, u)
+        return hist.transpose(0, 2, 4, 1, 3, 5).reshape(batch, down * across, self.dim)
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        batch, u = mask.shape[0], self.units
+        batch, u = mask.shape[0], self.cells_per_side
         if mask.shape[1] <= grid[0]:
-            return self.of_tokens(mask, grid)
+            return self.token_weights(mask, grid)
         fine = resize_mask(mask, (grid[0] * u, grid[1] * u)).reshape(batch, grid[0], u, grid[1], u)
         fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], 1, u * u)
         repeated = ops.broadcast_to(fine, (batch, grid[0] * grid[1], self.in_chans * self.bins, u * u))
         return repeated.reshape(batch, grid[0] * grid[1], self.dim)
 
     def unfold(self, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-        """Tokens (B, N, dim) -> histograms (B, C*bins, rows, cols) for glyph pictures."""
-        u, chans = self.units, self.in_chans * self.bins
+        """Tokens (B, N, dim) -> histograms (B, C*bins, H/cell, W/cell) for glyph pictures."""
+        u, chans = self.cells_per_side, self.in_chans * self.bins
         cells = tokens.reshape(len(tokens), grid[0], grid[1], chans, u, u).transpose(0, 3, 1, 4, 2, 5)
         return cells.reshape(len(tokens), chans, grid[0] * u, grid[1] * u)
 
-    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
-        """Glyphs of the target, and of the prediction where the image is hidden."""
-        wanted, found = self.unfold(target, scene.grid), self.unfold(prediction, scene.grid)
-        hidden = scene.hidden((wanted.shape[2], wanted.shape[3]))
-        mixed = np.where(hidden[:, None], found, wanted)
-        side = self.cell * max(1, 256 // max(scene.pixels.shape[2:]))
-        nothing = np.zeros(hidden.shape[1:], bool)
+    def panels(self, prediction: np.ndarray, target: np.ndarray, images: MaskedImages) -> list[Panel]:
+        """Glyphs of the target, and of the prediction on hidden blocks."""
+        target_hist, predicted_hist = self.unfold(target, images.grid), self.unfold(prediction, images.grid)
+        hidden = images.hidden((target_hist.shape[2], target_hist.shape[3]))
+        mixed = np.where(hidden[:, None], predicted_hist, target_hist)
+        side = self.cell * max(1, 256 // max(images.pixels.shape[2:]))
+        nowhere = np.zeros(hidden.shape[1:], bool)
         return [
-            Panel("HOG target", np.stack([glyphs(one, self.bins, side, nothing) for one in wanted])),
+            Panel("HOG target", np.stack([glyphs(one, self.bins, side, nowhere) for one in target_hist])),
             Panel(
                 "prediction (amber: masked)",
                 np.stack([glyphs(one, self.bins, side, where) for one, where in zip(mixed, hidden, strict=True)]),
@@ -160,11 +162,10 @@ def gaussian_window(size: int) -> np.ndarray:
 class Pixels(Target):
     """The pixels of each token, plain or normalised.
 
-    normalize: patch uses the token's mean and unbiased variance (MAE norm_pix_loss), local those of a window around
-    each pixel (Swin-Transformer models/simmim.py norm_targets).
+    normalize: `patch` uses mean and unbiased variance of the token (MAE norm_pix_loss), `local` those of a window
+    around each pixel (Swin-Transformer models/simmim.py norm_targets).
 
-    Order inside a token: pixel row, pixel column, image channel, or with `channels_first` channel, row, column, which
-    is that of PyTorch's pixel shuffle.
+    Order inside a token: y, x, image channel; with `channels_first` channel, y, x, as in PyTorch's pixel shuffle.
 
     Args:
         config: normalisation and order.
@@ -203,7 +204,7 @@ class Pixels(Target):
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
         batch, p = mask.shape[0], self.stride
         if mask.shape[1] <= grid[0]:
-            return self.of_tokens(mask, grid)
+            return self.token_weights(mask, grid)
         fine = resize_mask(mask, (grid[0] * p, grid[1] * p)).reshape(batch, grid[0], p, grid[1], p)
         fine = fine.transpose(0, 1, 3, 2, 4).reshape(batch, grid[0] * grid[1], p * p)
         if self.channels_first:
@@ -211,37 +212,37 @@ class Pixels(Target):
         return ops.tile(fine.expand_dims(-1), (1, 1, 1, self.in_chans)).reshape(batch, grid[0] * grid[1], self.dim)
 
     def to_image(self, tokens: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """Tokens (B, N, dim) -> pixels (B, C, H, W) on the scale of `image`, from which the statistics come."""
+        """Tokens (B, N, dim) -> pixels (B, C, H, W), with the mean and variance of `image` if they are normalised."""
         batch, chans, height, width = image.shape
-        p, rows, cols = self.stride, height // self.stride, width // self.stride
+        p, down, across = self.stride, height // self.stride, width // self.stride
         if self.patch_norm:
-            own = image.reshape(batch, chans, rows, p, cols, p).transpose(0, 2, 4, 3, 5, 1).reshape(tokens.shape)
-            scale = np.sqrt(own.var(axis=-1, ddof=1, keepdims=True) + self.EPS)
-            tokens = tokens * scale + own.mean(axis=-1, keepdims=True)
+            patches = image.reshape(batch, chans, down, p, across, p).transpose(0, 2, 4, 3, 5, 1).reshape(tokens.shape)
+            scale = np.sqrt(patches.var(axis=-1, ddof=1, keepdims=True) + self.EPS)
+            tokens = tokens * scale + patches.mean(axis=-1, keepdims=True)
         shape, order = (p, p, chans), (0, 5, 1, 3, 2, 4)
         if self.channels_first:
             shape, order = (chans, p, p), (0, 3, 1, 4, 2, 5)
-        pixels = tokens.reshape(batch, rows, cols, *shape).transpose(order).reshape(batch, chans, height, width)
+        pixels = tokens.reshape(batch, down, across, *shape).transpose(order).reshape(batch, chans, height, width)
         if self.local is not None:
             mean, scale = (part.asnumpy() for part in self.local.statistics(Tensor(image)))
             pixels = pixels * scale + mean
         return pixels
 
-    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
-        """The prediction, and the image with it on the hidden blocks."""
-        restored = scene.display(self.to_image(prediction, scene.pixels))
+    def panels(self, prediction: np.ndarray, target: np.ndarray, images: MaskedImages) -> list[Panel]:
+        """The prediction, and the image with the prediction on hidden blocks."""
+        restored = images.display(self.to_image(prediction, images.pixels))
         note = ", patch mean and variance from the input" if self.patch_norm else ""
         return [
             Panel(f"prediction{note}", restored),
-            Panel("prediction on masked blocks", scene.paste(restored)),
+            Panel("prediction on masked blocks", images.paste(restored)),
         ]
 
 
 class LocalNorm(nn.Cell):
-    """Each pixel minus the mean and over the standard deviation of a window around it (SwinV2's SimMIM, window 47).
+    """Normalises each pixel by mean and standard deviation of a window around it (SwinV2's SimMIM, window 47).
 
-    The window is cut at the borders; the variance is the unbiased one of the pixels that are inside. Sums over windows
-    are products with band matrices, since pooling with stride 1 is slow on CPU.
+    The window is cut at the borders; the variance is unbiased. Sums over windows are products with band matrices, since
+    pooling with stride 1 is slow on CPU.
 
     Args:
         window: pixels per side, odd.
@@ -286,28 +287,28 @@ def band(side: int, reach: int) -> np.ndarray:
 
 
 class Features(Target):
-    """What a frozen encoder makes of each patch of the whole image.
+    """The patch tokens of a frozen encoder that gets the whole image.
 
-    A token that is hidden in part counts by that part.
+    The weight of a token in the loss is its hidden share.
 
     Args:
         config: normalisation.
-        stride, in_chans: pixels per side of a token, channels; the teacher's are the same.
-        teacher: a network with that encoder.
+        stride, in_chans: pixels per side of a token, image channels; the same in the teacher.
+        teacher: a network with the frozen encoder.
     """
 
-    EPS = 1e-6  # added to the variance, and the smallest length
+    EPS = 1e-6  # added to the variance; lower limit of the length
     teacher: BareEncoder | Classifier
 
     def __init__(self, config: FeaturesConfig, stride: int, in_chans: int, teacher: BareEncoder | Classifier):
         super().__init__()
         self.normalize = config.normalize
         self.dim = config.values(stride, in_chans)
-        self.prefix = teacher.encoder.num_prefix_tokens
-        self.__dict__["teacher"] = freeze(teacher)  # not as a cell of this one
+        self.num_prefix_tokens = teacher.encoder.num_prefix_tokens
+        self.__dict__["teacher"] = freeze(teacher)  # not a sub-cell
 
     def construct(self, image: Tensor) -> Tensor:
-        x = self.teacher.encoder(image)[:, self.prefix :]
+        x = self.teacher.encoder(image)[:, self.num_prefix_tokens :]
         if self.normalize == "layer":
             x = x - ops.tile(x.mean(axis=-1, keep_dims=True), (1, 1, self.dim))
             return x / ops.tile(ops.sqrt((x * x).mean(axis=-1, keep_dims=True) + self.EPS), (1, 1, self.dim))
@@ -317,28 +318,26 @@ class Features(Target):
         return x
 
     def weights(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-        batch, rows, cols = mask.shape
-        if rows <= grid[0]:
-            return self.of_tokens(mask, grid)
-        parts = mask.reshape(batch, grid[0], rows // grid[0], grid[1], cols // grid[1])
+        batch, height, width = mask.shape
+        if height <= grid[0]:
+            return self.token_weights(mask, grid)
+        parts = mask.reshape(batch, grid[0], height // grid[0], grid[1], width // grid[1])
         return parts.mean(axis=(2, 4)).reshape(batch, grid[0] * grid[1])
 
-    def panels(self, prediction: np.ndarray, target: np.ndarray, scene: Scene) -> list[Panel]:
-        """The three main directions of the target as colours, and the prediction where the image is hidden."""
-        size = (scene.pixels.shape[2], scene.pixels.shape[3])
-        wanted, found = (
-            part.reshape(len(part), *scene.grid, 3)[:, np.arange(size[0]) * scene.grid[0] // size[0]][
-                :, :, np.arange(size[1]) * scene.grid[1] // size[1]
+    def panels(self, prediction: np.ndarray, target: np.ndarray, images: MaskedImages) -> list[Panel]:
+        """Principal components of the target as colours, and those of the prediction on hidden blocks."""
+        size = (images.pixels.shape[2], images.pixels.shape[3])
+        target_colours, predicted_colours = (
+            part.reshape(len(part), *images.grid, 3)[:, np.arange(size[0]) * images.grid[0] // size[0]][
+                :, :, np.arange(size[1]) * images.grid[1] // size[1]
             ]
             for part in principal_colours(target, prediction)
         )
-        return [
-            Panel("features (main directions)", wanted),
-            Panel("prediction on masked blocks", np.where(scene.hidden(size)[..., None], found, wanted)),
-        ]
+        mixed = np.where(images.hidden(size)[..., None], predicted_colours, target_colours)
+        return [Panel("features (main directions)", target_colours), Panel("prediction on masked blocks", mixed)]
 
 
-#: configuration -> target; arguments: the configuration, stride and channels of the encoder
+#: configuration -> target; arguments: configuration, encoder stride, image channels
 TARGETS: dict[type[TargetConfig], Callable[..., Target]] = {
     HOGConfig: HOG,
     PixelsConfig: Pixels,
@@ -347,5 +346,5 @@ TARGETS: dict[type[TargetConfig], Callable[..., Target]] = {
 
 
 def build_target(config: TargetConfig, stride: int, in_chans: int, teacher: nn.Cell | None = None) -> Target:
-    """The target of a configuration for tokens of `stride` pixels per side; `teacher` if it asks one."""
+    """The target of a configuration for tokens of `stride` pixels per side; `teacher` for a feature target."""
     return TARGETS[type(config)](config, stride, in_chans, *([teacher] if teacher else []))

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from ..config import CaiTConfig, ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config, ViTConfig
 from .cait import CaiT
-from .classifier import BareEncoder, Classifier, Pooled
+from .classifier import BareEncoder, Classifier, PooledEncoder
 from .encoder import Encoder
 from .swin import Swin
 from .swin_v2 import SwinV2
 from .vit import ViT
 
-#: configuration -> what builds it
+#: configuration -> encoder
 ENCODERS: dict[type[EncoderConfig], Callable[..., Encoder]] = {
     ViTConfig: ViT,
     CaiTConfig: CaiT,
@@ -22,18 +22,26 @@ ENCODERS: dict[type[EncoderConfig], Callable[..., Encoder]] = {
 
 
 def build_encoder(config: EncoderConfig, final_norm: bool = True) -> Encoder:
-    """The encoder of a recipe; `final_norm=False` leaves the last norm out (pooling brings its own)."""
+    """The encoder of a configuration; `final_norm=False` omits its last norm, for a norm after pooling."""
     return ENCODERS[type(config)](config, final_norm)
 
 
 def build_classifier(encoder: EncoderConfig, config: ClassifyConfig) -> Classifier:
-    """Encoder, pooling and linear head, as fine-tuning, evaluation, export and teachers use it."""
+    """Encoder, pooling and linear head, for fine-tuning, evaluation, export and teachers."""
     return Classifier(build_encoder(encoder, final_norm=not config.fc_norm), config)
 
 
 def build_network(encoder: EncoderConfig, classifier: ClassifyConfig | None) -> BareEncoder | Classifier:
-    """What a checkpoint is used for: its classifier, or the encoder alone, under the names they have in checkpoints."""
+    """A classifier, or the bare encoder if there is none; parameters have the names of checkpoints."""
     return build_classifier(encoder, classifier) if classifier else BareEncoder(build_encoder(encoder))
 
 
-__all__ = ["BareEncoder", "Classifier", "Encoder", "Pooled", "build_classifier", "build_encoder", "build_network"]
+__all__ = [
+    "BareEncoder",
+    "Classifier",
+    "Encoder",
+    "PooledEncoder",
+    "build_classifier",
+    "build_encoder",
+    "build_network",
+]

@@ -1,8 +1,8 @@
-"""CaiT in the encoder contract (arXiv 2103.17239; timm models/cait.py, whose names the parameters have).
+"""CaiT as an `Encoder` (arXiv 2103.17239; parameter names of timm models/cait.py).
 
-Patches alone go through blocks with talking heads; the class token joins behind them, in blocks where it is all that
-attends and all that changes. So a masked image model whose decoder drops the class token leaves those last blocks as
-they are, but for weight decay.
+Patch tokens pass through blocks with talking heads. The class token is added after them, for the last blocks, which
+change the class token only. A masked image model whose decoder drops the class token gives these last blocks no
+gradient; only weight decay changes them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .layers import (
 from .tokens import TakeTokens
 
 
-class AcrossHeads(Linear):
+class HeadMixing(Linear):
     """A linear layer over the heads: (B, heads, N, N) -> the same shape."""
 
     def __init__(self, num_heads: int, init: Initializer):
         super().__init__(num_heads, num_heads, init=init)
-        self.affine = rows.build(rows.Channels)
+        self.affine = rows.build(rows.ChannelAffine)
 
     def construct(self, x: Tensor) -> Tensor:
-        batch, heads, tokens, others = x.shape
-        mixed = self.affine(x.reshape(batch, heads, tokens * others), self.weight, self.bias)
-        return mixed.reshape(batch, heads, tokens, others)
+        batch, heads, queries, keys = x.shape
+        mixed = self.affine(x.reshape(batch, heads, queries * keys), self.weight, self.bias)
+        return mixed.reshape(batch, heads, queries, keys)
 
 
 class TalkingHeads(Attention):
@@ -45,15 +45,15 @@ class TalkingHeads(Attention):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, init: tuple[Initializer, Initializer]):
         super().__init__(dim, num_heads, qkv_bias, init=init)
-        self.proj_l = AcrossHeads(num_heads, init[0])
-        self.proj_w = AcrossHeads(num_heads, init[0])
+        self.proj_l = HeadMixing(num_heads, init[0])
+        self.proj_w = HeadMixing(num_heads, init[0])
 
-    def shares(self, scores: Tensor) -> Tensor:
+    def attention_weights(self, scores: Tensor) -> Tensor:
         return self.proj_w(self.softmax(self.proj_l(scores)))
 
 
 class ClassAttention(nn.Cell):
-    """Attention of the first token of each image to all of them: (B*N, C) -> (B, C)."""
+    """Attention of each image's first token to all its tokens: (B*N, C) -> (B, C)."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, init: tuple[Initializer, Initializer]):
         super().__init__()
@@ -78,37 +78,40 @@ class ClassAttention(nn.Cell):
 
 
 class ClassBlock(Block):
-    """A block on the class token alone, the first of each image."""
+    """A block that updates only the class token, the first token of each image."""
 
     def construct(
         self,
         x: Tensor,
         batch: int,
         tokens: int,
-        keep: tuple[Tensor, Tensor] | None = None,
+        factors: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """(B*N, C) -> the class tokens (B, C)."""
+        """(B*N, C) -> class tokens (B, C)."""
         token = x.reshape(batch, tokens, x.shape[1])[:, 0]
-        return self.join(token, self.attn(self.norm1(x), batch, tokens), keep)
+        return self.add_branches(token, self.attn(self.norm1(x), batch, tokens), factors)
 
 
 class CaiT(Encoder):
-    """Patch embedding, positions of the patches, talking-heads blocks, class-attention blocks, final norm.
+    """Patch embedding, patch positions, talking-heads blocks, class-attention blocks, final norm.
 
     Args:
-        config: sizes; `image_size` fixes the length of the position table.
-        final_norm: False leaves the final norm out, for pooling that brings its own.
+        config: sizes; `image_size` determines the length of the position table.
+        final_norm: False omits the final norm, for a norm after pooling.
     """
 
     def __init__(self, config: CaiTConfig, final_norm: bool = True):
         super().__init__()
         dim, sizes = config.embed_dim, (config.embed_dim, config.num_heads)
-        self.out_dim, self.stride, self.patch_size = dim, config.patch_size, config.patch_size
-        self.embed_dim = dim
-        self.in_chans, self.depth, self.num_layers = config.in_chans, config.depth, config.depth + 2
+        self.in_chans = config.in_chans
+        self.patch_size = self.stride = config.patch_size
+        self.embed_dim = self.out_dim = dim
+        self.depth = config.depth
         self.depth_token_only = config.depth_token_only
-        self.num_prefix_tokens, self.norm_eps = 1, config.norm_eps
+        self.num_layers = config.depth + 2
+        self.num_prefix_tokens = 1
+        self.norm_eps = config.norm_eps
         init = weight_init("trunc_normal")
         self.cls_token = parameter(trunc_normal(), 1, 1, dim)
         self.pos_embed = parameter(trunc_normal(), 1, config.num_tokens, dim)
@@ -149,42 +152,46 @@ class CaiT(Encoder):
     def outputs(
         self, tokens: Tensor, indices: tuple[int, ...], keep: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The blocks are those with talking heads: their sequences are the patches (B, N, C)."""
+        """As in `Encoder`; `indices` count the talking-heads blocks, whose sequences are the patch tokens (B, N, C)."""
         tokens = tokens + ops.tile(self.pos_embed, (tokens.shape[0], 1, 1))
         if keep is not None:
             tokens = self.take(tokens, keep)
         batch, length, dim = tokens.shape
-        rows, taken = self._run(tokens, indices)
+        rows, selected = self._run(tokens, indices)
         patches = rows.reshape(batch, length, dim)
         token = ops.tile(self.cls_token.reshape(1, dim), (batch, 1))
         for number in range(self.depth_token_only):
-            token = self.blocks_token_only[number](self._joined(token, patches), batch, 1 + length)
-        sequence = self._joined(token, patches)
+            token = self.blocks_token_only[number](self._with_token(token, patches), batch, 1 + length)
+        sequence = self._with_token(token, patches)
         if self.norm is not None:
             sequence = self.norm(sequence)
-        return sequence.reshape(batch, 1 + length, dim), tuple([x.reshape(tokens.shape) for x in taken])
+        return sequence.reshape(batch, 1 + length, dim), tuple([x.reshape(tokens.shape) for x in selected])
 
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """All patch blocks on placed tokens (B, N, C): rows (B*N, C), and those after the blocks in `indices`."""
+        """Run the patch blocks on tokens with positions (B, N, C).
+
+        Returns:
+            Rows (B*N, C) after the last block, and after each block in `indices`.
+        """
         batch, length = tokens.shape[0], tokens.shape[1]
         x = tokens.reshape(batch * length, self.out_dim)
         factors = None
         if self.drop_path is not None and self.training:
             factors = self.drop_path.of_rows(batch, length)
-        taken = []
+        selected = []
         for number in range(self.depth):
-            keep = None if factors is None else (factors[number, 0], factors[number, 1])
-            x = self.blocks[number](x, batch, length, keep)
+            block_factors = None if factors is None else (factors[number, 0], factors[number, 1])
+            x = self.blocks[number](x, batch, length, block_factors)
             if number in indices:
-                taken.append(x)
-        return x, taken
+                selected.append(x)
+        return x, selected
 
-    def _joined(self, token: Tensor, patches: Tensor) -> Tensor:
-        """(B, C) and (B, N, C) -> rows (B*(1+N), C)."""
+    def _with_token(self, token: Tensor, patches: Tensor) -> Tensor:
+        """Class tokens (B, C) and patch tokens (B, N, C) -> rows (B*(1+N), C)."""
         return ops.cat((token.expand_dims(1), patches), axis=1).reshape(-1, self.out_dim)
 
     def layer_of(self, name: str) -> int:
-        """As timm's group_matcher: the class-attention blocks share the layers of the last patch blocks."""
+        """As in timm's group_matcher, the class-attention blocks share the layers of the last patch blocks."""
         if name.startswith(("cls_token", "pos_embed", "patch_embed")):
             return 0
         if name.startswith("blocks."):

@@ -1,8 +1,8 @@
-"""The layers all encoders and decoders share, written for MindSpore's graph mode.
+"""Layers of encoders and decoders, for MindSpore's graph mode.
 
-Why not the built-in cells: Conv2d with stride = kernel and 5-D indexing are many times slower on CPU than the matrix
-products they stand for, and nn.GELU, nn.LayerNorm and nn.Dense have defaults that differ from the references (tanh
-GELU, epsilon 1e-7, random bias). `rows.py` has the operations whose best form depends on the device.
+MindSpore's own cells are not used: on CPU, Conv2d with stride = kernel and 5-D indexing are many times slower than the
+same matrix products, and nn.GELU, nn.LayerNorm and nn.Dense have other defaults than the references (tanh GELU,
+epsilon 1e-7, random bias). Operations whose fastest form depends on the device are in `rows.py`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from .random import CounterUniform
 
 
 def parameter(init: str | Initializer, *shape: int, requires_grad: bool = True) -> Parameter:
-    """A float32 parameter; its name comes from the cell tree."""
+    """A float32 parameter; the cell that holds it gives it its name."""
     return Parameter(initializer(init, shape), requires_grad=requires_grad)
 
 
 def trunc_normal(std: float = 0.02) -> Initializer:
-    """Normal cut at +-2 in absolute value, as timm's trunc_normal_ cuts it (no effect for small std)."""
+    """Normal distribution cut at +-2 as in timm's trunc_normal_ (no effect for small std)."""
     return TruncatedNormal(std, 0.0, -2.0, 2.0)
 
 
 def weight_init(name: str, block: int = 0) -> tuple[Initializer, Initializer]:
-    """Initial weights of a block's linear layers, and of the two that end its branches (attn.proj, mlp.fc2).
+    """Initialisers of a block: of its linear layers, and of the last ones in its branches (attn.proj, mlp.fc2).
 
     Args:
         name: `init` of the encoder's configuration.
-        block: number of the block, for `scaled` (BEiT's fix_init_weight; SimMIM models/vision_transformer.py).
+        block: number of the block; only `scaled` uses it (BEiT's fix_init_weight; SimMIM models/vision_transformer.py).
     """
     if name == "xavier":
         return XavierUniform(), XavierUniform()
@@ -85,7 +85,7 @@ class Gelu(nn.Cell):
 
 
 class Mlp(nn.Cell):
-    """Two linear layers with a GELU between, on (rows, dim); `init` as `weight_init` gives it."""
+    """Two linear layers with a GELU between, on (rows, dim); `init` from `weight_init`."""
 
     def __init__(self, dim: int, hidden: int, init: tuple[Initializer, Initializer]):
         super().__init__()
@@ -98,14 +98,14 @@ class Mlp(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Multi-head self-attention; one product makes q, k and v, split on the last axis.
+    """Multi-head self-attention; one matrix product computes q, k and v.
 
     Args:
         dim, num_heads: width and heads.
-        qkv_bias: biases of q, k and v.
-        k_bias: False leaves out that of k (BEiT, SimMIM's ViT).
-        table: entries of a relative position table of its own, 0 for none.
-        init: weights, as `weight_init` gives them.
+        qkv_bias: whether q, k and v have biases.
+        k_bias: False omits the bias of k (BEiT, SimMIM's ViT).
+        table: entries of the layer's relative position table, 0 for none.
+        init: initialisers from `weight_init`.
     """
 
     def __init__(
@@ -132,10 +132,11 @@ class Attention(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = rows.build(rows.Softmax)
         self.bias_add = ops.BiasAdd()
-        self.split_heads, self.join_heads = rows.build(rows.SplitHeads), rows.build(rows.JoinHeads)
+        self.split_heads = rows.build(rows.SplitHeads)
+        self.join_heads = rows.build(rows.JoinHeads)
 
     def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
-        """(B*N, C) and a bias of the scores (heads, N, N) or None -> (B*N, C)."""
+        """(B*N, C) -> (B*N, C); `bias` (heads, N, N) is added to the scores."""
         q, k, v = self.split(self.qkv(x))
         if self.q_bias is not None:
             q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
@@ -145,11 +146,11 @@ class Attention(nn.Cell):
         )
         if bias is not None:
             scores = scores + ops.tile(bias.expand_dims(0), (batch, 1, 1, 1))
-        mixed = self.mix(self.shares(scores), self.split_heads(v, batch, tokens, self.num_heads))
+        mixed = self.mix(self.attention_weights(scores), self.split_heads(v, batch, tokens, self.num_heads))
         return self.proj(self.join_heads(mixed))
 
-    def shares(self, scores: Tensor) -> Tensor:
-        """Scores (B, heads, N, N) -> what each token takes of each other."""
+    def attention_weights(self, scores: Tensor) -> Tensor:
+        """Scores (B, heads, N, N) -> weights of the same shape."""
         return self.softmax(scores)
 
 
@@ -159,10 +160,10 @@ class Block(nn.Cell):
     Args:
         dim, num_heads, mlp_ratio, qkv_bias, k_bias: sizes and biases.
         norm_eps: epsilon of the norms.
-        layer_scale: initial value of the factors on both branches, 0 for none.
-        table: entries of the attention's own relative position table, 0 for none.
-        init: weights, as `weight_init` gives them; Xavier if left out.
-        attention: in place of the usual one, which then `qkv_bias`, `k_bias` and `table` say nothing about.
+        layer_scale: initial value of the layer scale of both branches, 0 for none.
+        table: entries of the block's relative position table, 0 for none.
+        init: initialisers from `weight_init`; Xavier if omitted.
+        attention: replaces `Attention`; then `qkv_bias`, `k_bias` and `table` have no effect.
     """
 
     def __init__(
@@ -192,21 +193,28 @@ class Block(nn.Cell):
         x: Tensor,
         batch: int,
         tokens: int,
-        keep: tuple[Tensor, Tensor] | None = None,
+        factors: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """`keep`: factors (B*N, 1) on the two branches (stochastic depth), `bias`: of the attention scores."""
-        return self.join(x, self.attn(self.norm1(x), batch, tokens, bias), keep)
+        """(B*N, C) -> (B*N, C).
 
-    def join(self, x: Tensor, attended: Tensor, keep: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Both branches on top of x (rows, C), given what its attention says."""
+        Args:
+            x: rows.
+            batch, tokens: B and N.
+            factors: drop path factors (B*N, 1) of the two branches.
+            bias: (heads, N, N), added to the attention scores.
+        """
+        return self.add_branches(x, self.attn(self.norm1(x), batch, tokens, bias), factors)
+
+    def add_branches(self, x: Tensor, attended: Tensor, factors: tuple[Tensor, Tensor] | None) -> Tensor:
+        """x (rows, C) plus both branches, given the output of its attention."""
         if self.gamma_1 is not None:
             attended = rows.scale_columns(attended, self.gamma_1)
-        x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
+        x = x + (attended if factors is None else rows.scale_rows(attended, factors[0]))
         hidden = self.mlp(self.norm2(x))
         if self.gamma_2 is not None:
             hidden = rows.scale_columns(hidden, self.gamma_2)
-        return x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
+        return x + (hidden if factors is None else rows.scale_rows(hidden, factors[1]))
 
 
 class PatchEmbed(nn.Cell):
@@ -214,8 +222,8 @@ class PatchEmbed(nn.Cell):
 
     Args:
         in_chans, patch_size, dim: sizes.
-        norm_eps: epsilon of a norm on the tokens, 0 for none.
-        xavier: weights start as MAE starts them, else as PyTorch starts a convolution.
+        norm_eps: epsilon of a norm after the projection, 0 for no norm.
+        xavier: True initialises weights as MAE, False as PyTorch initialises a convolution.
     """
 
     def __init__(self, in_chans: int, patch_size: int, dim: int, norm_eps: float = 0.0, xavier: bool = False):
@@ -235,10 +243,10 @@ class PatchEmbed(nn.Cell):
 
 
 class PatchProjection(nn.Cell):
-    """The weights of `PatchEmbed` in the references' convolution layout (dim, in_chans, p, p).
+    """The projection of `PatchEmbed`; its weight has the references' convolution layout (dim, in_chans, p, p).
 
-    The bias starts as PyTorch's, which all references leave alone. With zeros the tokens of a masked, hence constant
-    patch would hardly differ between channels, and the norm behind would blow their noise up.
+    The bias is initialised as in PyTorch, like in all references. With zeros the channels of a token from a masked,
+    hence constant, patch would hardly differ, and the norm after the projection would amplify their noise.
     """
 
     def __init__(self, in_chans: int, patch_size: int, dim: int, xavier: bool):
@@ -254,12 +262,12 @@ class PatchProjection(nn.Cell):
 
 
 class DropPath(nn.Cell):
-    """Stochastic depth: which samples skip which branch, drawn once for the whole encoder.
+    """Drop path (stochastic depth), drawn once per step for all blocks of an encoder.
 
     Args:
         rate: rate of the last block; block i of n has rate * i / (n - 1) (timm's linspace).
         depth: number of blocks, two branches each.
-        constant: every block has that rate (CaiT).
+        constant: every block has `rate` (CaiT).
     """
 
     def __init__(self, rate: float, depth: int, constant: bool = False):
@@ -269,28 +277,28 @@ class DropPath(nn.Cell):
         self.uniform = CounterUniform("drop path")
 
     def construct(self, batch: int) -> Tensor:
-        """Factors (depth, 2, B): 0 where a sample skips the branch, else 1 / keep probability."""
+        """Factors (depth, 2, B): 0 if a sample skips the branch, else 1 / keep probability."""
         depth = self.keep_prob.shape[0]
         noise = self.uniform(batch, 2 * depth).transpose(1, 0).reshape(depth, 2, batch)
         return (noise < self.keep_prob).astype(mindspore.float32) / self.keep_prob
 
     def of_rows(self, batch: int, length: int) -> Tensor:
-        """The same for each row of (B*length, C): (depth, 2, B*length, 1)."""
+        """Factors of each row of (B*length, C): (depth, 2, B*length, 1)."""
         factors = ops.tile(self.construct(batch).expand_dims(-1), (1, 1, 1, length))
         return factors.reshape(self.keep_prob.shape[0], 2, batch * length, 1)
 
 
 def sincos_position(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:
-    """Fixed 2-D sine-cosine table (1, [1 +] rows*cols, dim), class-token row zero (MAE util/pos_embed.py).
+    """Fixed 2-D sine-cosine table (1, [1 +] height*width, dim) of a grid (height, width) (MAE util/pos_embed.py).
 
-    The first half of the channels encodes the column, the second half the row: sines then cosines of position /
-    10000^(i / (dim/4)), computed in float64.
+    The first half of the channels encodes x, the second half y: sines then cosines of position / 10000^(i / (dim/4)),
+    computed in float64. The entry of the class token, if there is one, is zero.
     """
-    rows, cols = grid
+    height, width = grid
     omega = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4.0))
-    row, col = np.meshgrid(np.arange(rows, dtype=np.float64), np.arange(cols, dtype=np.float64), indexing="ij")
+    y, x = np.meshgrid(np.arange(height, dtype=np.float64), np.arange(width, dtype=np.float64), indexing="ij")
     halves = []
-    for position in (col, row):
+    for position in (x, y):
         angle = position.reshape(-1, 1) * omega
         halves.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
     table = np.concatenate(halves, axis=1)

@@ -1,7 +1,7 @@
-"""Random numbers inside a graph that are a pure function of (seed, number of the sample).
+"""Random numbers in a graph as a pure function of the seed and the number of the sample.
 
-MindSpore's random primitives keep a hidden state: a resumed run cannot continue their sequence, and ops.randperm even
-repeats itself. Here a sample's number decides what is drawn for it.
+MindSpore's random primitives have a hidden state: a resumed run cannot continue their sequence, and ops.randperm
+repeats itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.communication import get_group_size, get_rank
 
-#: 2**31 - 1 is prime and 2**31 - 2 is coprime to 5, so x -> x**5 permutes 0..P-1 (and stays within int64 when each
-#: product is reduced); two rounds with a linear step between leave no visible pattern.
+#: 2**31 - 1 is prime and 2**31 - 2 is coprime to 5, so x -> x**5 modulo P permutes 0..P-1. With each product reduced,
+#: int64 is enough. Two rounds with a linear step between leave no visible pattern.
 P = 2**31 - 1
 
 
@@ -23,15 +23,18 @@ class SampleUniform(nn.Cell):
     """Uniform float32 numbers in [0, 1) for numbered samples.
 
     Args:
-        stream: name of what is drawn; cells with different streams draw independently of each other.
-        seed: of all numbers.
+        stream: name of the numbers' use; different streams are independent of each other.
+        seed: seed of all streams.
     """
 
     def __init__(self, stream: str, seed: int):
         super().__init__()
         seeds = [seed, zlib.crc32(stream.encode())]
-        a, b, c, d = (int(v) for v in np.random.default_rng(seeds).integers(1, P, 4))
-        self.index_factor, self.sample_factor, self.offset, self.mix = a, b, c, d
+        constants = [int(value) for value in np.random.default_rng(seeds).integers(1, P, 4)]
+        self.index_factor = constants[0]
+        self.sample_factor = constants[1]
+        self.offset = constants[2]
+        self.mix = constants[3]
 
     def construct(self, sample: Tensor, count: int) -> Tensor:
         """Numbers of samples (B,) -> (B, count)."""
@@ -50,16 +53,14 @@ class SampleUniform(nn.Cell):
 
 
 class CounterUniform(SampleUniform):
-    """`SampleUniform` for the samples of a training run; each call goes on to the next of them.
+    """`SampleUniform` for consecutive samples of a training run.
 
-    The number of samples drawn for is a parameter, saved with the training state, so that a resumed run draws what the
-    uninterrupted one would have drawn, on every device. It counts the samples of all ranks, which take them in the
-    order of `data.loader.Loader`: a sample gets the same numbers whether its batch is computed by one rank, by several,
-    or in several passes.
+    The count of samples so far is a parameter and part of the saved training state, so a resumed run draws the same
+    numbers as an uninterrupted one, on every device. It counts the samples of all ranks in the order of
+    `data.loader.Loader`: the numbers of a sample do not depend on how its batch is split over ranks and passes.
 
     Args:
-        stream: as in `SampleUniform`. The seed is that of `mindspore.set_seed` when the cell is built, rank and number
-            of ranks those of the process.
+        stream: as in `SampleUniform`. The seed is the one of `mindspore.set_seed` when the cell is built.
     """
 
     def __init__(self, stream: str):
@@ -69,7 +70,7 @@ class CounterUniform(SampleUniform):
 
     def construct(self, batch: int, count: int) -> Tensor:
         """(batch, count): `count` numbers for each sample of this rank's batch."""
-        draws = self.draws + 0  # a copy: the number is advanced below
+        draws = self.draws + 0  # a copy, since self.draws is advanced below
         sample = ops.arange(batch).astype(mstype.int64).reshape(batch, 1) + draws + self.rank * batch
         uniform = self.numbers(sample, count)
         return ops.depend(uniform, ops.assign(self.draws, draws + self.ranks * batch))

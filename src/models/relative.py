@@ -1,4 +1,4 @@
-"""Relative position bias: tables over offsets, spread to every pair of tokens."""
+"""Relative position bias: from tables over offsets to every pair of tokens."""
 
 from __future__ import annotations
 
@@ -8,46 +8,47 @@ from mindspore import Tensor, nn, ops
 from .layers import parameter
 
 
-def offsets(side: int) -> np.ndarray:
-    """One-hot (side**2, 2*side - 1): which offset i - j + side - 1 belongs to a pair (i, j)."""
+def one_hot_offsets(side: int) -> np.ndarray:
+    """One-hot matrix (side**2, 2*side - 1) with the offset i - j + side - 1 of each pair (i, j)."""
     i, j = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
     return np.eye(2 * side - 1, dtype=np.float32)[(i - j + side - 1).reshape(-1)]
 
 
 class SpreadBias(nn.Cell):
-    """A table over relative positions -> the bias of every pair of tokens of a grid.
+    """A table over offsets -> the bias of every pair of tokens in a grid.
 
-    Rows and columns are spread one after the other with small one-hot products: a gather would have a slow gradient,
-    and a one-hot of all pairs would not fit in memory for large windows.
+    Two products with small one-hot matrices, one per axis: a gather would have a slow gradient, and a one-hot matrix
+    over all pairs would not fit in memory for large windows.
 
     Args:
-        grid: rows and columns of tokens.
+        grid: tokens along height and width.
         num_heads: values per table entry.
     """
 
     def __init__(self, grid: tuple[int, int], num_heads: int):
         super().__init__()
         self.grid, self.num_heads = grid, num_heads
-        self.row_offsets, self.col_offsets = Tensor(offsets(grid[0])), Tensor(offsets(grid[1]))
+        self.y_offsets = Tensor(one_hot_offsets(grid[0]))
+        self.x_offsets = Tensor(one_hot_offsets(grid[1]))
         self.matmul = ops.MatMul()
 
     def construct(self, table: Tensor) -> Tensor:
-        """((2*rows-1) * (2*cols-1), heads) -> (heads, rows*cols, rows*cols)."""
+        """((2*height-1) * (2*width-1), heads) -> (heads, height*width, height*width)."""
         h, w = self.grid
         heads, across = self.num_heads, 2 * self.grid[1] - 1
-        spread = self.matmul(self.row_offsets, table.reshape(2 * h - 1, across * heads))  # (r1 r2, offset, heads)
+        spread = self.matmul(self.y_offsets, table.reshape(2 * h - 1, across * heads))  # (y1 y2, x offset, heads)
         spread = spread.reshape(h * h, across, heads).transpose(1, 0, 2).reshape(across, h * h * heads)
-        spread = self.matmul(self.col_offsets, spread).reshape(w, w, h, h, heads)  # (c1, c2, r1, r2, heads)
+        spread = self.matmul(self.x_offsets, spread).reshape(w, w, h, h, heads)  # (x1, x2, y1, y2, heads)
         return spread.transpose(4, 2, 0, 3, 1).reshape(heads, h * w, h * w)
 
 
-def table_rows(grid: tuple[int, int]) -> int:
+def table_entries(grid: tuple[int, int]) -> int:
     """Entries of BEiT's table: all offsets, and three for the class token."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
 
 class SharedTable(nn.Cell):
-    """The one table of an encoder whose blocks share it (SimMIM's pre-training)."""
+    """A relative position table that all blocks share (SimMIM's pre-training)."""
 
     def __init__(self, entries: int, num_heads: int):
         super().__init__()
@@ -55,27 +56,27 @@ class SharedTable(nn.Cell):
 
 
 class RelativeBias(nn.Cell):
-    """BEiT's bias of all pairs, class token included (SimMIM models/vision_transformer.py).
+    """BEiT's bias of every pair of tokens, class token included (SimMIM models/vision_transformer.py).
 
-    The last three rows of the table are class token to patch, patch to class token, class token to itself.
+    The last three table entries are class token to patch, patch to class token, class token to itself.
 
     Args:
-        grid: rows and columns of patch tokens.
+        grid: patch tokens along height and width.
         num_heads: attention heads.
     """
 
     def __init__(self, grid: tuple[int, int], num_heads: int):
         super().__init__()
-        self.pairs = table_rows(grid) - 3
+        self.pairs = table_entries(grid) - 3
         self.tokens, self.num_heads = grid[0] * grid[1], num_heads
         self.spread = SpreadBias(grid, num_heads)
 
     def construct(self, table: Tensor) -> Tensor:
-        """(table_rows(grid), heads) -> (heads, 1 + N, 1 + N)."""
+        """(table_entries(grid), heads) -> (heads, 1 + N, 1 + N)."""
         heads, tokens = self.num_heads, self.tokens
         from_class = ops.tile(table[self.pairs].reshape(heads, 1, 1), (1, 1, tokens))
         to_class = ops.tile(table[self.pairs + 1].reshape(heads, 1, 1), (1, tokens, 1))
-        own = table[self.pairs + 2].reshape(heads, 1, 1)
-        top = ops.cat((own, from_class), axis=2)
+        to_itself = table[self.pairs + 2].reshape(heads, 1, 1)
+        top = ops.cat((to_itself, from_class), axis=2)
         rest = ops.cat((to_class, self.spread(table[: self.pairs])), axis=2)
         return ops.cat((top, rest), axis=1)

@@ -1,16 +1,16 @@
-"""Linear, layer norm, GELU and softmax on rows, in the form that is fast on the device at hand.
+"""Linear, layer norm, GELU and softmax on rows, with a form for CPU and one for other devices.
 
-On Ascend and GPU these are MindSpore's own operations and their gradients. On CPU four things make those slow or
-hungry (MindSpore 2.10, measured with benchmarks/step.py):
+On Ascend and GPU these are MindSpore's operations and gradients. On CPU those are slow or need much memory for four
+reasons (MindSpore 2.10, measured with benchmarks/step.py):
 
-- an element-wise operation that broadcasts keeps 16 bytes of index lists per output element for the life of the
-  graph, so broadcasts are written as `tile` or BiasAdd;
-- BiasAddGrad and sums over rows take as long as the matrix product beside them, so they are products with ones;
-- a transposition keeps 8 bytes per element for the life of the graph and is slow, so heads are taken apart by a split
-  and put together by a concatenation, and axes are swapped by taking one apart and stacking its parts as the other;
-- the gradients of LayerNorm and GELU cost several times their forward pass, so they are written out here.
+- An element-wise operation that broadcasts holds 16 bytes of index lists per output element as long as the graph
+  lives. So broadcasts are written as `tile` or BiasAdd.
+- BiasAddGrad and sums over rows take as long as the matrix product next to them. So they are products with ones.
+- A transposition is slow and holds 8 bytes per element as long as the graph lives. So heads are split and concatenated
+  instead, and axes are swapped by unstacking one and stacking the pieces along the other.
+- The gradients of LayerNorm and GELU take several times their forward pass. So they are written out here.
 
-Both forms give the same numbers; tests/test_models.py holds them together.
+Both forms give the same numbers (tests/test_models.py).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mindspore import Tensor, nn, ops
 
 
 def on_cpu() -> bool:
-    """Whether cells built now will run on CPU."""
+    """Whether cells are built for the CPU."""
     return bool(ms.get_context("device_target") == "CPU")
 
 
 Form = TypeVar("Form", bound=type)
-#: operation -> the form of it that runs on CPU
+#: operation -> its CPU form
 _CPU_FORMS: dict[type, type] = {}
 
 
 def cpu_form(operation: type) -> Callable[[Form], Form]:
-    """Register a class as what runs in place of another on CPU."""
+    """Register a class as the CPU form of an operation."""
 
     def register(form: Form) -> Form:
         _CPU_FORMS[operation] = form
@@ -44,7 +44,7 @@ def cpu_form(operation: type) -> Callable[[Form], Form]:
 
 
 def build(operation: type, *arguments: Any) -> nn.Cell:
-    """A cell of an operation, in the form for the device that cells are built for: the only place that chooses."""
+    """A cell of an operation, in the form for the current device; forms are chosen nowhere else."""
     return (_CPU_FORMS.get(operation, operation) if on_cpu() else operation)(*arguments)
 
 
@@ -75,7 +75,7 @@ class AffineCPU(Affine):
         return self.product(dout, weight), self.weight_gradient(dout, x), self.product(rows, dout).reshape(-1)
 
 
-class Channels(nn.Cell):
+class ChannelAffine(nn.Cell):
     """`Affine` over the middle axis: x (B, in, n), weight (out, in), bias (out,) -> (B, out, n)."""
 
     def __init__(self) -> None:
@@ -85,13 +85,13 @@ class Channels(nn.Cell):
         self.tile = ops.Tile()
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        every = self.tile(weight.expand_dims(0), (x.shape[0], 1, 1))
-        return self.bias_add(self.matmul(every, x), bias)
+        weights = self.tile(weight.expand_dims(0), (x.shape[0], 1, 1))
+        return self.bias_add(self.matmul(weights, x), bias)
 
 
-@cpu_form(Channels)
-class ChannelsCPU(Channels):
-    """`Channels` with the bias gradient as a product with ones."""
+@cpu_form(ChannelAffine)
+class ChannelAffineCPU(ChannelAffine):
+    """`ChannelAffine` with the bias gradient as a product with ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,10 +101,10 @@ class ChannelsCPU(Channels):
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         batch, _, count = dout.shape
-        every = self.tile(weight.expand_dims(0), (batch, 1, 1))
+        weights = self.tile(weight.expand_dims(0), (batch, 1, 1))
         column = self.ones((batch, count, 1), dout.dtype)
         return (
-            self.input_gradient(every, dout),
+            self.input_gradient(weights, dout),
             self.weight_gradient(dout, x).sum(axis=0),
             self.matmul(dout, column).sum(axis=0).reshape(-1),
         )
@@ -119,7 +119,7 @@ class Normalize(nn.Cell):
         self.norm = ops.LayerNorm(-1, -1, eps)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Also the rows' mean and variance."""
+        """Returns the normalised rows, their means and their variances."""
         return self.norm(x, weight, bias)
 
 
@@ -130,7 +130,9 @@ class NormalizeCPU(Normalize):
     def __init__(self, eps: float):
         super().__init__(eps)
         self.product = ops.MatMul()
-        self.tile, self.ones, self.mean = ops.Tile(), ops.Ones(), ops.ReduceMean(keep_dims=True)
+        self.tile = ops.Tile()
+        self.ones = ops.Ones()
+        self.mean = ops.ReduceMean(keep_dims=True)
         self.rsqrt = ops.Rsqrt()
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
@@ -150,7 +152,7 @@ class NormalizeCPU(Normalize):
 
 
 class ExactGelu(nn.Cell):
-    """x * Phi(x) with the error function; also Phi(x), which the gradient needs."""
+    """x -> x * Phi(x) with the error function, and Phi(x), which the gradient needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +165,7 @@ class ExactGelu(nn.Cell):
 
 @cpu_form(ExactGelu)
 class ExactGeluCPU(ExactGelu):
-    """`ExactGelu` whose gradient reuses Phi(x): the error function is the slowest element-wise operation here."""
+    """`ExactGelu` whose gradient reuses Phi(x), since the error function is the slowest element-wise operation."""
 
     def bprop(self, x: Tensor, out: Any, dout: Any) -> tuple[Tensor]:
         density = self.exp(x * x * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
@@ -215,7 +217,7 @@ class SplitHeadsCPU(SplitHeads):
 
 
 class SwapMiddle(nn.Cell):
-    """(A, M, N, C) -> (A, N, M, C); `known` is the axis of the two, 1 or 2, whose size no export leaves open."""
+    """(A, M, N, C) -> (A, N, M, C); `known` is axis 1 or 2, whichever has a fixed size in every export."""
 
     def construct(self, x: Tensor, known: int) -> Tensor:
         return x.transpose(0, 2, 1, 3)
@@ -226,7 +228,7 @@ class SwapMiddleCPU(SwapMiddle):
     """`SwapMiddle` without a transposition."""
 
     def construct(self, x: Tensor, known: int) -> Tensor:
-        if x.shape[known] == 1:  # taking one piece apart fails in some gradients
+        if x.shape[known] == 1:  # unstacking a single piece fails in some gradients
             return x.reshape(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
         return ops.stack(ops.unstack(x, known), 3 - known)
 

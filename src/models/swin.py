@@ -1,10 +1,10 @@
-"""Swin Transformer in the encoder contract (SimMIM models/swin_transformer.py, FastMIM mim_swin_*.py).
+"""Swin Transformer as an `Encoder` (SimMIM models/swin_transformer.py, FastMIM mim_swin_*.py).
 
-Tokens of a stage stay in the order of the windows that the block at hand attends in, so that cutting windows is a
-reshape; between two blocks of different shift one gather along the first axis changes the order, and patch merging
-and the next stage's order are one gather too. Inside, sequences are (N, B, C): a gather then moves whole rows of B*C
-numbers. Where a window does not divide the map, a stage keeps raster order and each attention gathers its padded
-windows. The outside sees (B, N, C) in raster order.
+In each block the tokens are in the order of its windows, so that cutting windows is a reshape. One gather along the
+first axis changes the order between blocks of different shift; one gather does patch merging and the next stage's
+order. Sequences inside are (N, B, C), so that a gather moves rows of B*C numbers. If the window does not divide the
+map, the stage stays in raster order and each attention gathers its padded windows. Input and output are (B, N, C) in
+raster order.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from .encoder import Encoder
 from .layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
 from .relative import SpreadBias
 
-BLOCKED = -100.0  # added to scores between tokens that the shift made neighbours
+BLOCKED = -100.0  # added to scores between tokens that only the shift made neighbours
 
 
 def window_order(size: tuple[int, int], window: int, shift: int, roll_first: bool = False) -> np.ndarray:
-    """Raster index of each token in window order, (windows * window**2,); -1 where a window is padded.
+    """Raster index of each token in window order, (windows * window**2,); -1 for padding.
 
-    The map is padded at the bottom and right to whole windows, then rolled by -shift, then cut; or rolled before it is
-    padded (timm models/swin_transformer.py since 0.9).
+    The map (height, width) is padded at the bottom and right to whole windows, then rolled by -shift, then cut into
+    windows. With `roll_first` it is rolled before it is padded (timm models/swin_transformer.py since 0.9).
     """
     height, width = size
-    rows_, cols = -(-height // window) * window, -(-width // window) * window
-    row, col = rolled(height, rows_, shift, roll_first), rolled(width, cols, shift, roll_first)
-    index = np.where((row[:, None] < height) & (col < width), row[:, None] * width + col, -1)
-    cut = index.reshape(rows_ // window, window, cols // window, window).transpose(0, 2, 1, 3)
+    padded_height, padded_width = -(-height // window) * window, -(-width // window) * window
+    y = unrolled(height, padded_height, shift, roll_first)
+    x = unrolled(width, padded_width, shift, roll_first)
+    index = np.where((y[:, None] < height) & (x < width), y[:, None] * width + x, -1)
+    cut = index.reshape(padded_height // window, window, padded_width // window, window).transpose(0, 2, 1, 3)
     return cut.reshape(-1)
 
 
-def rolled(side: int, padded: int, shift: int, roll_first: bool) -> np.ndarray:
-    """Position, before rolling, of each of `padded` lines; `side` and more are padding."""
+def unrolled(side: int, padded: int, shift: int, roll_first: bool) -> np.ndarray:
+    """Position before rolling of each position along an axis, (padded,); values from `side` on are padding."""
     line = np.arange(padded)
     if roll_first:
         return np.where(line < side, (line + shift) % side, side)
@@ -48,7 +49,7 @@ def rolled(side: int, padded: int, shift: int, roll_first: bool) -> np.ndarray:
 
 
 def shift_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """(windows, window**2, window**2): 0 between tokens that were neighbours before the shift, else `BLOCKED`."""
+    """(windows, window**2, window**2): 0 between tokens of the same region of the map, else `BLOCKED`."""
     padded = [-(-side // window) * window for side in size]
     bands = []
     for side in padded:
@@ -61,19 +62,21 @@ def shift_mask(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
 
 
 class WindowLayout:
-    """Where a block's windows lie on its map.
+    """The windows of a block on its map.
 
     Args:
-        size: rows and columns of the map.
-        window: wanted window; a map that is not larger caps it and drops the shift (swin_transformer.py).
-        shifted: every second block is shifted by half a window.
-        cap: False pads a smaller map to a whole window and keeps the shift (mmpretrain's pad_small_map).
+        size: height and width of the map, in tokens.
+        window: tokens per side; a map that is not larger caps it, without shift (swin_transformer.py).
+        shifted: whether windows are shifted by half a window, as in every second block.
+        cap: False pads a smaller map to a whole window, with shift (mmpretrain's pad_small_map).
         roll_first: as in `window_order`.
     """
 
     def __init__(self, size: tuple[int, int], window: int, shifted: bool, cap: bool = True, roll_first: bool = False):
         capped = cap and min(size) <= window
-        self.size, self.count, self.roll_first = size, size[0] * size[1], roll_first
+        self.size = size
+        self.count = size[0] * size[1]
+        self.roll_first = roll_first
         self.window = window_side(size, window, cap)
         self.shift = 0 if capped or not shifted else window // 2
         self.padded = any(side % self.window for side in size)
@@ -84,17 +87,17 @@ class WindowLayout:
     def mask(self) -> np.ndarray | None:
         return shift_mask(self.size, self.window, self.shift) if self.shift else None
 
-    def layout(self) -> np.ndarray:
-        """Raster index of each row while the block runs: window order, or raster order when padded."""
+    def token_order(self) -> np.ndarray:
+        """Raster index of each token while the block runs: window order, or raster order if windows are padded."""
         return np.arange(self.count) if self.padded else self.order()
 
 
 class Reorder(nn.Cell):
-    """Rows along the first axis in another order; index -1 gives zeros. The gradient gathers by the inverse.
+    """Gathers along the first axis in another order. Its gradient is a gather with the inverse index.
 
     Args:
-        index: position of each output row in the input, every input row exactly once.
-        count: input rows.
+        index: input position of each output position, every input position exactly once; -1 gives zeros.
+        count: input positions.
     """
 
     def __init__(self, index: np.ndarray, count: int):
@@ -116,18 +119,18 @@ class Reorder(nn.Cell):
         return (self.gather(dout, self.inverse, 0),)
 
 
-class UndoReorder(nn.Cell):
-    """Back from padded windows: the inverse of a `Reorder` with padding."""
+class InverseReorder(nn.Cell):
+    """The inverse of a `Reorder` with padding; padding is dropped."""
 
-    def __init__(self, enter: Reorder):
+    def __init__(self, reorder: Reorder):
         super().__init__()
-        self.enter = enter
+        self.reorder = reorder
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.enter.gather(x, self.enter.inverse, 0)
+        return self.reorder.gather(x, self.reorder.inverse, 0)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        return (self.enter(dout),)
+        return (self.reorder(dout),)
 
 
 class WindowAttention(nn.Cell):
@@ -136,9 +139,9 @@ class WindowAttention(nn.Cell):
     Args:
         dim, num_heads: width and heads.
         window: tokens per side.
-        mask: of a shifted map, (windows, window**2, window**2), or None.
-        qkv_bias: biases of q, k and v.
-        init: weights, as `weight_init` gives them.
+        mask: mask of shifted windows, (windows, window**2, window**2), or None.
+        qkv_bias: whether q, k and v have biases.
+        init: initialisers from `weight_init`.
         table: whether the position bias comes from a table.
     """
 
@@ -166,7 +169,8 @@ class WindowAttention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = rows.build(rows.Softmax)
-        self.split_heads, self.join_heads = rows.build(rows.SplitHeads), rows.build(rows.JoinHeads)
+        self.split_heads = rows.build(rows.SplitHeads)
+        self.join_heads = rows.build(rows.JoinHeads)
         self.swap = rows.build(rows.SwapMiddle)
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
@@ -176,7 +180,7 @@ class WindowAttention(nn.Cell):
         return self.attend(scores, self.spread(self.relative_position_bias_table), v, batch)
 
     def attend(self, scores: Tensor, bias: Tensor, v: Tensor, batch: int) -> Tensor:
-        """Scores (windows*B, heads, area, area) and the bias of a window -> mixed and projected rows."""
+        """Scores (windows*B, heads, area, area) and the bias of a window (heads, area, area) -> output (N*B, C)."""
         windows = scores.shape[0] // batch
         if self.mask is None:
             bias = ops.tile(bias.expand_dims(0), (windows * batch, 1, 1, 1))
@@ -187,7 +191,7 @@ class WindowAttention(nn.Cell):
         return self.swap(mixed.reshape(windows, batch, self.area, -1), 2).reshape(windows * self.area * batch, -1)
 
     def image_by_image(self, x: Tensor, batch: int) -> Tensor:
-        """Rows (N*B, C), the images of each token together, -> the tokens of each window of an image together."""
+        """Rows (N*B, C), ordered by token, then image -> rows ordered by window, then image, then token."""
         windows = x.shape[0] // (self.area * batch)
         return self.swap(x.reshape(windows, self.area, batch, -1), 1).reshape(windows * batch * self.area, -1)
 
@@ -197,42 +201,42 @@ class WindowAttention(nn.Cell):
 
 
 class SwinBlock(nn.Cell):
-    """Window attention and MLP with norms before them.
+    """Window attention and MLP, each after a norm.
 
     Args:
         dim, num_heads: width and heads.
-        place: where the windows lie.
+        layout: the windows.
         config: MLP ratio, biases, epsilon.
     """
 
-    def __init__(self, dim: int, num_heads: int, place: WindowLayout, config: SwinConfig):
+    def __init__(self, dim: int, num_heads: int, layout: WindowLayout, config: SwinConfig):
         super().__init__()
         init = weight_init(config.init)
         self.norm1 = LayerNorm(dim, config.norm_eps)
-        self.attn = WindowAttention(dim, num_heads, place.window, place.mask(), config.qkv_bias, init)
+        self.attn = WindowAttention(dim, num_heads, layout.window, layout.mask(), config.qkv_bias, init)
         self.norm2 = LayerNorm(dim, config.norm_eps)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), init)
-        self.enter = Reorder(place.order(), place.count) if place.padded else None
-        self.leave: Any = None if self.enter is None else UndoReorder(self.enter)
+        self.to_windows = Reorder(layout.order(), layout.count) if layout.padded else None
+        self.from_windows: Any = None if self.to_windows is None else InverseReorder(self.to_windows)
 
-    def construct(self, x: Tensor, batch: int, keep: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(N*B, C) -> (N*B, C); `keep`: factors (N*B, 1) on the two branches, None in evaluation."""
-        attended = self.windows(self.norm1(x), batch)
-        x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
+    def construct(self, x: Tensor, batch: int, factors: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(N*B, C) -> (N*B, C); `factors`: drop path factors (N*B, 1) of the two branches, None in evaluation."""
+        attended = self.attend(self.norm1(x), batch)
+        x = x + (attended if factors is None else rows.scale_rows(attended, factors[0]))
         hidden = self.mlp(self.norm2(x))
-        return x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
+        return x + (hidden if factors is None else rows.scale_rows(hidden, factors[1]))
 
-    def windows(self, x: Tensor, batch: int) -> Tensor:
-        """Attention, through padded windows where the stage is in raster order."""
-        if self.enter is None:
+    def attend(self, x: Tensor, batch: int) -> Tensor:
+        """Window attention, (N*B, C) -> (N*B, C); gathers padded windows if the stage is in raster order."""
+        if self.to_windows is None:
             return self.attn(x, batch)
         dim = x.shape[1]
-        padded = self.enter(x.reshape(-1, batch, dim)).reshape(-1, dim)
-        return self.leave(self.attn(padded, batch).reshape(-1, batch, dim)).reshape(-1, dim)
+        padded = self.to_windows(x.reshape(-1, batch, dim)).reshape(-1, dim)
+        return self.from_windows(self.attn(padded, batch).reshape(-1, batch, dim)).reshape(-1, dim)
 
 
 class PatchMerging(nn.Cell):
-    """2 x 2 neighbours to one token of twice the width: norm of the four, then a linear layer without bias."""
+    """Merges 2 x 2 tokens into one of twice the width: concatenation, norm, linear layer without bias."""
 
     def __init__(self, dim: int, norm_eps: float, init: str):
         super().__init__()
@@ -244,107 +248,126 @@ class PatchMerging(nn.Cell):
         return self.reduction(self.norm(x))
 
 
-def merging_order(layout: np.ndarray, size: tuple[int, int], following: np.ndarray) -> np.ndarray:
-    """Rows of the merged tokens' four parts: (4 * merged tokens,) positions in the current layout.
+def merging_order(order: np.ndarray, size: tuple[int, int], next_order: np.ndarray) -> np.ndarray:
+    """Current positions of the four parts of each merged token, (4 * merged tokens,).
 
-    A side that is odd is padded: -1 stands for a part beyond the map (Hugging Face's and timm's current merging).
+    An odd side is padded: -1 is a part beyond the map (as in current Hugging Face and timm).
 
     Args:
-        layout: raster index of each current row.
-        size: of the current map.
-        following: raster index, on the merged map, of each row of the next stage.
+        order: raster index of each token of the current stage.
+        size: height and width of the current map.
+        next_order: raster index, on the merged map, of each token of the next stage.
     """
     position = np.full((size[0] + 1, size[1] + 1), -1)
-    position[:-1, :-1] = np.argsort(layout).reshape(size)
-    row, col = np.divmod(following, -(-size[1] // 2))
+    position[:-1, :-1] = np.argsort(order).reshape(size)
+    y, x = np.divmod(next_order, -(-size[1] // 2))
     # the order of the references: top left, bottom left, top right, bottom right
-    parts = [position[2 * row + down, 2 * col + right] for right in (0, 1) for down in (0, 1)]
+    parts = [position[2 * y + down, 2 * x + right] for right in (0, 1) for down in (0, 1)]
     return np.stack(parts, axis=1).reshape(-1)
 
 
 class SwinStage(nn.Cell):
-    """Blocks on one map, then merging (but after the last stage)."""
+    """Blocks on one map, then patch merging (not in the last stage)."""
 
     block = SwinBlock
     merging = PatchMerging
 
     def __init__(self, config: SwinConfig, stage: int):
         super().__init__()
-        size, first_block = config.stage_maps[stage], sum(config.depths[:stage])
-        dim, depth = config.embed_dim * 2**stage, config.depths[stage]
-        self.dim, self.depth, self.first_block = dim, depth, first_block
-        places = self.places(config, stage, size)
-        self.blocks = nn.CellList([self.make_block(config, stage, i, dim, place) for i, place in enumerate(places)])
-        layouts = [place.layout() for place in places]
-        moves = [
-            None if np.array_equal(a, b) else Reorder(np.argsort(a)[b], len(a)) for a, b in itertools.pairwise(layouts)
+        size = config.stage_maps[stage]
+        dim = config.embed_dim * 2**stage
+        self.dim = dim
+        self.depth = config.depths[stage]
+        self.first_block = sum(config.depths[:stage])
+        layouts = self.layouts(config, stage, size)
+        self.blocks = nn.CellList([self.make_block(config, stage, i, dim, layout) for i, layout in enumerate(layouts)])
+        orders = [layout.token_order() for layout in layouts]
+        reorders = [
+            None if np.array_equal(a, b) else Reorder(np.argsort(a)[b], len(a)) for a, b in itertools.pairwise(orders)
         ]
-        self.moves = nn.CellList([nn.Identity() if move is None else move for move in moves])
-        self.to_raster = nn.CellList([Reorder(np.argsort(layout), len(layout)) for layout in layouts])
-        self.join: Any = None
-        self.merged = 0  # tokens after merging
+        self.reorders = nn.CellList([nn.Identity() if reorder is None else reorder for reorder in reorders])
+        self.to_raster = nn.CellList([Reorder(np.argsort(order), len(order)) for order in orders])
+        self.gather_parts: Any = None
+        self.num_merged = 0  # tokens after merging
         self.swap = rows.build(rows.SwapMiddle)
         self.downsample = None
         if stage < len(config.depths) - 1:
-            following = self.places(config, stage + 1, config.stage_maps[stage + 1])[0].layout()
-            self.merged = len(following)
-            self.join = Reorder(merging_order(layouts[-1], size, following), size[0] * size[1])
+            next_order = self.layouts(config, stage + 1, config.stage_maps[stage + 1])[0].token_order()
+            self.num_merged = len(next_order)
+            self.gather_parts = Reorder(merging_order(orders[-1], size, next_order), size[0] * size[1])
             self.downsample = self.merging(dim, config.between_eps, config.init)
 
     @staticmethod
-    def places(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[WindowLayout]:
+    def layouts(config: SwinConfig, stage: int, size: tuple[int, int]) -> list[WindowLayout]:
+        """The windows of each block of a stage."""
         count, cap = config.depths[stage], config.cap_window
         return [
             WindowLayout(size, config.window_size, number % 2 == 1, cap, config.roll_first) for number in range(count)
         ]
 
-    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: WindowLayout) -> nn.Cell:
-        return self.block(dim, config.num_heads[stage], place, config)
+    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, layout: WindowLayout) -> nn.Cell:
+        return self.block(dim, config.num_heads[stage], layout, config)
 
     def construct(self, x: Tensor, factors: Tensor | None, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """(N, B, C) in the first block's layout -> the next stage's input (or raster order), and tapped sequences."""
+        """Run the stage.
+
+        Args:
+            x: (N, B, C), tokens in the order of the first block.
+            factors: drop path factors (blocks of the encoder, 2, B), None in evaluation.
+            indices: numbers of blocks, counted through all stages.
+
+        Returns:
+            Input of the next stage (N/4, B, 2C), or (N, B, C) in raster order after the last stage; and the sequences
+            (B, N, C) in raster order after the blocks in `indices`.
+        """
         tokens, batch, dim = x.shape
-        taken = []
+        selected = []
         x = x.reshape(tokens * batch, dim)
         for number in range(self.depth):
             if number > 0:
-                x = self.moves[number - 1](x.reshape(tokens, batch, dim)).reshape(tokens * batch, dim)
-            x = self.blocks[number](x, batch, self.keep(factors, number, tokens))
+                x = self.reorders[number - 1](x.reshape(tokens, batch, dim)).reshape(tokens * batch, dim)
+            x = self.blocks[number](x, batch, self.row_factors(factors, number, tokens))
             if self.first_block + number in indices:
-                taken.append(self.to_raster[number](x.reshape(tokens, batch, dim)).transpose(1, 0, 2))
+                selected.append(self.to_raster[number](x.reshape(tokens, batch, dim)).transpose(1, 0, 2))
         x = x.reshape(tokens, batch, dim)
         if self.downsample is None:
-            return self.to_raster[self.depth - 1](x), taken
-        groups = self.swap(self.join(x).reshape(self.merged, 4, batch, dim), 1)
-        joined = self.downsample(groups.reshape(self.merged * batch, 4 * dim))
-        return joined.reshape(self.merged, batch, 2 * dim), taken
+            return self.to_raster[self.depth - 1](x), selected
+        parts = self.swap(self.gather_parts(x).reshape(self.num_merged, 4, batch, dim), 1)
+        merged = self.downsample(parts.reshape(self.num_merged * batch, 4 * dim))
+        return merged.reshape(self.num_merged, batch, 2 * dim), selected
 
-    def keep(self, factors: Tensor | None, number: int, tokens: int) -> tuple[Tensor, Tensor] | None:
-        """Stochastic depth factors of a block's rows, (N*B, 1) each."""
+    def row_factors(self, factors: Tensor | None, number: int, tokens: int) -> tuple[Tensor, Tensor] | None:
+        """Drop path factors of the rows in a block, (N*B, 1) for each of its two branches."""
         if factors is None:
             return None
-        own = factors[self.first_block + number]
-        return ops.tile(own[0].reshape(-1, 1), (tokens, 1)), ops.tile(own[1].reshape(-1, 1), (tokens, 1))
+        of_block = factors[self.first_block + number]
+        return ops.tile(of_block[0].reshape(-1, 1), (tokens, 1)), ops.tile(of_block[1].reshape(-1, 1), (tokens, 1))
 
 
 class Swin(Encoder):
     """Patch embedding, stages of window attention, final norm.
 
     Args:
-        config: sizes; `image_size` fixes maps, windows and shift masks.
-        final_norm: False leaves the final norm out.
+        config: sizes; `image_size` determines maps, windows and shift masks.
+        final_norm: False omits the final norm.
     """
 
     stage = SwinStage
-    spared: tuple[str, ...] = ("absolute_pos_embed", "relative_position_bias_table")
+    #: ends of the names without weight decay
+    undecayed: tuple[str, ...] = ("absolute_pos_embed", "relative_position_bias_table")
 
     def __init__(self, config: SwinConfig, final_norm: bool = True):
         super().__init__()
         dim, size = config.embed_dim, config.stage_maps[0]
-        self.out_dim, self.stride, self.patch_size = config.out_dim, config.stride, config.patch_size
-        self.in_chans, self.num_prefix_tokens, self.norm_eps = config.in_chans, 0, config.norm_eps
-        self.embed_dim, self.depths = dim, config.depths
+        self.in_chans = config.in_chans
+        self.patch_size = config.patch_size
+        self.stride = config.stride
+        self.embed_dim = dim
+        self.out_dim = config.out_dim
+        self.depths = config.depths
         self.num_layers = sum(config.depths) + 2
+        self.num_prefix_tokens = 0
+        self.norm_eps = config.norm_eps
         self.absolute_pos_embed = (
             parameter(trunc_normal(), 1, size[0] * size[1], dim) if config.absolute_position else None
         )
@@ -352,8 +375,8 @@ class Swin(Encoder):
             config.in_chans, config.patch_size, dim, norm_eps=config.between_eps if config.patch_norm else 0
         )
         self.layers = nn.CellList([self.stage(config, number) for number in range(len(config.depths))])
-        layout = SwinStage.places(config, 0, size)[0].layout()
-        self.arrange = Reorder(layout, len(layout))
+        order = SwinStage.layouts(config, 0, size)[0].token_order()
+        self.from_raster = Reorder(order, len(order))
         self.norm = LayerNorm(config.out_dim, config.norm_eps) if final_norm else None
         self.drop_path = DropPath(config.drop_path, sum(config.depths)) if config.drop_path else None
 
@@ -364,32 +387,32 @@ class Swin(Encoder):
         self, tokens: Tensor, indices: tuple[int, ...], keep: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if keep is not None:
-            raise ValueError("windows need all tokens")
-        x, taken = self._run(tokens, indices)
+            raise ValueError("window attention needs all tokens")
+        x, selected = self._run(tokens, indices)
         count, batch, dim = x.shape
         if self.norm is not None:
             x = self.norm(x.reshape(count * batch, dim)).reshape(count, batch, dim)
-        return x.transpose(1, 0, 2), tuple(taken)
+        return x.transpose(1, 0, 2), tuple(selected)
 
     def _run(self, tokens: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """All stages: output (N', B, C') in raster order, and the sequences after the blocks in `indices`."""
+        """Run all stages: output (N', B, C') in raster order, and the sequences after the blocks in `indices`."""
         batch = tokens.shape[0]
         if self.absolute_pos_embed is not None:
             tokens = tokens + ops.tile(self.absolute_pos_embed, (batch, 1, 1))
         factors = None
         if self.drop_path is not None and self.training:
             factors = self.drop_path(batch)
-        x = self.arrange(tokens.transpose(1, 0, 2))
-        taken: list[Tensor] = []
+        x = self.from_raster(tokens.transpose(1, 0, 2))
+        selected: list[Tensor] = []
         for stage in self.layers:
-            x, tapped = stage(x, factors, indices)
-            taken = taken + tapped
-        return x, taken
+            x, of_stage = stage(x, factors, indices)
+            selected = selected + of_stage
+        return x, selected
 
     def layer_of(self, name: str) -> int:
-        """Embedding 0, block k of the whole network k + 1, a merging that of the last block before it, the rest on top.
+        """0 for the patch embedding, k + 1 for block k, the layer of the block before for a merging, else the top.
 
-        The absolute position table is on top too, as in SimMIM optimizer.py and FastMIM util/lr_decay.py.
+        The absolute position table is in the top layer, as in SimMIM optimizer.py and FastMIM util/lr_decay.py.
         """
         if name.startswith("patch_embed"):
             return 0
@@ -402,4 +425,4 @@ class Swin(Encoder):
         return sum(self.depths[:stage]) + int(parts[3]) + 1
 
     def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.parameters_and_names() if name.endswith(self.spared)}
+        return {name for name, _ in self.parameters_and_names() if name.endswith(self.undecayed)}

@@ -1,7 +1,7 @@
-"""Swin Transformer V2 (Swin-Transformer models/swin_transformer_v2.py): Swin with three parts exchanged.
+"""Swin Transformer V2 (Swin-Transformer models/swin_transformer_v2.py): Swin with three changes.
 
-Norms stand after the branches and start at zero, attention compares directions instead of products, and the position
-bias comes from a small network over log-spaced offsets, which can be asked for windows it was not trained with.
+The norms come after attention and MLP, and their weights start at zero. Attention scores are cosines. The position bias
+comes from a small network over log-spaced offsets, so that other windows than in pre-training are possible.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ CPB_WIDTH = 512  # hidden units of the bias network
 
 
 def log_coordinates(window: int, pretrained: int) -> np.ndarray:
-    """Offsets of a window's pairs on a log scale: ((2w-1)**2, 2), rows then columns.
+    """All offsets (y, x) in a window on a log scale, ((2w-1)**2, 2).
 
-    sign(c) * log2(|c| + 1) / log2(8) with c = 8 * offset / (w - 1), w the window of pre-training if it was another.
+    sign(c) * log2(|c| + 1) / log2(8) with c = 8 * offset / (p - 1). p is the window of pre-training, or w if
+    `pretrained` is 0.
     """
     line = np.arange(-(window - 1), window, dtype=np.float32)
-    line = line / max((pretrained or window) - 1, 1) * 8  # a window of one token has no offsets but 0
+    line = line / max((pretrained or window) - 1, 1) * 8  # a window of one token has only the offset 0
     line = np.sign(line) * np.log2(np.abs(line) + 1.0) / np.log2(8)
     table = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
     return table.reshape(-1, 2).astype(np.float32)
@@ -37,13 +38,13 @@ class CosineWindowAttention(WindowAttention):
     """Cosine attention with a learned temperature per head and a continuous position bias.
 
     Args:
-        dim, num_heads, place: width, heads, windows.
+        dim, num_heads, layout: width, heads, windows.
         config: biases.
-        pretrained: window of pre-training for the coordinates, 0 for the block's own.
+        pretrained: window of pre-training, 0 if it is the window of `layout`.
     """
 
-    def __init__(self, dim: int, num_heads: int, place: WindowLayout, config: SwinConfig, pretrained: int):
-        super().__init__(dim, num_heads, place.window, place.mask(), False, weight_init(config.init), table=False)
+    def __init__(self, dim: int, num_heads: int, layout: WindowLayout, config: SwinConfig, pretrained: int):
+        super().__init__(dim, num_heads, layout.window, layout.mask(), False, weight_init(config.init), table=False)
         self.logit_scale = parameter("zeros", num_heads, 1, 1)
         self.logit_scale.set_data(Tensor(np.full((num_heads, 1, 1), math.log(10.0), np.float32)))
         self.cpb_mlp = nn.CellList(
@@ -55,7 +56,7 @@ class CosineWindowAttention(WindowAttention):
         )
         self.q_bias = parameter("zeros", dim) if config.qkv_bias else None
         self.v_bias = parameter("zeros", dim) if config.qkv_bias else None
-        self.coordinates = Tensor(log_coordinates(place.window, pretrained))
+        self.coordinates = Tensor(log_coordinates(layout.window, pretrained))
         self.bias_add = ops.BiasAdd()
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
@@ -69,7 +70,7 @@ class CosineWindowAttention(WindowAttention):
         return self.attend(scores, self.spread(self.table()), v, batch)
 
     def table(self) -> Tensor:
-        """Bias of every offset: ((2w-1)**2, heads)."""
+        """Bias of every offset, ((2w-1)**2, heads)."""
         x = self.coordinates
         for layer in self.cpb_mlp:
             x = layer(x)
@@ -77,45 +78,45 @@ class CosineWindowAttention(WindowAttention):
 
 
 def direction(x: Tensor) -> Tensor:
-    """Vectors of the last axis at length 1 (PyTorch's normalize, eps 1e-12)."""
+    """Vectors along the last axis, scaled to length 1 (PyTorch's normalize, eps 1e-12)."""
     length = ops.sqrt((x * x).sum(axis=-1, keepdims=True))
     return x / ops.tile(ops.maximum(length, 1e-12), (1, 1, 1, x.shape[-1]))
 
 
 class SwinV2Block(SwinBlock):
-    """Norms after attention and MLP; their weights start at 0, so that a fresh block passes its input on.
+    """Norms after attention and MLP; their weights start at 0, so that a fresh block returns its input.
 
     Args:
-        dim, num_heads, place, config: as `SwinBlock`.
-        pretrained: window of pre-training.
-        main_norm: a third norm, on the main branch after both others (huge models).
+        dim, num_heads, layout, config: as in `SwinBlock`.
+        pretrained: as in `CosineWindowAttention`.
+        main_norm: whether a third norm follows, on the main branch (huge models).
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        place: WindowLayout,
+        layout: WindowLayout,
         config: SwinConfig,
         pretrained: int,
         main_norm: bool = False,
     ):
-        super().__init__(dim, num_heads, place, config)
-        self.attn = CosineWindowAttention(dim, num_heads, place, config, pretrained)
+        super().__init__(dim, num_heads, layout, config)
+        self.attn = CosineWindowAttention(dim, num_heads, layout, config, pretrained)
         for norm in (self.norm1, self.norm2):
             norm.weight.set_data(Tensor(np.zeros(dim, np.float32)))
         self.norm3 = LayerNorm(dim, config.norm_eps) if main_norm else None
 
-    def construct(self, x: Tensor, batch: int, keep: tuple[Tensor, Tensor] | None) -> Tensor:
-        attended = self.norm1(self.windows(x, batch))
-        x = x + (attended if keep is None else rows.scale_rows(attended, keep[0]))
+    def construct(self, x: Tensor, batch: int, factors: tuple[Tensor, Tensor] | None) -> Tensor:
+        attended = self.norm1(self.attend(x, batch))
+        x = x + (attended if factors is None else rows.scale_rows(attended, factors[0]))
         hidden = self.norm2(self.mlp(x))
-        x = x + (hidden if keep is None else rows.scale_rows(hidden, keep[1]))
+        x = x + (hidden if factors is None else rows.scale_rows(hidden, factors[1]))
         return x if self.norm3 is None else self.norm3(x)
 
 
 class PatchMergingV2(PatchMerging):
-    """The norm after the linear layer."""
+    """Patch merging with the norm after the linear layer."""
 
     def __init__(self, dim: int, norm_eps: float, init: str):
         super().__init__(dim, norm_eps, init)
@@ -130,16 +131,17 @@ class SwinV2Stage(SwinStage):
 
     merging = PatchMergingV2
 
-    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, place: WindowLayout) -> nn.Cell:
-        own = cast(SwinV2Config, config)
-        every = own.main_norm_every
+    def make_block(self, config: SwinConfig, stage: int, number: int, dim: int, layout: WindowLayout) -> nn.Cell:
+        config = cast(SwinV2Config, config)
+        every = config.main_norm_every
         main_norm = every > 0 and (number + 1) % every == 0
-        return SwinV2Block(dim, config.num_heads[stage], place, config, own.pretrained_window_sizes[stage], main_norm)
+        pretrained = config.pretrained_window_sizes[stage]
+        return SwinV2Block(dim, config.num_heads[stage], layout, config, pretrained, main_norm)
 
 
 class SwinV2(Swin):
     """Swin V2; see `Swin` for arguments."""
 
     stage = SwinV2Stage
-    #: the bias network and the temperatures too, as swin_transformer_v2.py spares them
-    spared = ("absolute_pos_embed", "logit_scale", "cpb_mlp.0.weight", "cpb_mlp.0.bias", "cpb_mlp.2.weight")
+    #: with the bias network and the temperatures, as in swin_transformer_v2.py
+    undecayed = ("absolute_pos_embed", "logit_scale", "cpb_mlp.0.weight", "cpb_mlp.0.bias", "cpb_mlp.2.weight")

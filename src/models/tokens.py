@@ -1,4 +1,4 @@
-"""Some of the tokens of each image: taken out, and put back among others (MAE)."""
+"""Take the visible tokens of each image, and put them back in place (MAE)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from mindspore import Tensor, nn, ops
 
 
 class MoveRows(nn.Cell):
-    """Rows (M, C) to other places (M', C); each goes to one place at the most.
+    """Gathers rows (M, C) -> (M', C); each input row goes to one output row at most.
 
-    The gradient moves back by the inverse index: that of a plain gather adds rows one by one.
+    The gradient is a gather with the inverse index; MindSpore's gradient of a gather adds rows one by one.
 
     Args:
-        some: whether only some of the rows are moved; else they fill some of the places, and the others are zero.
+        some: True takes some of the input rows; False takes all of them, and the other output rows are zero.
     """
 
     def __init__(self, some: bool):
@@ -21,20 +21,26 @@ class MoveRows(nn.Cell):
         self.gather = ops.Gather()
 
     def construct(self, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        """`index` (M',): the row that each place takes, M for none; `inverse` (M,): the place of each row, or M'."""
-        return self.gather(x, index, 0) if self.some else self.filled(x, index)
+        """Gather rows.
+
+        Args:
+            x: (M, C).
+            index: (M',), the input row of each output row, M for zeros.
+            inverse: (M,), the output row of each input row, M' for none.
+        """
+        return self.gather(x, index, 0) if self.some else self.gather_or_zero(x, index)
 
     def bprop(self, x: Tensor, index: Tensor, inverse: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        back = self.filled(dout, inverse) if self.some else self.gather(dout, inverse, 0)
+        back = self.gather_or_zero(dout, inverse) if self.some else self.gather(dout, inverse, 0)
         return back, ops.zeros_like(index), ops.zeros_like(inverse)
 
-    def filled(self, x: Tensor, index: Tensor) -> Tensor:
-        """A gather that gives zeros for the row behind the last."""
+    def gather_or_zero(self, x: Tensor, index: Tensor) -> Tensor:
+        """A gather that gives zeros for the index after the last row."""
         return self.gather(ops.cat((x, ops.zeros((1, x.shape[1]), x.dtype)), axis=0), index, 0)
 
 
 class TakeTokens(nn.Cell):
-    """Tokens (B, N, C) and indices (B, K) int32, each at most once in an image -> (B, K, C)."""
+    """Tokens (B, N, C) and indices (B, K) int32, each at most once per image -> the visible tokens (B, K, C)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,31 +48,31 @@ class TakeTokens(nn.Cell):
 
     def construct(self, tokens: Tensor, keep: Tensor) -> Tensor:
         batch, count, dim = tokens.shape
-        index, inverse = places(keep, count)
+        index, inverse = row_indices(keep, count)
         return self.move(tokens.reshape(batch * count, dim), index, inverse).reshape(batch, keep.shape[1], dim)
 
 
 class PutTokens(nn.Cell):
-    """The way back: tokens (B, K, C) at their indices (B, K) among `count`, zeros elsewhere -> (B, count, C)."""
+    """The inverse of `TakeTokens`: visible tokens (B, K, C) and indices (B, K) -> (B, count, C), zeros elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
         self.move = MoveRows(some=False)
 
     def construct(self, tokens: Tensor, keep: Tensor, count: int) -> Tensor:
-        batch, kept, dim = tokens.shape
-        index, inverse = places(keep, count)
-        return self.move(tokens.reshape(batch * kept, dim), inverse, index).reshape(batch, count, dim)
+        batch, visible, dim = tokens.shape
+        index, inverse = row_indices(keep, count)
+        return self.move(tokens.reshape(batch * visible, dim), inverse, index).reshape(batch, count, dim)
 
 
-def places(keep: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of all kept tokens the rows among B * count, (B*K,), and of all tokens the rows among B * K, (B*count,).
+def row_indices(keep: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Row among B*count of each visible token, (B*K,), and row among B*K of each token, (B*count,).
 
-    B * K stands for a token that is not kept.
+    The latter is B*K for a hidden token.
     """
-    batch, kept = keep.shape
+    batch, visible = keep.shape
     first = ops.arange(batch).astype(mindspore.int32).reshape(batch, 1) * count
     index = (keep + first).reshape(-1)
-    nowhere = ops.full((batch * count,), batch * kept, dtype=mindspore.int32)
-    inverse = ops.tensor_scatter_elements(nowhere, index, ops.arange(batch * kept).astype(mindspore.int32), 0)
+    hidden = ops.full((batch * count,), batch * visible, dtype=mindspore.int32)
+    inverse = ops.tensor_scatter_elements(hidden, index, ops.arange(batch * visible).astype(mindspore.int32), 0)
     return index, inverse

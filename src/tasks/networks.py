@@ -18,7 +18,7 @@ from mindspore import Tensor, nn
 from ..config import ClassifyConfig, EncoderConfig, Recipe
 from ..config.files import ConfigError, change, did_you_mean, load_recipe, parse_recipe
 from ..engine import checkpoint
-from ..models import BareEncoder, Encoder, Pooled, build_classifier, build_encoder, build_network
+from ..models import BareEncoder, Encoder, PooledEncoder, build_classifier, build_encoder, build_network
 
 if TYPE_CHECKING:
     from ..weights.load import Origin
@@ -74,7 +74,7 @@ def create_model(name: str, **options: Any) -> nn.Cell:
 
 def load_encoder(
     source: str | os.PathLike[str], blocks: Literal["stages"] | int | Sequence[int] | None = None, **options: Any
-) -> FeatureExtractor | Pooled:
+) -> FeatureExtractor | PooledEncoder:
     """Return the encoder of any run as a backbone, in evaluation mode; its parameters can be trained further.
 
         features = load_encoder("runs/pretrain/last.ckpt")(images)                        # (B, out_dim)
@@ -106,7 +106,7 @@ def load_encoder(
     numbers = block_numbers(encoder, blocks, name)
     final_norm = numbers is None and not (classifier and classifier.fc_norm)  # feature maps have no final norm
     network = build_encoder(encoder, final_norm=final_norm)
-    pooled = Pooled(network, classifier)
+    pooled = PooledEncoder(network, classifier)
     cell = pooled if numbers is None else FeatureExtractor(network, encoder, numbers)
     cell.report = "initial weights"
     if loaded is not None:

@@ -125,7 +125,7 @@ def outputs_key(recipe: Recipe, method: Method, batches: Loader) -> str:
     assert teacher is not None  # only a Method with a teacher has a cache
     key = {
         "teacher": digest_of(teacher.file),
-        "columns": list(method.answers),
+        "columns": list(method.teacher_columns),
         "files": batches.checksum(),
         "image_size": list(recipe.encoder.image_size),
         "mean": list(recipe.data.mean),
@@ -137,8 +137,8 @@ def outputs_key(recipe: Recipe, method: Method, batches: Loader) -> str:
 def store_outputs(recipe: Recipe, method: Method, batches: Loader) -> str:
     """Run the teacher on every image once, unless its outputs are stored already; returns a line for the log.
 
-    Each column of `method.answers` becomes a `.npy` file with one entry per file of the source. The folder is written
-    under a temporary name and renamed, so it is always complete.
+    Each column of `method.teacher_columns` becomes a `.npy` file with one entry per file of the source. The folder is
+    written under a temporary name and renamed, so it is always complete.
     """
     folder = outputs_folder(recipe, method, batches)
     if folder.is_dir():
@@ -158,11 +158,11 @@ def store_outputs(recipe: Recipe, method: Method, batches: Loader) -> str:
 
 def write_outputs(folder: Path, method: Method, batches: Loader) -> int:
     """Write the columns into a folder; returns their size in bytes."""
-    teacher = AsGraph(method, method.ask)
+    teacher = AsGraph(method, method.teacher_outputs)
     teacher.set_train(False)
     remaining, size = len(batches.source), 0
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in method.answers}
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in method.teacher_columns}
         for (image,) in batches.every(("image",)):
             for file, output in zip(files.values(), teacher(image), strict=True):
                 values = output.asnumpy()
@@ -183,7 +183,7 @@ def stored_outputs(recipe: Recipe, method: Method, batches: Loader) -> dict[str,
     """
     folder = outputs_folder(recipe, method, batches)
     try:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in method.answers}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in method.teacher_columns}
     except (OSError, ValueError, EOFError) as error:
         raise TeacherError(
             f"method.cache: {folder} cannot be read ({' '.join(str(error).split())}); remove that folder"

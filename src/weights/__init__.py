@@ -1,4 +1,4 @@
-"""Names, loading and conversion of weights."""
+"""Weights: names, loading and conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which network a table of weights belongs to, from names and shapes; what they cannot say is asked for."""
+"""Derive the network of a set of weights from their names and shapes; the user gives what these leave open."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from . import WeightsError
 AnyMasked = TypeVar("AnyMasked", bound=MaskedConfig)
 Shapes = Mapping[str, tuple[int, ...]]
 Buffers = Mapping[str, np.ndarray]
-#: heads of the networks that training scripts name in their arguments: width, blocks, heads. FastMIM's ViT-B has 6
-#: while it pre-trains and 12 afterwards (mim_vit_pretrain.py, models_vit.py)
+#: network name in the arguments of a training script -> width, blocks, heads. FastMIM's ViT-B has 6 heads in
+#: pre-training and 12 in fine-tuning (mim_vit_pretrain.py, models_vit.py)
 FACTORIES = {
     "mim_vit_base": (768, 12, 6),
     **dict.fromkeys(("vit_base_patch16", "mae_vit_base_patch16", "deit_base_patch16_224"), (768, 12, 12)),
@@ -48,51 +48,51 @@ FACTORIES = {
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known besides names and shapes; None is unknown.
+    """What is known besides names and shapes; None means unknown.
 
-    From the command line, then from a config beside or inside the file, as its own code wrote it.
+    Sources: the command line, then a configuration in the file or next to it.
     """
 
-    num_heads: int | None = None  # of encoders whose shapes do not say it
+    num_heads: int | None = None  # of a ViT, whose shapes do not give it
     image_size: tuple[int, int] | None = None  # pixels
     norm_eps: float | None = None
     layer_scale: float | None = None
     window_size: int | None = None
     pretrained_window_sizes: tuple[int, ...] | None = None
-    roll_first: bool | None = None  # as the encoder's field
+    roll_first: bool | None = None  # as in SwinConfig
     mask_ratio: float | None = None
     mask_block: int | None = None
-    target: str = ""  # hog or l2, as FastMIM says
+    target: str = ""  # hog or l2, FastMIM's names
     decoder_heads: int | None = None  # of MAE's decoder
-    normalize: bool | None = None  # the target
-    mean: tuple[float, ...] | None = None  # of the images
+    normalize: bool | None = None  # whether the target is normalised
+    mean: tuple[float, ...] | None = None  # of the image channels
     std: tuple[float, ...] | None = None
-    eval_crop: float | None = None  # of the images of evaluation
-    pool: str = ""  # of a classifier, in timm's words: avg, token
-    factory: str = ""  # a training script's name of the network
+    eval_crop: float | None = None  # share of the short side that evaluation crops
+    pool: str = ""  # of a classifier, timm's names: avg, token
+    factory: str = ""  # name of the network in a training script
     preset: str = ""  # --encoder
 
     def over(self, other: Hints) -> Hints:
-        """These, and the other's where these say nothing."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(other, **{name: value for name, value in own.items() if value not in (None, "")})
+        """These hints, completed by those of `other`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: value for name, value in values.items() if value not in (None, "")})
 
 
 def hints_of_json(config: Mapping[str, Any]) -> Hints:
-    """From the config.json of Hugging Face or of timm."""
+    """Hints from the config.json of Hugging Face or timm."""
     if "pretrained_cfg" in config:
         images = config["pretrained_cfg"]
         size, mean, std = (images.get(key) for key in ("input_size", "mean", "std"))
-        known = bool(mean and std)
+        normalised = bool(mean and std)
         return Hints(
             image_size=pair(size[1:]) if size else None,
-            mean=tuple(mean) if known else None,
-            std=tuple(std) if known else None,
+            mean=tuple(mean) if normalised else None,
+            std=tuple(std) if normalised else None,
             eval_crop=images.get("crop_pct"),
             pool=config.get("global_pool") or "",
         )
     if config.get("hidden_act", "gelu") != "gelu":
-        raise WeightsError(f"hidden_act is {config['hidden_act']}; networks here have gelu alone")
+        raise WeightsError(f"hidden_act is {config['hidden_act']}; only gelu is supported")
     size = config.get("image_size")
     heads = config.get("num_attention_heads")
     windows = config.get("pretrained_window_sizes")
@@ -109,16 +109,16 @@ def hints_of_json(config: Mapping[str, Any]) -> Hints:
 
 
 def hints_of_tree(config: Mapping[str, Any]) -> Hints:
-    """From the configuration tree that SimMIM and Swin-Transformer store in a checkpoint (config.py)."""
+    """Hints from the configuration tree that SimMIM and Swin-Transformer store in a checkpoint (config.py)."""
     data, model = config.get("DATA", {}), config.get("MODEL", {})
-    own = model.get(str(model.get("TYPE", "")).upper(), {})
-    heads, windows = own.get("NUM_HEADS"), own.get("PRETRAINED_WINDOW_SIZES")
+    network = model.get(str(model.get("TYPE", "")).upper(), {})
+    heads, windows = network.get("NUM_HEADS"), network.get("PRETRAINED_WINDOW_SIZES")
     target = model.get("SIMMIM", {}).get("NORM_TARGET", {})
     return Hints(
         num_heads=heads if isinstance(heads, int) else None,
         image_size=pair(data["IMG_SIZE"]) if data.get("IMG_SIZE") else None,
-        layer_scale=own.get("INIT_VALUES"),
-        window_size=own.get("WINDOW_SIZE"),
+        layer_scale=network.get("INIT_VALUES"),
+        window_size=network.get("WINDOW_SIZE"),
         pretrained_window_sizes=tuple(windows) if windows else None,
         mask_ratio=data.get("MASK_RATIO"),
         mask_block=data.get("MASK_PATCH_SIZE"),
@@ -127,7 +127,7 @@ def hints_of_tree(config: Mapping[str, Any]) -> Hints:
 
 
 def hints_of_arguments(arguments: Mapping[str, Any]) -> Hints:
-    """From the command line that FastMIM, MAE and DeiT store in a checkpoint."""
+    """Hints from the command-line arguments that FastMIM, MAE and DeiT store in a checkpoint."""
     size = arguments.get("input_size")
     return Hints(
         image_size=pair(size) if isinstance(size, int) else None,
@@ -140,71 +140,71 @@ def hints_of_arguments(arguments: Mapping[str, Any]) -> Hints:
 
 
 def pair(size: Any) -> tuple[int, int]:
-    rows, cols = (size, size) if isinstance(size, int) else size
-    return int(rows), int(cols)
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------
 
 
 def derive_encoder(shapes: Shapes, buffers: Buffers, hints: Hints) -> EncoderConfig:
-    """The encoder of parameters in our names.
+    """The configuration of the encoder.
 
     Args:
-        shapes: of all parameters.
-        buffers: shift masks and coordinate tables in the file, under its names; they tell image and window sizes.
+        shapes: shapes of all parameters, by our names.
+        buffers: shift masks and coordinate tables by the file's names; image and window sizes follow from them.
         hints: what else is known.
 
     Raises:
-        WeightsError: with the flag to write, where shapes do not say it.
+        WeightsError: shapes and hints leave something open; the message names the flag to write.
     """
     if "encoder.patch_embed.proj.weight" not in shapes:
         raise WeightsError("has no patch embedding, so it holds no encoder")
     if any(name.startswith("encoder.layers.") for name in shapes):
-        found: EncoderConfig = derive_stages(shapes, buffers, hints)
+        encoder: EncoderConfig = derive_swin(shapes, buffers, hints)
     elif any(name.startswith("encoder.blocks_token_only.") for name in shapes):
-        found = derive_class_attention(shapes, hints)
+        encoder = derive_cait(shapes, hints)
     else:
-        found = derive_blocks(shapes, hints)
+        encoder = derive_vit(shapes, hints)
     if hints.preset:
-        check_preset(found, hints.preset)
-    return found
+        check_preset(encoder, hints.preset)
+    return encoder
 
 
-def check_preset(found: EncoderConfig, name: str) -> None:
+def check_preset(encoder: EncoderConfig, name: str) -> None:
     preset = ENCODERS[name]
     for key in ("patch_size", "embed_dim", "depth", "depths", "num_heads"):
-        ours, theirs = getattr(preset, key, None), getattr(found, key, None)
-        if ours != theirs:
-            raise WeightsError(f"is not {name}: {key} is {theirs}, that of --encoder {name} is {ours}")
+        wanted, actual = getattr(preset, key, None), getattr(encoder, key, None)
+        if wanted != actual:
+            raise WeightsError(f"is not {name}: {key} is {actual}; --encoder {name} has {wanted}")
 
 
 def count(shapes: Shapes, template: str) -> int:
-    """How many numbers `#` of a name template there are."""
+    """Number of values that `#` takes in the names that fit a template."""
     expression = re.compile(re.escape(template).replace(r"\#", r"(\d+)"))
     return 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
 
 
 def ratio(*shapes: tuple[int, ...]) -> float:
-    """Width of MLPs over that of their inputs, so that int(input * ratio) gives each of them."""
+    """MLP ratio such that int(input width * ratio) is the width of each MLP."""
     least = max(hidden / dim for hidden, dim in shapes)
     if all(int(dim * least) == hidden for hidden, dim in shapes):
         return least
     return (least + min((hidden + 1) / dim for hidden, dim in shapes)) / 2
 
 
-def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
+def derive_vit(shapes: Shapes, hints: Hints) -> ViTConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
     depth = count(shapes, "encoder.blocks.#.")
-    prefix = int("encoder.cls_token" in shapes) + int("encoder.dist_token" in shapes)
+    prefix_tokens = int("encoder.cls_token" in shapes) + int("encoder.dist_token" in shapes)
     attention = "encoder.blocks.0.attn"
-    shared = "encoder.rel_pos_bias.relative_position_bias_table"
-    own = f"{attention}.relative_position_bias_table"
-    table = shapes.get(shared) or shapes.get(own)
-    place = shapes.get("encoder.pos_embed")
-    grid = blocks_grid(table, place, prefix, patch, hints)
+    shared_table = "encoder.rel_pos_bias.relative_position_bias_table"
+    block_table = f"{attention}.relative_position_bias_table"
+    table = shapes.get(shared_table) or shapes.get(block_table)
+    positions = shapes.get("encoder.pos_embed")
+    grid = patch_grid(table, positions, prefix_tokens, patch, hints)
     relative: Literal["none", "shared", "block"] = (
-        "shared" if shared in shapes else "block" if own in shapes else "none"
+        "shared" if shared_table in shapes else "block" if block_table in shapes else "none"
     )
     return ViTConfig(
         image_size=(grid[0] * patch, grid[1] * patch),
@@ -212,11 +212,11 @@ def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
         patch_size=patch,
         embed_dim=dim,
         depth=depth,
-        num_heads=table[1] if table else blocks_heads(dim, depth, hints),
+        num_heads=table[1] if table else vit_heads(dim, depth, hints),
         mlp_ratio=ratio(shapes["encoder.blocks.0.mlp.fc1.weight"]),
-        class_token=prefix > 0,
-        distilled=prefix > 1,
-        position="learned" if place else "none",
+        class_token=prefix_tokens > 0,
+        distilled=prefix_tokens > 1,
+        position="learned" if positions else "none",
         relative_position=relative,
         layer_scale=(hints.layer_scale or 0.1) if "encoder.blocks.0.gamma_1" in shapes else 0.0,
         norm_eps=hints.norm_eps or 1e-6,
@@ -226,9 +226,9 @@ def derive_blocks(shapes: Shapes, hints: Hints) -> ViTConfig:
     )
 
 
-def derive_class_attention(shapes: Shapes, hints: Hints) -> CaiTConfig:
+def derive_cait(shapes: Shapes, hints: Hints) -> CaiTConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
-    grid = blocks_grid(None, shapes["encoder.pos_embed"], 0, patch, hints)
+    grid = patch_grid(None, shapes["encoder.pos_embed"], 0, patch, hints)
     return CaiTConfig(
         image_size=(grid[0] * patch, grid[1] * patch),
         in_chans=chans,
@@ -245,98 +245,107 @@ def derive_class_attention(shapes: Shapes, hints: Hints) -> CaiTConfig:
     )
 
 
-def blocks_heads(dim: int, depth: int, hints: Hints) -> int:
-    """Attention heads, which no shape tells."""
+def vit_heads(dim: int, depth: int, hints: Hints) -> int:
+    """Attention heads of a ViT; they do not follow from shapes."""
     if hints.num_heads:
         return hints.num_heads
     if hints.preset:
         preset = ENCODERS[hints.preset]
         if preset.embed_dim != dim:
-            raise WeightsError(f"is not {hints.preset}: embed_dim is {dim}, that of --encoder is {preset.embed_dim}")
+            raise WeightsError(f"is not {hints.preset}: embed_dim is {dim}; --encoder has {preset.embed_dim}")
         return preset.block_groups()[0].heads
     width, blocks, heads = FACTORIES.get(hints.factory, (0, 0, 0))
     if (width, blocks) == (dim, depth):
         return heads
     raise WeightsError(
-        f"no shape tells the attention heads of this ViT (width {dim}, {depth} blocks); write --num-heads N or "
+        f"the shapes do not give the attention heads of this ViT (width {dim}, {depth} blocks); write --num-heads N or "
         "--encoder PRESET (vit_base has 12 heads; FastMIM's ViT-B pre-trains with 6 and fine-tunes with 12)"
     )
 
 
-def blocks_grid(
-    table: tuple[int, ...] | None, place: tuple[int, ...] | None, prefix: int, patch: int, hints: Hints
+def patch_grid(
+    table: tuple[int, ...] | None, positions: tuple[int, ...] | None, prefix_tokens: int, patch: int, hints: Hints
 ) -> tuple[int, int]:
-    """Rows and columns of patches: of the wanted image if the tables fit it, else square."""
+    """Patches along height and width: those of the hinted image size if the tables fit it, else a square.
+
+    Args:
+        table: shape of the relative position table, if there is one.
+        positions: shape of the position table, if there is one.
+        prefix_tokens: number of prefix tokens in the position table.
+        patch: pixels per side of a patch.
+        hints: what else is known.
+    """
     if hints.image_size:
-        rows, cols = (side // patch for side in hints.image_size)
-        tokens, offsets = rows * cols + prefix, (2 * rows - 1) * (2 * cols - 1) + 3
-        if (place is None or place[1] == tokens) and (table is None or table[0] == offsets):
-            return rows, cols
-    if place is not None:
-        side = math.isqrt(place[1] - prefix)
-        if side**2 + prefix == place[1]:
+        height, width = (side // patch for side in hints.image_size)
+        tokens, offsets = height * width + prefix_tokens, (2 * height - 1) * (2 * width - 1) + 3
+        if (positions is None or positions[1] == tokens) and (table is None or table[0] == offsets):
+            return height, width
+    if positions is not None:
+        patches = positions[1] - prefix_tokens
+        side = math.isqrt(patches)
+        if side**2 == patches:
             return side, side
         if hints.image_size:
             raise WeightsError(
-                f"has {place[1] - prefix} positions, which are not those of {rows} x {cols} patches; register tokens, "
-                "and positions that leave the class token out, are not read"
+                f"has {patches} positions, the image size needs {height} x {width}; register tokens and position "
+                "tables without the class token are not supported"
             )
-        raise WeightsError(f"has {place[1] - prefix} positions, which are not square; write --image-size HEIGHTxWIDTH")
+        raise WeightsError(f"has {patches} positions, which make no square; write --image-size HEIGHTxWIDTH")
     if table is not None:
         side = (math.isqrt(table[0] - 3) + 1) // 2
         if (2 * side - 1) ** 2 + 3 == table[0]:
             return side, side
-    raise WeightsError("no shape tells its image size; write --image-size PIXELS")
+    raise WeightsError("the shapes do not give the image size; write --image-size PIXELS")
 
 
-def derive_stages(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
+def derive_swin(shapes: Shapes, buffers: Buffers, hints: Hints) -> SwinConfig:
     dim, chans, patch, _ = shapes["encoder.patch_embed.proj.weight"]
-    stages = count(shapes, "encoder.layers.#.")
-    first = [f"encoder.layers.{stage}.blocks.0.attn" for stage in range(stages)]
-    second = f"{first[0]}.logit_scale" in shapes
-    if second:
-        heads = [shapes[f"{name}.logit_scale"][0] for name in first]
-        coordinates = [coordinates_windows(buffers, stage) for stage in range(stages)]
-        windows = [own for own, _ in coordinates]
+    stages = range(count(shapes, "encoder.layers.#."))
+    attentions = [f"encoder.layers.{stage}.blocks.0.attn" for stage in stages]
+    is_v2 = f"{attentions[0]}.logit_scale" in shapes
+    if is_v2:
+        heads = [shapes[f"{name}.logit_scale"][0] for name in attentions]
+        coordinates = [coordinates_windows(buffers, stage) for stage in stages]
+        windows = [window for window, _ in coordinates]
     else:
-        tables = [shapes[f"{name}.relative_position_bias_table"] for name in first]
+        tables = [shapes[f"{name}.relative_position_bias_table"] for name in attentions]
         heads = [table[1] for table in tables]
         windows = [(math.isqrt(table[0]) + 1) // 2 for table in tables]
     window = hints.window_size if not all(windows) else max(windows)
     if not window:
-        raise WeightsError("no shape tells its window; write --window-size TOKENS")
+        raise WeightsError("the shapes do not give the window size; write --window-size TOKENS")
     values: dict[str, Any] = {
-        "image_size": stages_image(shapes, buffers, patch, windows, window, hints),
+        "image_size": swin_image_size(shapes, buffers, patch, windows, window, hints),
         "in_chans": chans,
         "patch_size": patch,
         "embed_dim": dim,
-        "depths": tuple(count(shapes, f"encoder.layers.{stage}.blocks.#.") for stage in range(stages)),
+        "depths": tuple(count(shapes, f"encoder.layers.{stage}.blocks.#.") for stage in stages),
         "num_heads": tuple(heads),
         "window_size": window,
-        "mlp_ratio": ratio(*(shapes[f"encoder.layers.{stage}.blocks.0.mlp.fc1.weight"] for stage in range(stages))),
-        "qkv_bias": bool({f"{first[0]}.q_bias", f"{first[0]}.qkv.bias"} & set(shapes)),
+        "mlp_ratio": ratio(*(shapes[f"encoder.layers.{stage}.blocks.0.mlp.fc1.weight"] for stage in stages)),
+        "qkv_bias": bool({f"{attentions[0]}.q_bias", f"{attentions[0]}.qkv.bias"} & set(shapes)),
         "patch_norm": "encoder.patch_embed.norm.weight" in shapes,
         "absolute_position": "encoder.absolute_pos_embed" in shapes,
         "norm_eps": hints.norm_eps or 1e-5,
-        "merge_norm_eps": 1e-5 if hints.norm_eps not in (None, 1e-5) else 0.0,  # only Hugging Face's files say one
+        "merge_norm_eps": 1e-5 if hints.norm_eps not in (None, 1e-5) else 0.0,  # only Hugging Face's files hint it
     }
-    first_version = SwinConfig(**values)
+    as_v1 = SwinConfig(**values)
     if hints.roll_first:
-        values["roll_first"] = rolling_matters(first_version)
-    if not second:
+        values["roll_first"] = rolling_matters(as_v1)
+    if not is_v2:
         return SwinConfig(**values)
-    if any(side % 2 for size in first_version.stage_maps[:-1] for side in size):
-        raise WeightsError("implementations of Swin V2 differ in the windows of maps of odd sides; not converted")
+    if any(side % 2 for size in as_v1.stage_maps[:-1] for side in size):
+        raise WeightsError("Swin V2 implementations differ in the windows of maps with odd sides; not converted")
     every = next((n + 1 for n in range(max(values["depths"])) for name in shapes if f".blocks.{n}.norm3." in name), 0)
     before = hints.pretrained_window_sizes or tuple(pretrained for _, pretrained in coordinates)
     return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=before + (0,) * (4 - len(before)))
 
 
 def coordinates_windows(buffers: Buffers, stage: int) -> tuple[int, int]:
-    """A stage's window, and that of its pre-training if it was another, from Swin V2's table of coordinates.
+    """Window of a stage, and its window in pre-training if that differs, from Swin V2's coordinate table.
 
-    The table is (1, 2w-1, 2w-1, 2); its largest entry is log2(8 (w-1) / (p-1) + 1) / log2(8) for a window of p while
-    pre-training. Zeros where the file has none.
+    The table is (1, 2w-1, 2w-1, 2). Its largest entry is log2(8 (w-1) / (p-1) + 1) / log2(8) for the window p of
+    pre-training. Zeros if the file has no table.
     """
     name = next((n for n in buffers if n.endswith(f"layers.{stage}.blocks.0.attn.relative_coords_table")), "")
     if not name or buffers[name].size <= 2:
@@ -346,10 +355,10 @@ def coordinates_windows(buffers: Buffers, stage: int) -> tuple[int, int]:
     return window, before if before != window else 0
 
 
-def stages_image(
+def swin_image_size(
     shapes: Shapes, buffers: Buffers, patch: int, windows: list[int], window: int, hints: Hints
 ) -> tuple[int, int]:
-    """Image size: said, or of the table of places, of a window that its map cuts short, or of a shift mask."""
+    """Image size of a Swin: hinted, or derived from the position table, a window capped by its map, or a shift mask."""
     if hints.image_size:
         return hints.image_size
     sides = [size * patch * 2**stage for stage, size in enumerate(windows) if 0 < size < window]
@@ -361,29 +370,30 @@ def stages_image(
             sides.append(root(buffer.shape[0] * buffer.shape[1]) * patch * 2 ** int(match.group(1)))
     if not sides or not all(sides):
         raise WeightsError(
-            f"no shape tells the image size of this network of window {window}; write --image-size PIXELS"
+            f"the shapes do not give the image size of this network (window {window}); write --image-size PIXELS"
         )
     return sides[0], sides[0]
 
 
 def root(count: int) -> int:
-    """Side of a square of so many tokens, 0 if there is none."""
+    """Side of a square of `count` tokens; 0 if they make no square."""
     side = math.isqrt(count)
     return side if side**2 == count else 0
 
 
 def rolling_matters(encoder: SwinConfig) -> bool:
-    """Whether windows do not divide a map, so that it matters that timm's current code rolls before it pads.
+    """Whether some map is padded to whole windows: only then does it matter that timm's current code rolls first.
 
     Raises:
-        WeightsError: that code caps windows and drops shifts along each axis by itself, where here both go together.
+        WeightsError: a map exceeds the window along one axis only. timm's current code caps windows and drops shifts
+            per axis; networks here treat both axes together.
     """
     maps = set(encoder.block_maps)
-    for rows, cols in maps:
-        if min(rows, cols) <= encoder.window_size < max(rows, cols):
+    for height, width in maps:
+        if min(height, width) <= encoder.window_size < max(height, width):
             raise WeightsError(
-                f"a map of {rows}x{cols} tokens is smaller than the window {encoder.window_size} on one side alone; "
-                "timm's current code shifts windows on the other, networks here do not"
+                f"a map of {height}x{width} tokens exceeds the window {encoder.window_size} along one axis only; "
+                "timm's current code shifts windows along that axis, networks here do not"
             )
     return any(WindowLayout(size, encoder.window_size, shifted=True).padded for size in maps)
 
@@ -392,11 +402,11 @@ def rolling_matters(encoder: SwinConfig) -> bool:
 
 
 def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> ClassifyConfig | MaskedConfig | None:
-    """What stands on the encoder: a classifier, a decoder of ours, or nothing that is ours (None)."""
+    """The method of the weights: a classifier, a masked image model, or None if our methods do not fit."""
     if "head.weight" in shapes:
         fc_norm = "fc_norm.weight" in shapes
-        means = fc_norm or hints.pool == "avg" or not encoder.num_prefix_tokens
-        pool: Literal["mean", "cls"] = "mean" if means else "cls"
+        pool_mean = fc_norm or hints.pool == "avg" or not encoder.num_prefix_tokens
+        pool: Literal["mean", "cls"] = "mean" if pool_mean else "cls"
         return ClassifyConfig(num_classes=shapes["head.weight"][0], pool=pool, fc_norm=fc_norm)
     if not {"mask_token", "decoder.pred.weight"} <= set(shapes):
         return None
@@ -405,17 +415,17 @@ def derive_method(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> Class
         return derive_autoencoder(shapes, encoder, hints)
     if "decoder.norm.weight" not in shapes:
         target = PixelsConfig(normalize="local" if hints.normalize else "none", channels_first=True)
-        return fitted(replace(METHODS["simmim"], name="simmim", target=target), encoder, hints)
+        return with_legal_mask(replace(METHODS["simmim"], name="simmim", target=target), encoder, hints)
     decoder = derive_decoder(shapes, 0)
     hog = out == HOGConfig().bins * encoder.in_chans * (encoder.stride // HOGConfig().cell) ** 2
-    said = hints.target == ("hog" if hog else "l2")  # arguments of another network say nothing about this one
-    normalize = hints.normalize is not False or not said
+    hint_applies = hints.target == ("hog" if hog else "l2")  # else the arguments belong to another network
+    normalize = hints.normalize is not False or not hint_applies
     goal = HOGConfig(normalize=normalize) if hog else PixelsConfig(normalize="patch" if normalize else "none")
-    return fitted(replace(METHODS["fastmim"], target=goal, decoder=decoder), encoder, hints)
+    return with_legal_mask(replace(METHODS["fastmim"], target=goal, decoder=decoder), encoder, hints)
 
 
 def derive_decoder(shapes: Shapes, num_heads: int) -> TransformerDecoderConfig:
-    """A transformer decoder; `num_heads` as in its configuration."""
+    """Configuration of a transformer decoder; `num_heads` as there."""
     width, depth = shapes["decoder.norm.weight"][0], count(shapes, "decoder.blocks.#.")
     if not depth:
         return TransformerDecoderConfig(width=width, depth=0)
@@ -429,37 +439,37 @@ def derive_decoder(shapes: Shapes, num_heads: int) -> TransformerDecoderConfig:
 
 
 def derive_autoencoder(shapes: Shapes, encoder: EncoderConfig, hints: Hints) -> MAEConfig | None:
-    """MAE with its decoder, whose heads no shape tells: those of a config, or 32 channels each as in all of MAE's."""
+    """MAE with its decoder. Decoder heads are those of the hints, else 32 channels wide as in all MAE networks."""
     if "decoder.embed.weight" not in shapes or "decoder.blocks.0.norm1.weight" not in shapes:
         return None
     if shapes["decoder.pos_embed"][1] != encoder.output_length:
-        raise WeightsError("has positions in the decoder that are not those of its encoder's tokens")
+        raise WeightsError("has a decoder with another number of positions than its encoder has tokens")
     target = PixelsConfig(normalize="none" if hints.normalize is False else "patch")
     block = hints.mask_block or encoder.stride
     method = MAEConfig(mask_block=block, target=target, decoder=derive_decoder(shapes, hints.decoder_heads or 0))
-    return fitted(method, encoder, hints)
+    return with_legal_mask(method, encoder, hints)
 
 
 def placeholder(encoder: EncoderConfig) -> MIMConfig:
-    """The method in the recipe of a bare encoder, which needs one: pixels, nothing of it is in the file."""
+    """A method for the recipe of a bare encoder, since a recipe needs one; the file holds no weights of it."""
     method = MIMConfig(target=PixelsConfig(normalize="patch"), decoder=LinearDecoderConfig())
-    return fitted(method, encoder, Hints())
+    return with_legal_mask(method, encoder, Hints())
 
 
-def fitted(method: AnyMasked, encoder: EncoderConfig, hints: Hints) -> AnyMasked:
-    """With a mask that fits the image: as said, as usual, or of one token."""
+def with_legal_mask(method: AnyMasked, encoder: EncoderConfig, hints: Hints) -> AnyMasked:
+    """The method with a mask block that fits the image: the hinted one, its default, or one token."""
     legal = method.legal_blocks(encoder)
     if not legal:
-        raise WeightsError(f"image {encoder.image_size[0]}x{encoder.image_size[1]} is too small to mask anything")
-    wanted = (hints.mask_block, method.mask_block, encoder.stride)
-    block = next((block for block in wanted if block in legal), legal[0])
+        raise WeightsError(f"image {encoder.image_size[0]}x{encoder.image_size[1]} is too small for any mask block")
+    preferred = (hints.mask_block, method.mask_block, encoder.stride)
+    block = next((block for block in preferred if block in legal), legal[0])
     return replace(method, mask_block=block, mask_ratio=hints.mask_ratio or method.mask_ratio)
 
 
 def fixed_positions(encoder: EncoderConfig, table: np.ndarray | None, reference: Any) -> EncoderConfig:
-    """The encoder with fixed positions if its table is the sine-cosine one that `reference` computes."""
-    kinds = {item.name for item in fields(encoder)}
-    if "position" not in kinds or table is None or encoder.num_prefix_tokens > 1 or encoder.embed_dim % 4:
+    """The encoder with `position: sincos` if its table is the sine-cosine one that `reference` computes."""
+    keys = {item.name for item in fields(encoder)}
+    if "position" not in keys or table is None or encoder.num_prefix_tokens > 1 or encoder.embed_dim % 4:
         return encoder
     same = np.abs(table - reference(encoder.embed_dim, encoder.patch_grid, encoder.num_prefix_tokens > 0)).max() < 1e-5
     return replace(encoder, position="sincos") if same else encoder  # type: ignore[call-arg] # of a ViT

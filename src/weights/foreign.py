@@ -1,7 +1,7 @@
-"""Checkpoints of other implementations: into ours, and back.
+"""Convert checkpoints of other implementations into ours, and back.
 
-Into ours: a file's table of tensors is found, its names are recognised, its network is derived, and everything that
-our networks have no place for is kept aside, so that the way back gives the same bits.
+Into ours: open the file's table of tensors, recognise its names, derive its network. Tensors that our networks do not
+use are stored too, so that the conversion back gives the same bits.
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ from .derive import (
     hints_of_json,
     hints_of_tree,
 )
-from .names import TIMM_STAGES, Naming, naming_for, recognise
+from .names import TIMM_SWIN, Naming, naming_for, recognise
 from .safetensors_file import is_safetensors, read_safetensors, write_safetensors
-from .torch_file import STORAGE_OF, Inert, Stored, damage, read_torch, stored, write_torch
+from .torch_file import (
+    STORAGE_OF,
+    InertObject,
+    StoredTensor,
+    damage_reported,
+    read_torch,
+    stored_tensor,
+    write_torch,
+)
 
-KEYS = ("model", "state_dict")  # where the network of a checkpoint stands
-PREFIXES = ("module.", "_orig_mod.")  # of data parallel and compiled networks
+KEYS = ("model", "state_dict")  # usual keys of the network in a checkpoint
+PREFIXES = ("module.", "_orig_mod.")  # name prefixes of data parallel and compiled networks
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,15 @@ class Foreign:
     """The table of tensors of a file.
 
     Attributes:
-        tensors: by name, without the common prefix.
-        prefix: that all names have.
-        key: where in the file the table stands, empty if it is the file.
-        hints: what the file, or a config.json beside it, says about its network.
-        others: further tables in the file.
+        tensors: tensors by name, without the common prefix.
+        prefix: common prefix of all names.
+        key: key of the table in the file; empty if the file is the table.
+        hints: facts about the network from the file or from a config.json next to it.
+        others: keys of the other tables in the file.
     """
 
     path: Path
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     prefix: str = ""
     key: str = ""
     hints: Hints = field(default_factory=Hints)
@@ -57,17 +65,18 @@ class Foreign:
 
 
 def open_foreign(path: Path, key: str = "") -> Foreign:
-    """Read a `.pth` (either format) or `.safetensors` file; numbers are read when they are asked for.
+    """Open a `.pth` (either format) or `.safetensors` file; the values are read later, on access.
 
     Args:
-        key: the table to take if the file has several; `model` or `state_dict` by default.
+        path: the file.
+        key: the table to read if the file has several; `model` or `state_dict` by default.
 
     Raises:
-        WeightsError: no such file, damaged, hostile, or without a table of tensors.
+        WeightsError: no such file; or the file is damaged, hostile, or without a table of tensors.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    with damage(path):
+    with damage_reported(path):
         tree: Any = read_safetensors(path) if is_safetensors(path) else read_torch(path)
     tables = {"": tree} if table_of(tree) else {}
     if isinstance(tree, dict):
@@ -79,33 +88,33 @@ def open_foreign(path: Path, key: str = "") -> Foreign:
         raise WeightsError(f"{path}: has no table {key!r} of named tensors; write --key {' or --key '.join(tables)}")
     if not key and names[0] not in (*KEYS, "") and len(names) > 1:
         raise WeightsError(f"{path}: has several tables of tensors; write --key {' or --key '.join(names)}")
-    table = {str(name): value for name, value in tables[names[0]].items() if isinstance(value, Stored)}
+    table = {str(name): value for name, value in tables[names[0]].items() if isinstance(value, StoredTensor)}
     prefix = ""
     while more := next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in table)), ""):
         prefix += more
     others = tuple(name for name in tables if name != names[0])
-    found = hints_in(tree).over(hints_beside(path)) if isinstance(tree, dict) else Hints()
-    return Foreign(path, {n.removeprefix(prefix): v for n, v in table.items()}, prefix, names[0], found, others)
+    hints = hints_in(tree).over(hints_beside(path)) if isinstance(tree, dict) else Hints()
+    return Foreign(path, {n.removeprefix(prefix): v for n, v in table.items()}, prefix, names[0], hints, others)
 
 
 def table_of(value: Any) -> bool:
-    """Whether something is a table of named tensors (and not, say, an optimiser's numbered ones)."""
-    return isinstance(value, dict) and any(isinstance(n, str) and isinstance(t, Stored) for n, t in value.items())
+    """Whether a value is a table of named tensors (the numbered tensors of an optimiser are not)."""
+    return isinstance(value, dict) and any(isinstance(n, str) and isinstance(t, StoredTensor) for n, t in value.items())
 
 
 def hints_in(tree: dict[Any, Any]) -> Hints:
-    """From the configuration or arguments that training scripts store beside the network."""
+    """Hints from the configuration or arguments that training scripts store in the file."""
     config, arguments = tree.get("config"), tree.get("args")
     hints = Hints()
-    if isinstance(config, Inert) and isinstance(config.fields().get("MODEL"), dict):
+    if isinstance(config, InertObject) and isinstance(config.fields().get("MODEL"), dict):
         hints = hints.over(hints_of_tree(config.fields()))
-    if isinstance(arguments, Inert | dict):
-        hints = hints.over(hints_of_arguments(arguments.fields() if isinstance(arguments, Inert) else arguments))
+    if isinstance(arguments, InertObject | dict):
+        hints = hints.over(hints_of_arguments(arguments.fields() if isinstance(arguments, InertObject) else arguments))
     return hints
 
 
 def hints_beside(path: Path) -> Hints:
-    """From the config.json and preprocessor_config.json that Hugging Face puts beside weights."""
+    """Hints from the config.json and preprocessor_config.json that Hugging Face puts next to the weights."""
     hints = Hints()
     for name, read in (("config.json", hints_of_json), ("preprocessor_config.json", hints_of_images)):
         file = path.with_name(name)
@@ -115,7 +124,7 @@ def hints_beside(path: Path) -> Hints:
             except WeightsError as error:
                 raise WeightsError(f"{file}: {error}") from None
             except (ValueError, TypeError, AttributeError, KeyError):
-                raise WeightsError(f"{file}: is not a configuration of Hugging Face or timm") from None
+                raise WeightsError(f"{file}: not a configuration of Hugging Face or timm") from None
     return hints
 
 
@@ -129,133 +138,139 @@ def hints_of_images(config: dict[str, Any]) -> Hints:
 
 @dataclass(frozen=True)
 class Converted:
-    """A checkpoint of another implementation as one of ours.
+    """A checkpoint of another implementation, converted into ours.
 
     Attributes:
-        encoder: its configuration.
-        method: classifier or pre-training on it, None for a bare encoder.
-        weights: float32, in our names.
-        kept: what our networks have no place for, under the file's names.
-        origins: who may have trained it (`names.SOURCES`).
-        note: the file's names, number types and shapes, for the way back.
+        encoder: configuration of the encoder.
+        method: classifier or pre-training method; None for a bare encoder.
+        weights: float32 arrays by our names.
+        unused: arrays that our networks do not use, by the file's names.
+        sources: the `names.SOURCES` that may have trained it.
+        note: names, number types and shapes of the file, for the conversion back.
         remarks: lines for the user.
     """
 
     encoder: EncoderConfig
     method: ClassifyConfig | MaskedConfig | None
     weights: dict[str, np.ndarray]
-    kept: dict[str, np.ndarray]
-    origins: tuple[str, ...]
+    unused: dict[str, np.ndarray]
+    sources: tuple[str, ...]
     note: dict[str, Any]
     remarks: list[str]
 
 
 def to_ours(foreign: Foreign, source: str = "", hints: Hints | None = None) -> Converted:
-    """Convert what `open_foreign` read.
+    """Convert an opened file.
 
     Args:
-        source: who trained it, where its names leave it open.
-        hints: what the user says about the network; comes before what the file says.
+        foreign: from `open_foreign`.
+        source: who trained it, if its names leave it open.
+        hints: facts from the user; they override those of the file.
 
     Raises:
-        WeightsError: names of nobody known, a name without a place, or something that only the user can say.
+        WeightsError: the names belong to no known implementation, a name has no place in our networks, or a fact is
+            missing that only the user can give.
     """
     try:
-        return converted(foreign, source, (hints or Hints()).over(foreign.hints))
+        return convert_tensors(foreign, source, (hints or Hints()).over(foreign.hints))
     except FieldError as error:
         raise WeightsError(f"{foreign.path}: {error.key}: {error}") from None
     except WeightsError as error:
         text = str(error)
         raise WeightsError(text if text.startswith(str(foreign.path)) else f"{foreign.path}: {text}") from None
-    except (KeyError, ValueError, IndexError) as error:  # tensors that are missing, or of too few dimensions
-        raise WeightsError(f"{foreign.path}: its tensors make up no network known here ({error})") from None
+    except (KeyError, ValueError, IndexError) as error:  # a tensor is missing, or has too few dimensions
+        raise WeightsError(f"{foreign.path}: its tensors form no known network ({error})") from None
 
 
-def converted(foreign: Foreign, source: str, hints: Hints) -> Converted:
+def convert_tensors(foreign: Foreign, source: str, hints: Hints) -> Converted:
     recognised = recognise(foreign.tensors)
-    origins = recognised.origins
-    if source and source not in origins:
-        raise WeightsError(f"its names are those of {' or '.join(origins)}, not of {source}")
-    origins = (source,) if source else origins
-    weights, kept = placed(foreign.tensors, recognised.naming)
-    moved = reindexed(weights, kept, foreign.tensors, recognised.naming)
+    sources = recognised.sources
+    if source and source not in sources:
+        raise WeightsError(f"its names are those of {' or '.join(sources)}, not of {source}")
+    sources = (source,) if source else sources
+    weights, unused = rename_tensors(foreign.tensors, recognised.naming)
+    reordered = reorder_tables(weights, unused, foreign.tensors, recognised.naming)
     shapes = {name: value.shape for name, value in weights.items()}
-    encoder = derive_encoder(shapes, kept, replace(hints, roll_first=recognised.naming is TIMM_STAGES))
+    encoder = derive_encoder(shapes, unused, replace(hints, roll_first=recognised.naming is TIMM_SWIN))
     method = derive_method(shapes, encoder, hints)
     if method is None or method.classifier is None:
         encoder = fixed_positions(encoder, weights.get("encoder.pos_embed"), sincos_position)
-    remarks = [f"names of {' or '.join(origins)}"]
-    if method is None:  # an incomplete decoder, or a token that belongs to none of ours
-        names = {theirs: place for theirs in foreign.tensors if (place := recognised.naming.ours(theirs))}
-        loose = [theirs for theirs, (ours, _) in names.items() if not ours.startswith("encoder.")]
-        kept |= {theirs: foreign.tensors[theirs].array() for theirs in loose}
+    remarks = [f"names of {' or '.join(sources)}"]
+    if method is None:  # an incomplete decoder, or a token that our networks do not have
+        names = {theirs: ours for theirs in foreign.tensors if (ours := recognised.naming.ours(theirs))}
+        not_encoder = [theirs for theirs, (ours, _) in names.items() if not ours.startswith("encoder.")]
+        unused |= {theirs: foreign.tensors[theirs].array() for theirs in not_encoder}
         weights = {name: value for name, value in weights.items() if name.startswith("encoder.")}
         remarks.append("a bare encoder")
     if "decoder.pos_embed" in weights and not hints.decoder_heads:
-        remarks.append("the decoder's heads taken to be its width / 32 (method.decoder.num_heads=N if not)")
-    told = hints.pretrained_window_sizes or any(name.endswith("relative_coords_table") for name in kept)
-    if hasattr(encoder, "pretrained_window_sizes") and not told:
-        remarks.append("windows of pre-training taken to be its own (encoder.pretrained_window_sizes=... if not)")
-    wide = [name for name, tensor in foreign.tensors.items() if tensor.dtype == "float64" and name not in kept]
+        remarks.append("decoder heads assumed to be its width / 32 (if not: method.decoder.num_heads=N)")
+    windows_known = hints.pretrained_window_sizes or any(name.endswith("relative_coords_table") for name in unused)
+    if hasattr(encoder, "pretrained_window_sizes") and not windows_known:
+        remarks.append("pre-training windows assumed to be its windows (if not: encoder.pretrained_window_sizes=...)")
+    wide = [name for name, tensor in foreign.tensors.items() if tensor.dtype == "float64" and name not in unused]
     if wide:
         remarks.append(f"{len(wide)} float64 tensors rounded to float32 ({wide[0]})")
-    if moved:
-        remarks.append(f"{moved} position tables put in the order of the file's own index tables, which are odd")
+    if reordered:
+        remarks.append(
+            f"{reordered} position tables reordered by the file's index tables, which are not the usual ones"
+        )
     if foreign.others:
-        remarks.append(f"not converted: {', '.join(name or 'the rest' for name in foreign.others)} (--key takes it)")
+        remarks.append(f"not converted: {', '.join(name or 'the rest' for name in foreign.others)} (use --key)")
     entries = [[foreign.prefix + name, tensor.dtype, list(tensor.shape)] for name, tensor in foreign.tensors.items()]
     note = {"key": foreign.key, "prefix": foreign.prefix, "entries": entries}
-    return Converted(encoder, method, weights, kept, origins, note, remarks)
+    return Converted(encoder, method, weights, unused, sources, note, remarks)
 
 
-def placed(tensors: dict[str, Stored], naming: Naming) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Tensors in our names, thirds joined, and those without a place under their own."""
+def rename_tensors(
+    tensors: dict[str, StoredTensor], naming: Naming
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Arrays by our names, with thirds joined, and unused arrays by the file's names."""
     weights: dict[str, np.ndarray] = {}
-    kept: dict[str, np.ndarray] = {}
+    unused: dict[str, np.ndarray] = {}
     thirds: dict[str, dict[int, np.ndarray]] = {}
     for name, tensor in tensors.items():
-        place = naming.ours(name)
-        if place is None:
-            kept[name] = tensor.array()
+        our_name = naming.ours(name)
+        if our_name is None:
+            unused[name] = tensor.array()
             continue
         if not tensor.dtype.startswith(("float", "bfloat")):
             raise WeightsError(f"{name} has no place in our networks")
-        ours, part = place
-        if ours in weights or (part is not None and part in thirds.get(ours, {})):
-            raise WeightsError(f"{name} and another name of the file are both {ours}")
+        ours, third = our_name
+        if ours in weights or (third is not None and third in thirds.get(ours, {})):
+            raise WeightsError(f"{name} and another name of the file both mean {ours}")
         value = tensor.array().astype(np.float32, copy=False)
-        if part is None:
+        if third is None:
             weights[ours] = flat(ours, value)
         else:
-            thirds.setdefault(ours, {})[part] = value
+            thirds.setdefault(ours, {})[third] = value
     for ours, parts in thirds.items():
         if set(parts) != {0, 1, 2} or len({value.shape for value in parts.values()}) > 1:
             raise WeightsError(f"query, key and value of {ours} do not fit each other")
         weights[ours] = np.concatenate([parts[0], parts[1], parts[2]])
-    return weights, kept
+    return weights, unused
 
 
 INDEX, TABLE = "relative_position_index", "relative_position_bias_table"
 
 
-def reindexed(
-    weights: dict[str, np.ndarray], kept: dict[str, np.ndarray], tensors: dict[str, Stored], naming: Naming
+def reorder_tables(
+    weights: dict[str, np.ndarray], unused: dict[str, np.ndarray], tensors: dict[str, StoredTensor], naming: Naming
 ) -> int:
-    """Give window tables whose index table is not the usual one the order in which the file reads them.
+    """Reorder window tables whose index table in the file is not the usual one, so that the usual one reads them.
 
-    A moving average over all of a network (FastMIM's model_ema) rounds the whole numbers of its index tables down; the
-    network it then is reads its tables through those. The tables as they were are kept aside.
+    FastMIM's model_ema averages the index tables too and rounds them down; its network reads its window tables through
+    these. `weights` and `unused` change in place; the tables in the file's order go to `unused`.
 
     Returns:
-        How many tables that were.
+        Number of reordered tables.
     """
-    moved = 0
-    for name in [name for name in kept if name.endswith(INDEX)]:
+    reordered = 0
+    for name in [name for name in unused if name.endswith(INDEX)]:
         theirs = name.removesuffix(INDEX) + TABLE
-        place = naming.ours(theirs) if theirs in tensors else None
-        if place is None or kept[name].ndim != 2:
+        our_name = naming.ours(theirs) if theirs in tensors else None
+        if our_name is None or unused[name].ndim != 2:
             continue
-        table, index = weights[place[0]], kept[name]
+        table, index = weights[our_name[0]], unused[name]
         window = math.isqrt(len(index))
         usual = offset_index(window)
         if usual.shape != index.shape or np.array_equal(usual, index):
@@ -263,22 +278,22 @@ def reindexed(
         order = np.arange(len(table))
         order[usual.reshape(-1)] = index.reshape(-1)
         if index.min() < 0 or index.max() >= len(table) or not np.array_equal(order[usual], index):
-            raise WeightsError(f"{name} reads the position table in a way that no network of ours does")
-        kept[theirs] = table
-        weights[place[0]] = table[order]
-        moved += 1
-    return moved
+            raise WeightsError(f"{name} reads the position table in an order that no network of ours can follow")
+        unused[theirs] = table
+        weights[our_name[0]] = table[order]
+        reordered += 1
+    return reordered
 
 
 def offset_index(window: int) -> np.ndarray:
-    """(window**2, window**2): entry of a window's table for each pair of its tokens (Swin-Transformer)."""
-    row, col = np.divmod(np.arange(window**2), window)
-    rows, cols = (line[:, None] - line[None, :] + window - 1 for line in (row, col))
-    return rows * (2 * window - 1) + cols
+    """(window**2, window**2): table entry of each pair of tokens in a window (Swin-Transformer)."""
+    row, column = np.divmod(np.arange(window**2), window)
+    down, right = (line[:, None] - line[None, :] + window - 1 for line in (row, column))
+    return down * (2 * window - 1) + right
 
 
 def flat(name: str, value: np.ndarray) -> np.ndarray:
-    """SimMIM's decoder is a 1x1 convolution; ours is the same matrix."""
+    """The 1x1 convolution of SimMIM's decoder as a matrix; other values unchanged."""
     return value.reshape(value.shape[:2]) if name == "decoder.pred.weight" and value.ndim == 4 else value
 
 
@@ -286,57 +301,57 @@ def flat(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def to_theirs(
-    weights: dict[str, np.ndarray], kept: dict[str, np.ndarray], note: dict[str, Any] | None, source: str
-) -> tuple[dict[str, Stored], str]:
-    """Tensors in the names of another implementation, and the key below which its files have them.
+    weights: dict[str, np.ndarray], unused: dict[str, np.ndarray], note: dict[str, Any] | None, source: str
+) -> tuple[dict[str, StoredTensor], str]:
+    """Tensors by the names of another implementation, and the key of the table in its files.
 
     Args:
         weights: of a checkpoint of ours.
-        kept, note: of a converted one, which goes back to exactly the file it was.
-        source: whose names; may be left out for a converted checkpoint.
+        unused, note: of a converted checkpoint; with them the result equals the file it came from.
+        source: whose names; may be empty for a converted checkpoint.
 
     Raises:
-        WeightsError: names are not said, or a parameter has none there.
+        WeightsError: a parameter has no name there, or the checkpoint lacks one that the file had.
     """
     if note is not None and not source:
-        return dict(as_noted(weights, kept, note)), str(note["key"])
+        return dict(noted_tensors(weights, unused, note)), str(note["key"])
     naming = naming_for(source, weights)
     tensors = {}
     for name, value in weights.items():
-        found = naming.theirs(name)
-        pieces = np.split(value, len(found)) if len(found) > 1 else [value]
-        for (theirs, _), piece in zip(found, pieces, strict=True):
+        names = naming.theirs(name)
+        pieces = np.split(value, len(names)) if len(names) > 1 else [value]
+        for (theirs, _), piece in zip(names, pieces, strict=True):
             convolution = theirs == "decoder.0.weight"
-            tensors[theirs] = stored(piece.reshape(*piece.shape, 1, 1) if convolution else piece)
+            tensors[theirs] = stored_tensor(piece.reshape(*piece.shape, 1, 1) if convolution else piece)
     return tensors, "" if source in ("timm", "hf") else "model"
 
 
-def as_noted(
-    weights: dict[str, np.ndarray], kept: dict[str, np.ndarray], note: dict[str, Any]
-) -> Iterable[tuple[str, Stored]]:
-    """The entries of a converted file, in its order."""
+def noted_tensors(
+    weights: dict[str, np.ndarray], unused: dict[str, np.ndarray], note: dict[str, Any]
+) -> Iterable[tuple[str, StoredTensor]]:
+    """Names and tensors of the file that `note` describes, in its order."""
     prefix = note["prefix"]
     naming = recognise([name.removeprefix(prefix) for name, _, _ in note["entries"]]).naming
     for name, dtype, shape in note["entries"]:
         theirs = name.removeprefix(prefix)
-        if theirs in kept:
-            value = kept[theirs]
+        if theirs in unused:
+            value = unused[theirs]
         else:
-            place = naming.ours(theirs)
-            if place is None or place[0] not in weights:
-                raise WeightsError(f"has lost {theirs}, which the file it was converted from had")
-            value = weights[place[0]]
-            if place[1] is not None:
-                value = np.split(value, 3)[place[1]]
-        yield name, stored(value.reshape(shape), dtype)
+            our_name = naming.ours(theirs)
+            if our_name is None or our_name[0] not in weights:
+                raise WeightsError(f"lacks {theirs}, which the file it was converted from had")
+            value = weights[our_name[0]]
+            if our_name[1] is not None:
+                value = np.split(value, 3)[our_name[1]]
+        yield name, stored_tensor(value.reshape(shape), dtype)
 
 
-def write_foreign(path: Path, tensors: dict[str, Stored], key: str) -> None:
-    """Write a `.pth` or `.safetensors` file whole or not at all."""
+def write_foreign(path: Path, tensors: dict[str, StoredTensor], key: str) -> None:
+    """Write a `.pth` or `.safetensors` file; a failed write leaves no file."""
     writers = {".pth": write_torch, ".pt": write_torch, ".bin": write_torch}
-    odd = next((name for name, tensor in tensors.items() if tensor.dtype not in STORAGE_OF), None)
-    if odd is not None:
-        raise WeightsError(f"{odd}: {tensors[odd].dtype} numbers cannot be written")
+    unwritable = next((name for name, tensor in tensors.items() if tensor.dtype not in STORAGE_OF), None)
+    if unwritable is not None:
+        raise WeightsError(f"{unwritable}: {tensors[unwritable].dtype} numbers cannot be written")
     temporary = path.with_name(f".{path.name}.partial")
     try:
         if path.suffix == ".safetensors":

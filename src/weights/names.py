@@ -1,9 +1,9 @@
 """Parameter names of the reference implementations, and ours.
 
-Ours follow the references wherever a name is free to choose: encoder parameters stand below `encoder.`, the decoder's
-below `decoder.`. A `Naming` is a list of pairs, theirs and ours, read in both directions; the first that fits counts.
-In a pair `*` stands for one part of a dotted name and `**` for the rest of it; `#1` after ours says that theirs is
-the second third of it (query, key and value of one matrix).
+Our names follow the references where possible: encoder parameters start with `encoder.`, decoder parameters with
+`decoder.`. A `Naming` is a list of pairs (their template, our template) that translates in both directions; the first
+pair that fits is used. In a template `*` stands for one part of a dotted name and `**` for the rest of the name. `#1`
+after our template means that their parameter is the second third of ours (query, key and value in one matrix).
 """
 
 from __future__ import annotations
@@ -15,46 +15,59 @@ from dataclasses import dataclass
 
 from . import WeightsError
 
-Place = tuple[str, int | None]
-#: made again by every implementation
+#: our name of a parameter, and which third of it theirs is (None: all of it)
+OurName = tuple[str, int | None]
+#: names that every implementation computes again
 BUFFERS = r"(.*\.)?(relative_position_index|relative_coords_table|attn_mask|position_ids|num_batches_tracked)"
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Pairs of names; `kept`: a pattern of theirs that have no place in our networks and do no harm without."""
+    """Translation between their names and ours.
+
+    pairs: (their template, our template).
+    unused: pattern of their names that our networks do not need.
+    """
 
     pairs: tuple[tuple[str, str], ...]
-    kept: str = BUFFERS
+    unused: str = BUFFERS
 
-    def ours(self, name: str) -> Place | None:
-        """Our name of one of theirs and which third of it, if only a third; None if it has no place."""
-        if re.fullmatch(self.kept, name):
+    def ours(self, name: str) -> OurName | None:
+        """Our name for theirs; None if our networks do not use it.
+
+        Raises:
+            WeightsError: no pair fits.
+        """
+        if re.fullmatch(self.unused, name):
             return None
         for theirs, ours in self.pairs:
-            whole, _, part = ours.partition("#")
-            found = translated(name, theirs, whole)
-            if found:
-                return found, int(part) if part else None
+            whole, _, third = ours.partition("#")
+            translated = translate(name, theirs, whole)
+            if translated:
+                return translated, int(third) if third else None
         raise WeightsError(f"{name} has no place in our networks")
 
     def theirs(self, name: str) -> list[tuple[str, int | None]]:
-        """Their names of one of ours, in the order of its thirds."""
-        found: list[tuple[str, int | None]] = []
+        """Their names for ours, in the order of the thirds.
+
+        Raises:
+            WeightsError: no pair fits.
+        """
+        names: list[tuple[str, int | None]] = []
         for theirs, ours in self.pairs:
-            whole, _, part = ours.partition("#")
-            other = translated(name, whole, theirs)
-            if other and not part and not found:
-                return [(other, None)]
-            if other and part:
-                found.append((other, int(part)))
-        if not found:
+            whole, _, third = ours.partition("#")
+            translated = translate(name, whole, theirs)
+            if translated and not third and not names:
+                return [(translated, None)]
+            if translated and third:
+                names.append((translated, int(third)))
+        if not names:
             raise WeightsError(f"{name} has no name there")
-        return found
+        return names
 
 
-def translated(name: str, source: str, target: str) -> str:
-    """`name` in the words of another template, empty if it does not fit."""
+def translate(name: str, source: str, target: str) -> str:
+    """`name`, which fits the template `source`, in the template `target`; empty if it does not fit."""
     match = pattern(source).fullmatch(name)
     if not match:
         return ""
@@ -71,32 +84,33 @@ def same(*prefixes: str) -> tuple[tuple[str, str], ...]:
     return tuple((prefix, prefix) for prefix in prefixes)
 
 
-#: SimMIM while it pre-trains (models/simmim.py)
+#: SimMIM in pre-training (models/simmim.py)
 SIMMIM = Naming((("decoder.0.**", "decoder.pred.**"), ("encoder.mask_token", "mask_token"), *same("encoder.**")))
 DECODER = tuple((f"decoder_{part}.**", f"decoder.{part}.**") for part in ("embed", "blocks", "norm", "pred"))
-#: FastMIM while it pre-trains: Swin stands below `encoder.` (mim_swin_pretrain.py), ViT does not (mim_vit_pretrain.py)
-FASTMIM_STAGES = Naming((*DECODER, *same("mask_token", "encoder.**")))
-FASTMIM_BLOCKS = Naming((*DECODER, *same("mask_token"), ("**", "encoder.**")))
-#: MAE while it pre-trains (models_mae.py)
+#: FastMIM in pre-training: Swin names start with `encoder.` (mim_swin_pretrain.py), ViT names do not
+#: (mim_vit_pretrain.py)
+FASTMIM_SWIN = Naming((*DECODER, *same("mask_token", "encoder.**")))
+FASTMIM_VIT = Naming((*DECODER, *same("mask_token"), ("**", "encoder.**")))
+#: MAE in pre-training (models_mae.py)
 MAE = Naming((*DECODER, ("decoder_pos_embed", "decoder.pos_embed"), *same("mask_token"), ("**", "encoder.**")))
-#: classifiers and bare encoders as timm 0.5.4, Swin-Transformer, SimMIM, MAE, DeiT and FastMIM's ViT name them
+#: classifiers and bare encoders of timm 0.5.4, Swin-Transformer, SimMIM, MAE, DeiT and FastMIM's ViT
 PLAIN = Naming((*same("head.**", "head_dist.**", "fc_norm.**"), ("**", "encoder.**")))
-#: FastMIM's Swin classifier calls its final norm fc_norm, and applies it before pooling (mim_swin_finetune.py)
-FASTMIM_POOLED = Naming((("fc_norm.**", "encoder.norm.**"), *same("head.**"), ("**", "encoder.**")))
-#: timm since 0.9: merging belongs to the stage after it, head and layer scale have a cell of their own
-TIMM_STAGES = Naming(
+#: FastMIM's Swin classifier: its final norm, before pooling, has the name fc_norm (mim_swin_finetune.py)
+FASTMIM_SWIN_CLASSIFIER = Naming((("fc_norm.**", "encoder.norm.**"), *same("head.**"), ("**", "encoder.**")))
+#: timm since 0.9: patch merging is part of the next stage; head and layer scale are separate cells
+TIMM_SWIN = Naming(
     (
         ("head.fc.**", "head.**"),
         *((f"layers.{n + 1}.downsample.**", f"encoder.layers.{n}.downsample.**") for n in range(9)),
         ("**", "encoder.**"),
     )
 )
-TIMM_BLOCKS = Naming(
+TIMM_VIT = Naming(
     (*((f"blocks.*.ls{n}.gamma", f"encoder.blocks.*.gamma_{n}") for n in (1, 2)), *PLAIN.pairs),
 )
 
 
-#: Hugging Face's parts of a block: query, key, value, projection, both linear layers of the MLP
+#: Hugging Face's names in a block: query, key, value, projection, both linear layers of the MLP
 OLD_PARTS = (
     *("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"),
     *("intermediate.dense", "output.dense"),
@@ -108,30 +122,31 @@ NEW_PARTS = (
 
 
 def huggingface(prefix: str, names: Collection[str] = ()) -> Naming:
-    """Hugging Face's ViT, ViTMAE, Swin and Swin V2, below `prefix` (empty for a bare encoder).
+    """Naming of Hugging Face's ViT, ViTMAE, Swin and Swin V2.
 
     Args:
-        names: of a file, whose version of transformers decides how blocks of a ViT are called.
+        prefix: first part of the encoder's names, such as `vit.`; empty for a bare encoder.
+        names: names in the file; the names of ViT blocks depend on the version of transformers.
     """
 
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    places = "absolute_pos_embed" if "swin" in prefix else "pos_embed"
+    positions = "absolute_pos_embed" if "swin" in prefix else "pos_embed"
     new = has(f"{prefix}layers.")
-    decoded = "decoder.decoder_encoder.layer.*." if has("decoder.decoder_encoder.") else "decoder.decoder_layers.*."
+    decoder = "decoder.decoder_encoder.layer.*." if has("decoder.decoder_encoder.") else "decoder.decoder_layers.*."
     pairs = [
         ("classifier.**", "head.**"),
         ("decoder.0.**", "decoder.pred.**"),
         *((f"decoder.decoder_{part}.**", f"decoder.{part}.**") for part in ("embed", "norm", "pred")),
         ("decoder.decoder_pos_embed", "decoder.pos_embed"),
         ("decoder.mask_token", "mask_token"),
-        *block_pairs(decoded, "decoder.blocks.*.", NEW_PARTS if has("decoder.decoder_layers.0.mlp.") else OLD_PARTS),
+        *block_pairs(decoder, "decoder.blocks.*.", NEW_PARTS if has("decoder.decoder_layers.0.mlp.") else OLD_PARTS),
     ]
-    own = [
+    encoder = [
         ("embeddings.mask_token", "mask_token"),
         ("embeddings.cls_token", "encoder.cls_token"),
-        ("embeddings.position_embeddings", f"encoder.{places}"),
+        ("embeddings.position_embeddings", f"encoder.{positions}"),
         ("embeddings.patch_embeddings.projection.**", "encoder.patch_embed.proj.**"),
         ("embeddings.norm.**", "encoder.patch_embed.norm.**"),
         ("layernorm.**", "encoder.norm.**"),
@@ -141,19 +156,19 @@ def huggingface(prefix: str, names: Collection[str] = ()) -> Naming:
     block, ours = "encoder.layers.*.blocks.*.", "encoder.layers.*.blocks.*."
     attention = f"{block}attention.self."
     if "swinv2" in prefix:
-        own += [(f"{attention}{part}.bias", f"{ours}attn.{part[0]}_bias") for part in ("query", "value")]
-    own += [
+        encoder += [(f"{attention}{part}.bias", f"{ours}attn.{part[0]}_bias") for part in ("query", "value")]
+    encoder += [
         (f"{attention}continuous_position_bias_mlp.**", f"{ours}attn.cpb_mlp.**"),
         (f"{attention}relative_position_bias_table", f"{ours}attn.relative_position_bias_table"),
         (f"{attention}logit_scale", f"{ours}attn.logit_scale"),
         *block_pairs(block, ours, tuple(part.replace("attention.attention.", "attention.self.") for part in OLD_PARTS)),
     ]
-    pairs += [(prefix + theirs, ours) for theirs, ours in own]
+    pairs += [(prefix + theirs, ours) for theirs, ours in encoder]
     return Naming(tuple(pairs), rf"({re.escape(prefix)})?pooler\..*|{BUFFERS}")
 
 
 def block_pairs(theirs: str, ours: str, parts: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Names of a block; `parts` as `OLD_PARTS` has them."""
+    """Pairs for the parameters of a block; `parts` in the order of `OLD_PARTS`."""
     query, key, value, projection, first, second = parts
     return [
         *((f"{theirs}{part}.**", f"{ours}attn.qkv.**#{third}") for third, part in enumerate((query, key, value))),
@@ -165,27 +180,27 @@ def block_pairs(theirs: str, ours: str, parts: tuple[str, ...]) -> list[tuple[st
     ]
 
 
-#: what --source may say: whose code trained or wrote a file
+#: values of --source: the code that trained or wrote a file
 SOURCES = ("simmim", "fastmim", "mae", "timm", "hf")
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """Whose names these are.
+    """The naming of a file.
 
-    naming: how to read them.
-    origins: the sources that write such names; more than one where networks and names are the same.
+    naming: translates its names.
+    sources: the `SOURCES` that write such names; several if their networks and names are the same.
     """
 
     naming: Naming
-    origins: tuple[str, ...]
+    sources: tuple[str, ...]
 
 
 def recognise(names: Collection[str]) -> Recognised:
-    """Whose parameter names these are.
+    """The naming that a file's parameter names follow.
 
     Raises:
-        WeightsError: nobody's that is known here.
+        WeightsError: none of those known here.
     """
 
     def has(*starts: str) -> bool:
@@ -194,59 +209,62 @@ def recognise(names: Collection[str]) -> Recognised:
     embedding = next((n for n in names if re.search(r"(^|\.)embeddings\.patch_embeddings\.", n)), None)
     if embedding is not None:
         prefix = embedding[: embedding.index("embeddings.patch")]
-        stages = has(f"{prefix}encoder.layers.")
-        trained = has(f"{prefix}embeddings.mask_token")
-        if not prefix and stages:  # a bare encoder does not say its kind in the prefix
-            raise WeightsError("a bare Swin encoder of Hugging Face, whose version its names do not say")
-        return Recognised(
-            huggingface(prefix, names), ("simmim",) if trained else ("simmim", "timm") if stages else ("hf",)
-        )
+        hierarchical = has(f"{prefix}encoder.layers.")
+        pretraining = has(f"{prefix}embeddings.mask_token")
+        if not prefix and hierarchical:  # without a prefix Swin and Swin V2 look the same
+            raise WeightsError("a bare Swin encoder of Hugging Face; its names fit both Swin and Swin V2")
+        if pretraining:
+            return Recognised(huggingface(prefix, names), ("simmim",))
+        return Recognised(huggingface(prefix, names), ("simmim", "timm") if hierarchical else ("hf",))
     if has("encoder.patch_embed."):
         if has("decoder_pred.", "decoder_norm.", "mask_token"):
-            return Recognised(FASTMIM_STAGES, ("fastmim",))
+            return Recognised(FASTMIM_SWIN, ("fastmim",))
         if has("decoder.0.", "encoder.mask_token"):
             return Recognised(SIMMIM, ("simmim",))
     if has("patch_embed."):
         return recognise_plain(names)
     raise WeightsError(
-        f"its names are of no implementation known here ({', '.join(sorted(names)[:3])}, ...); "
+        f"its names belong to no known implementation ({', '.join(sorted(names)[:3])}, ...); "
         "known: SimMIM, FastMIM, MAE, timm, Hugging Face"
     )
 
 
 def recognise_plain(names: Collection[str]) -> Recognised:
-    """Names without a prefix: MAE, and classifiers of every source but Hugging Face."""
-    merging = {name.split(".")[1] for name in names if re.match(r"layers\.\d+\.downsample\.", name)}
+    """The naming of encoder names without a prefix: MAE, and classifiers of every source but Hugging Face."""
+    merging_stages = {name.split(".")[1] for name in names if re.match(r"layers\.\d+\.downsample\.", name)}
 
     def has(expression: str) -> bool:
         return any(re.match(expression, name) for name in names)
 
     if has(r"decoder_pred\."):
-        return Recognised(MAE, ("mae",)) if has("decoder_pos_embed") else Recognised(FASTMIM_BLOCKS, ("fastmim",))
+        return Recognised(MAE, ("mae",)) if has("decoder_pos_embed") else Recognised(FASTMIM_VIT, ("fastmim",))
     if has(r"layers\."):
-        if has(r"head\.fc\.") or (merging and "0" not in merging):
-            return Recognised(TIMM_STAGES, ("timm",))
-        return Recognised(FASTMIM_POOLED, ("fastmim",)) if has(r"fc_norm\.") else Recognised(PLAIN, ("simmim", "timm"))
+        if has(r"head\.fc\.") or (merging_stages and "0" not in merging_stages):
+            return Recognised(TIMM_SWIN, ("timm",))
+        if has(r"fc_norm\."):
+            return Recognised(FASTMIM_SWIN_CLASSIFIER, ("fastmim",))
+        return Recognised(PLAIN, ("simmim", "timm"))
     if has(r"blocks_token_only\."):
         return Recognised(PLAIN, ("timm",))
     if has(r"blocks\.\d+\.ls1\."):
-        return Recognised(TIMM_BLOCKS, ("timm",))
+        return Recognised(TIMM_VIT, ("timm",))
     if has(r"blocks\.\d+\.attn\.(relative_position_bias_table|q_bias)"):
         return Recognised(PLAIN, ("simmim",))
     return Recognised(PLAIN, ("fastmim", "mae", "timm") if has(r"fc_norm\.") else ("timm", "simmim", "fastmim", "mae"))
 
 
 def naming_for(source: str, names: Collection[str]) -> Naming:
-    """How a source names a network of ours with these parameters."""
+    """The naming that a source uses for a network with these parameters of ours."""
     pretraining = any(name.startswith("decoder.") for name in names)
-    stages = any(name.startswith("encoder.layers.") for name in names)
+    hierarchical = any(name.startswith("encoder.layers.") for name in names)
     if source == "hf":
         v2 = any(".cpb_mlp." in name for name in names)
-        return huggingface("swinv2." if v2 else "swin." if stages else "vit.")
+        return huggingface("swinv2." if v2 else "swin." if hierarchical else "vit.")
     if source == "fastmim":
         if pretraining:
-            return FASTMIM_STAGES if stages else FASTMIM_BLOCKS
-        return FASTMIM_POOLED if stages else PLAIN
-    layer_scale_apart = not any(name.startswith("encoder.blocks_token_only.") for name in names)
-    timm = TIMM_STAGES if stages else TIMM_BLOCKS if layer_scale_apart else PLAIN
-    return {"simmim": SIMMIM if pretraining else PLAIN, "timm": timm, "mae": MAE if pretraining else PLAIN}[source]
+            return FASTMIM_SWIN if hierarchical else FASTMIM_VIT
+        return FASTMIM_SWIN_CLASSIFIER if hierarchical else PLAIN
+    if source == "timm":
+        cait = any(name.startswith("encoder.blocks_token_only.") for name in names)
+        return TIMM_SWIN if hierarchical else PLAIN if cait else TIMM_VIT
+    return {"simmim": SIMMIM if pretraining else PLAIN, "mae": MAE if pretraining else PLAIN}[source]

@@ -1,1 +1,1 @@
-"""The comparison with numbers of the reference implementations (scripts/check_parity.py)."""
+"""Comparison with numbers from the reference implementations (scripts/check_parity.py)."""

@@ -1,4 +1,4 @@
-"""What all comparisons share: a case on disk, errors, gradients, names."""
+"""Parts of all comparisons: a case on disk, errors, gradients, names."""
 
 from __future__ import annotations
 
@@ -12,42 +12,46 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from safetensors.numpy import load_file
 
-from src.weights.names import FASTMIM_BLOCKS, FASTMIM_POOLED, FASTMIM_STAGES, PLAIN, SIMMIM, Naming
+from src.weights.names import FASTMIM_SWIN, FASTMIM_SWIN_CLASSIFIER, FASTMIM_VIT, PLAIN, SIMMIM, Naming
 
-#: FastMIM's pre-training decays them: timm 0.3.2 add_weight_decay has no list of names to spare there
+#: parameters with weight decay in FastMIM's pre-training, where timm 0.3.2 add_weight_decay gets no list of exceptions
 TOKENS = ("cls_token", "mask_token", "relative_position_bias_table")
-#: biases added to all scores of a token alike, which softmax does not see: of CaiT's keys and its heads before softmax
-UNSEEN = ("attn.k.bias", "attn.proj_l.bias")
+#: biases without effect, since they shift all scores of a softmax: those of CaiT's keys and heads before softmax
+NO_EFFECT = ("attn.k.bias", "attn.proj_l.bias")
 
 
 class UnknownError(Exception):
-    """What a case leaves open and a comparison needs; the case is then not covered."""
+    """A comparison needs something that its case does not state; the case is then not covered."""
 
 
-class Stated(dict[str, Any]):
-    """Arguments of a reference; one that is asked for and not stated leaves the case open."""
+class StatedArguments(dict[str, Any]):
+    """Arguments of a reference; reading a missing one raises UnknownError."""
 
     def __missing__(self, key: str) -> Any:
         raise UnknownError(f"its arguments do not state {key}")
 
 
 def rename_with(naming: Naming) -> Callable[[str], str]:
-    """Our name of each of theirs, where every name has a place."""
+    """Function from their names to ours; each of their parameters must be a whole one of ours."""
 
     def rename(name: str) -> str:
-        place = naming.ours(name)
-        assert place is not None and place[1] is None, name
-        return place[0]
+        our_name = naming.ours(name)
+        assert our_name is not None and our_name[1] is None, name
+        return our_name[0]
 
     return rename
 
 
-from_simmim, from_plain, from_fastmim_pooled = rename_with(SIMMIM), rename_with(PLAIN), rename_with(FASTMIM_POOLED)
+from_simmim, from_plain, from_fastmim_pooled = (
+    rename_with(SIMMIM),
+    rename_with(PLAIN),
+    rename_with(FASTMIM_SWIN_CLASSIFIER),
+)
 
 
 def from_fastmim(name: str) -> str:
-    """Of either of FastMIM's pre-training networks."""
-    return rename_with(FASTMIM_STAGES if name.startswith("encoder.") else FASTMIM_BLOCKS)(name)
+    """Our name for a parameter of FastMIM's pre-training, Swin or ViT."""
+    return rename_with(FASTMIM_SWIN if name.startswith("encoder.") else FASTMIM_VIT)(name)
 
 
 #: array name, error, tolerance
@@ -61,7 +65,7 @@ class Case:
     def __init__(self, folder: Path):
         self.folder = folder
         self.info: dict[str, Any] = read_json(folder / "case.json")
-        self.arguments = Stated(self.info.get("arguments") or {})
+        self.arguments = StatedArguments(self.info.get("arguments") or {})
         stated = self.info.get("tolerance", {})
         tolerance: dict[str, Any] = stated if isinstance(stated, dict) else {}
         self.tolerance = tolerance
@@ -86,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.name} is missing")
     info = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(info, dict):
-        raise ValueError(f"{path.name} holds no object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return info
 
 
@@ -113,24 +117,24 @@ def error(ours: Any, theirs: np.ndarray) -> float:
 
 
 def load_weights(cell: nn.Cell, weights: dict[str, np.ndarray], rename: Callable[[str], str]) -> None:
-    """Copy reference weights into our network; every name must find its place."""
+    """Copy reference weights into our network; both must have the same parameters."""
     ours = {p.name: p for p in cell.get_parameters()}
-    left = {name for name in ours if not name.endswith(".draws")}
+    missing = {name for name in ours if not name.endswith(".draws")}
     for name, value in weights.items():
         target = ours[rename(name)]
         target.set_data(Tensor(value.reshape(target.shape)))
-        left.discard(target.name)
-    if left:
-        raise KeyError(f"no reference weight for {sorted(left)}")
+        missing.discard(target.name)
+    if missing:
+        raise KeyError(f"no reference weight for {sorted(missing)}")
 
 
 def gradient_findings(
     case: Case, names: list[str], grads: tuple[Tensor, ...], rename: Callable[[str], str]
 ) -> Findings:
-    """Every reference gradient against ours.
+    """Compare every reference gradient with ours.
 
-    Ours without a reference must be zero: PyTorch gives none to what the loss does not depend on. Biases that softmax
-    does not see have no gradient but rounding noise; that is compared on the scale of their weights' gradient.
+    Our gradients without a reference must be zero: PyTorch has none for parameters that the loss does not depend on.
+    The gradients of `NO_EFFECT` are rounding noise; they are compared on the scale of their weights' gradients.
     """
     by_name = dict(zip(names, grads, strict=True))
     reference = case.tensors("grads")
@@ -139,7 +143,7 @@ def gradient_findings(
         yield f"gradient without reference {name}", float(np.abs(by_name[name].asnumpy()).max()), 0.0
     for name, theirs in reference.items():
         ours = by_name[rename(name)].asnumpy().reshape(theirs.shape)
-        if name.endswith(UNSEEN):
+        if name.endswith(NO_EFFECT):
             scale = np.abs(reference[name.removesuffix("bias") + "weight"]).max()
             yield f"grad {name}", absolute(ours, theirs) / max(float(scale), 1e-12), case.gradient
         else:
@@ -147,7 +151,7 @@ def gradient_findings(
 
 
 def as_map(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(B, N, C) -> (B, C, rows, cols)."""
+    """(B, N, C) -> (B, C, *grid)."""
     return tokens.transpose(0, 2, 1).reshape(len(tokens), -1, *grid)
 
 

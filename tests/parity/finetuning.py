@@ -42,8 +42,8 @@ from tests.parity.pretraining import (
     simmim_encoder,
     simmim_model,
     swin_config,
-    trained,
     vit_config,
+    without_buffers,
 )
 from tests.parity.recipes import SIMMIM_DECAYED, known_schedule
 
@@ -91,7 +91,7 @@ def fastmim_ft_vit(case: Case) -> Findings:
 
 
 def label_smoothing(case: Case) -> float:
-    """As the arguments or the text about the loss say; else the 0.1 of SimMIM and FastMIM."""
+    """From the arguments or the description of the loss; else 0.1 as in SimMIM and FastMIM."""
     stated = case.arguments.get("smoothing", case.arguments.get("MODEL.LABEL_SMOOTHING"))
     text = re.search(r"smoothing\D*(\d+(?:\.\d+)?)", str(case.info.get("loss", "")))
     return float(stated if stated is not None else text.group(1) if text else 0.1)
@@ -100,15 +100,15 @@ def label_smoothing(case: Case) -> float:
 def classifier(
     case: Case, encoder: EncoderConfig, loaded: dict[str, np.ndarray], rename: Callable[[str], str]
 ) -> Findings:
-    """A ViT with a norm behind its mean has `fc_norm`; a Swin always takes the mean."""
-    vit, names = isinstance(encoder, ViTConfig), {rename(name): name for name in trained(loaded)}
-    means = "fc_norm.weight" in names if vit else True
+    """A ViT with mean pooling has `fc_norm`; a Swin always pools with the mean."""
+    vit, names = isinstance(encoder, ViTConfig), {rename(name): name for name in without_buffers(loaded)}
+    pool_mean = "fc_norm.weight" in names if vit else True
     classes = case.arguments.get("num_classes", case.arguments.get("MODEL.NUM_CLASSES"))
-    config = classifier_config(classes or loaded[names["head.weight"]].shape[0], vit, means)
+    config = classifier_config(classes or loaded[names["head.weight"]].shape[0], vit, pool_mean)
     config = replace(config, label_smoothing=label_smoothing(case))
     data = case.data
     method = Classify(build_classifier(encoder, config), config.label_smoothing)
-    load_weights(method, trained(loaded), rename)
+    load_weights(method, without_buffers(loaded), rename)
     image, label = Tensor(data["image"]), Tensor(data["label"].astype(np.int32))
     weights = ms.ParameterTuple(method.trainable_params())
     (loss, _), grads = Gradients(method, weights)(image, label)
@@ -126,7 +126,7 @@ def train10_fastmim_vit(case: Case) -> Findings:
 
 
 class FirstTwo(nn.Cell):
-    """Loss and one more output of a Cell, as a Method returns them."""
+    """The first two outputs of a Cell, loss and another one, as a Method returns them."""
 
     def __init__(self, cell: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -137,7 +137,7 @@ class FirstTwo(nn.Cell):
         return outputs[0], outputs[1]
 
 
-#: FastMIM's schedule and what it decays
+#: FastMIM's training settings
 FASTMIM_TRAIN: dict[str, Any] = {"decayed": TOKENS}
 
 
@@ -181,12 +181,12 @@ def train10(
         norms.append(float(norm))
     yield "lr", error(np.array(rates), data["lr"]), 1e-9
     yield "loss", float(np.abs(np.array(losses) / data["loss"] - 1).max()), tolerance["loss_rel"]
-    # in L1 a residual of another sign moves all later gradients: the reference's own norms change by 0.85 % when its
-    # weights are disturbed by 1e-7
+    # with L1, a residual that changes its sign changes all later gradients: noise of 1e-7 on the reference's weights
+    # changes its norms by 0.85 %
     yield "grad_norm[:2]", error(np.array(norms[:2]), data["grad_norm"][:2]), case.gradient
     yield "grad_norm", error(np.array(norms), data["grad_norm"]), 2e-2 if "mask" in data else case.gradient
     ours = {p.name: p.asnumpy() for p in method.get_parameters()}
-    for name, theirs in trained(case.tensors("weights_final")).items():
+    for name, theirs in without_buffers(case.tensors("weights_final")).items():
         difference = np.abs(ours[rename(name)].reshape(theirs.shape) - theirs)
         if name.endswith("qkv.bias"):  # the key third has no gradient: Adam turns rounding noise into steps there
             third = len(theirs) // 3

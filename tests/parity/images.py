@@ -1,4 +1,4 @@
-"""The transform of evaluation, crops, augmentation, mixing."""
+"""Evaluation transform, crops, augmentation, mixing."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.parity.common import Case, Findings, error, read_json
 
 
 def share_of(crop: int, resize: int) -> float:
-    """A share of the image that a crop takes, whose resize is the stated one: 1, the usual share, or another."""
+    """`data.eval_crop` that gives this resize for this crop: 1, the default, or another share."""
     shares = (1.0, DataConfig().eval_crop, crop / resize, crop / (resize + 0.5))
     return next((share for share in shares if share <= 1 and int(crop / share) == resize), DataConfig().eval_crop)
 
 
 def evaluation_transform(case: Case) -> Findings:
-    """Resize, centre crop and normalise as `eval.py` does; the same filter on stated boxes (training crops)."""
+    """Resize, centre crop and normalisation of `eval.py`; the resize filter on stated boxes (training crops)."""
     data, files = case.data, ImageFolder(case.folder, [], [], [])
     for row in case.info.get("eval", []):
         size = (row["crop"], row["crop"])
@@ -54,15 +54,13 @@ def evaluation_transform(case: Case) -> Findings:
             image = np.asarray(augment.resized_crop(Image.fromarray(image), box, size))
         yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
     for row in case.info.get("fallback_boxes", []):
-        never = augment.ResizedCrop(
-            (1, 1), tuple(row["scale"]), tuple(row["ratio"])
-        )  # these scales and ratios never fit
-        found = never.draw(row["height"], row["width"], np.random.default_rng(0))
-        yield f"box of {row['width']}x{row['height']}", float(list(found) != row["top_left_height_width"]), 0.0
+        never = augment.ResizedCrop((1, 1), tuple(row["scale"]), tuple(row["ratio"]))  # never fits, so it falls back
+        box = never.draw(row["height"], row["width"], np.random.default_rng(0))
+        yield f"box of {row['width']}x{row['height']}", float(list(box) != row["top_left_height_width"]), 0.0
 
 
 class GivenDraws(nn.Cell):
-    """Mixing with stored draws: (image, label, lambda, box, CutMix or not) -> mixed images, soft targets."""
+    """Mixing with stored random numbers: (image, label, lambda, box, CutMix or not) -> mixed images, soft targets."""
 
     def __init__(self, classes: int, smoothing: float):
         super().__init__()
@@ -75,7 +73,7 @@ class GivenDraws(nn.Cell):
 
 
 class SoftLoss(nn.Cell):
-    """Cross-entropy with soft targets and its gradient for the logits; labels are smoothed."""
+    """Cross-entropy with soft targets or smoothed labels, and its gradient for the logits."""
 
     def __init__(self, classes: int, smoothing: float):
         super().__init__()
@@ -86,8 +84,8 @@ class SoftLoss(nn.Cell):
         return self.value_and_grad(logits, soft_targets(target, self.classes, self.smoothing))
 
 
-class Box(nn.Cell):
-    """The box around a centre: (lambda, (row, column)) -> (4,)."""
+class BoxFromCentre(nn.Cell):
+    """CutMix's box around a centre: (lambda, (y, x)) -> (4,)."""
 
     def __init__(self, height: int, width: int):
         super().__init__()
@@ -98,12 +96,12 @@ class Box(nn.Cell):
 
 
 def mixup(case: Case) -> Findings:
-    """Boxes, mixed images and soft targets of stored draws; losses and gradients of stored logits."""
+    """Boxes, mixed images and soft targets for stored random numbers; losses and gradients for stored logits."""
     data = case.data
     yield from mixup_boxes(case)
     stored = [int(name.removeprefix("label")) for name in data if re.fullmatch(r"label\d+", name)]
     for classes in np.atleast_1d(case.arguments.get("num_classes", stored)).tolist():
-        lowest = float(data[f"soft{classes}"].min()) * classes  # what is left for a class that no label names
+        lowest = float(data[f"soft{classes}"].min()) * classes  # of a class without label, times classes
         smoothing = case.arguments.get("label_smoothing", round(lowest, 6))
         cell, label = GivenDraws(classes, smoothing), Tensor(data[f"label{classes}"].astype(np.int32))
         mixed, soft = [], []
@@ -133,7 +131,7 @@ def mixup_losses(case: Case, classes: int, smoothing: float) -> Findings:
 
 
 def mixup_boxes(case: Case) -> Findings:
-    """The box of each CutMix draw: its centre is drawn again from the stored seed, in the stored order."""
+    """The box of each CutMix batch; its centre is drawn again from the stored seed."""
     data, arguments = case.data, case.arguments
     if arguments.get("cutmix_minmax"):
         return
@@ -148,20 +146,20 @@ def mixup_boxes(case: Case) -> Findings:
         lam = rng.beta(arguments["cutmix_alpha"], arguments["cutmix_alpha"])
         yield f"lam_drawn[{number}]", abs(lam - data["lam_drawn"][number]), 1e-9
         centre = np.array([rng.randint(0, height), rng.randint(0, width)], np.float32)
-        ours = Box(height, width)(Tensor(lam, ms.float32), Tensor(centre)).asnumpy()
+        ours = BoxFromCentre(height, width)(Tensor(lam, ms.float32), Tensor(centre)).asnumpy()
         yield f"box[{number}]", float(np.abs(ours - data["box"][number]).max()), 0.0
 
 
 def randaugment_ops(case: Case) -> Findings:
-    """Single operations and recorded sequences on one image, in grey levels, exactly."""
+    """Single operations and recorded sequences on one image; grey levels must be equal."""
     mean = case.info.get("hparams", {}).get("img_mean") or [round(255 * value) for value in DataConfig().mean]
     fill = tuple(mean)
     for entry in case.info["operations"]:
         argument = argument_of(entry["op"], entry["level"], entry["sign"] or 1)
-        wanted = entry["arg"]
+        expected = entry["arg"]
         name = f"{entry['op']}[{entry['index']}]"
-        same = (argument is None) == (wanted is None)
-        yield f"argument {name}", abs((argument or 0) - (wanted or 0)) if same else float("inf"), 1e-9
+        same = (argument is None) == (expected is None)
+        yield f"argument {name}", abs((argument or 0) - (expected or 0)) if same else float("inf"), 1e-9
         resample = getattr(augment.Image.Resampling, entry["interpolation"].upper())
         ours = changed(case.data["image"], [(entry["op"], argument)], fill, resample)
         yield f"output {name}", grey_levels(ours, case.data["output"][entry["index"]]), 0.0
@@ -194,7 +192,7 @@ def grey_levels(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def randaugment_rules(path: Path) -> Findings:
-    """What a text of timm's syntax means: operations, probabilities, and arguments at levels."""
+    """Our reading of a RandAugment text in timm's syntax: operations, probabilities, arguments at levels."""
     info = read_json(path)
     config = parse_auto_augment(info["config"])
     names = list(augment.operations_of(config))
@@ -210,18 +208,18 @@ def randaugment_rules(path: Path) -> Findings:
             if theirs is None:
                 yield f"{name} at {text}", 0.0 if ours == [None, None] else float("inf"), 0.0
                 continue
-            wanted = theirs if len(theirs) == 2 else theirs * 2  # one value: the sign does not matter
-            yield f"{name} at {text}", float(np.abs(np.subtract(np.array(ours, float), wanted)).max()), 1e-9
+            expected = theirs if len(theirs) == 2 else theirs * 2  # one value: the sign does not matter
+            yield f"{name} at {text}", float(np.abs(np.subtract(np.array(ours, float), expected)).max()), 1e-9
 
 
 def random_erasing(path: Path) -> Findings:
-    """Ranges that are drawn from, and the box of each stated draw."""
+    """Ranges of the random numbers, and the box for each stored set of them."""
     info = read_json(path)
-    used = augment.RandomErasing(info["used_as"]["probability"], tuple(info["area_fraction"]))
-    aspect = [math.exp(-used.log_aspect), math.exp(used.log_aspect)]
+    erasing = augment.RandomErasing(info["used_as"]["probability"], tuple(info["area_fraction"]))
+    aspect = [math.exp(-erasing.log_aspect), math.exp(erasing.log_aspect)]
     yield "area_fraction of the default", error(DataConfig().erasing_area, np.array(info["area_fraction"])), 1e-9
     yield "aspect_ratio", error(aspect, np.array(info["aspect_ratio"])), 1e-9
-    yield "tries", abs(used.max_tries - info["tries"]), 0.0
+    yield "tries", abs(erasing.max_tries - info["tries"]), 0.0
     for number, box in enumerate(info["boxes"]):
         size = augment.erased_size(box["height"], box["width"], box["area_fraction"], box["log_aspect"])
         same = (size is not None) == box["accepted"] and (size is None or size == (box["h"], box["w"]))

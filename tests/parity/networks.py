@@ -1,4 +1,4 @@
-"""Networks of the reference data, from the shapes of their parameters and from what their arguments state."""
+"""Networks of the reference data, from parameter shapes and arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.config import EncoderConfig, SwinConfig, SwinV2Config
 from src.weights import WeightsError
 from src.weights.derive import Hints, derive_encoder, pair
 from src.weights.names import Naming, recognise
-from tests.parity.common import Case, Stated, UnknownError
+from tests.parity.common import Case, StatedArguments, UnknownError
 
 
 def naming_of(names: list[str]) -> Naming:
@@ -25,23 +25,27 @@ def naming_of(names: list[str]) -> Naming:
 
 
 def is_buffer(naming: Naming, row: tuple[Any, ...]) -> bool:
-    return row[2].startswith("buffer") or re.fullmatch(naming.kept, row[0]) is not None
+    return row[2].startswith("buffer") or re.fullmatch(naming.unused, row[0]) is not None
 
 
 def buffer_like(name: str, shape: list[int]) -> np.ndarray:
-    """A buffer of which only the shape is known; Swin V2's coordinates as of an unchanged window."""
+    """A buffer of known shape; Swin V2's coordinate table is that of a window that did not change."""
     return np.broadcast_to(math.log2(9) / 3 if name.endswith("relative_coords_table") else 0.0, shape)
 
 
 def encoder_of(
     shapes: dict[str, tuple[int, ...]], buffers: dict[str, np.ndarray], arguments: dict[str, Any], heads: int | None = 1
 ) -> EncoderConfig:
-    """The encoder that parameters of these shapes belong to.
+    """The encoder with these parameter shapes.
+
+    If only shapes are compared, an unknown window is 8 tokens, and an unknown image size is a multiple of the window,
+    since no shape depends on them then.
 
     Args:
-        heads: of a ViT, where neither shapes nor arguments tell them; None if numbers are compared, not shapes alone.
-
-    No shape hangs on an image or a window that no shape tells: then one of 8 tokens, and an image of whole windows.
+        shapes: of the parameters, by our names.
+        buffers: by their names.
+        arguments: of the reference.
+        heads: for a ViT whose heads are unknown; None if values are compared, not only shapes.
     """
     free = heads is not None
     heads = next((value for value in stated_values(arguments, "num_heads") if isinstance(value, int)), heads)
@@ -53,10 +57,10 @@ def encoder_of(
     except WeightsError as reason:
         table = shapes.get("encoder.layers.0.blocks.0.attn.relative_position_bias_table")
         square = not any(name in shapes for name in ("encoder.pos_embed", "encoder.absolute_pos_embed"))
-        if free and "tells its window" in str(reason):
+        if free and "--window-size" in str(reason):
             return encoder_of(shapes, buffers, {**arguments, "window_size": 8}, heads)
         if not free or size or not square or "image size" not in str(reason):
-            raise UnknownError(told(reason)) from None
+            raise UnknownError(without_remedy(reason)) from None
         patch = shapes["encoder.patch_embed.proj.weight"][-1]
         stages = len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
         window = (math.isqrt(table[0]) + 1) // 2 if table else window or 14
@@ -64,12 +68,12 @@ def encoder_of(
         return derive_encoder(shapes, buffers, replace(hints, window_size=window, image_size=(side, side)))
 
 
-def told(reason: Exception) -> str:
-    """The reason without what to write on a command line."""
+def without_remedy(reason: Exception) -> str:
+    """The message of an error without the command-line flag to write."""
     return str(reason).split("; write ")[0]
 
 
-#: fields of an encoder, and what FastMIM, timm and SimMIM call them
+#: encoder key -> its names in FastMIM, timm and SimMIM
 FIELDS: dict[str, tuple[str, ...]] = {
     "image_size": ("img_size", "DATA.IMG_SIZE"),
     "in_chans": ("in_chans", "IN_CHANS"),
@@ -87,16 +91,16 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def stated_values(arguments: dict[str, Any], key: str) -> list[Any]:
-    """What arguments say of a field, under any of its names."""
+    """Values of an encoder key in the arguments, under all its names."""
     kind = str(arguments.get("MODEL.TYPE", "")).upper()
     names = [name for word in FIELDS[key] for name in (word, f"MODEL.{kind}.{word}")]
     return [arguments[name] for name in names if arguments.get(name) is not None]
 
 
 def stated_encoder(encoder: EncoderConfig, arguments: dict[str, Any]) -> EncoderConfig:
-    """The encoder as its arguments state it, so that other shapes than theirs are found.
+    """The encoder with the values of the arguments, so that a contradiction to the shapes shows.
 
-    `decoder_depth` tells FastMIM's pre-training: there a Swin's patch_size, mlp_ratio and qkv_bias are the decoder's.
+    FastMIM's pre-training has `decoder_depth`; for its Swin, patch_size, mlp_ratio and qkv_bias are the decoder's.
     """
     decoder = "decoder_depth" in arguments and isinstance(encoder, SwinConfig)
     changes: dict[str, Any] = {}
@@ -116,21 +120,24 @@ def stated_encoder(encoder: EncoderConfig, arguments: dict[str, Any]) -> Encoder
 def case_encoder(
     case: Case, otherwise: Callable[[], EncoderConfig], weights: dict[str, np.ndarray], arguments: dict[str, Any]
 ) -> EncoderConfig:
-    """The encoder of a case that stores its weights: from their shapes, and as its arguments state it.
+    """The encoder of a case with weights, from their shapes and from arguments.
 
     Args:
-        otherwise: from arguments alone, for shapes that leave something open.
+        case: the case; its images give size and channels.
+        otherwise: builds the encoder from arguments only, if the shapes are not enough.
+        weights: by the reference's names.
+        arguments: of the reference.
     """
     naming = naming_of(list(weights))
-    ours = {name: naming.ours(name) for name in weights}
-    shapes = {place[0]: weights[name].shape for name, place in ours.items() if place is not None}
-    buffers = {name: weights[name] for name, place in ours.items() if place is None}
+    our_names = {name: naming.ours(name) for name in weights}
+    shapes = {ours[0]: weights[name].shape for name, ours in our_names.items() if ours is not None}
+    buffers = {name: weights[name] for name, ours in our_names.items() if ours is None}
     image = case.data.get("image")
-    own = Stated(arguments)
+    stated = StatedArguments(arguments)
     if image is not None:
-        own |= {"img_size": list(image.shape[-2:]), "in_chans": image.shape[1]}
+        stated |= {"img_size": list(image.shape[-2:]), "in_chans": image.shape[1]}
     try:
-        encoder = stated_encoder(encoder_of(shapes, buffers, own, None), own)
+        encoder = stated_encoder(encoder_of(shapes, buffers, stated, None), stated)
     except UnknownError:
         return otherwise()
     text = str(arguments.get("norm_layer", ""))

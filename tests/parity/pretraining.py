@@ -35,7 +35,7 @@ from tests.parity.common import (
     Case,
     Findings,
     Gradients,
-    Stated,
+    StatedArguments,
     UnknownError,
     as_map,
     error,
@@ -48,7 +48,7 @@ from tests.parity.networks import case_encoder
 
 
 class GivenNoise(nn.Cell):
-    """A masked image model whose mask comes from stored noise: (image, noise) -> loss, sums, prediction, target."""
+    """A masked image model with a mask from stored noise: (image, noise) -> loss, sums, prediction, target."""
 
     def __init__(self, method: MaskedImageModel):
         super().__init__(auto_prefix=False)
@@ -78,20 +78,20 @@ def hog(case: Case) -> Findings:
 
 
 def hog_options(case: Case, name: str) -> tuple[bool, int]:
-    """Normalised or not and the Gaussian window of an array hog_norm<0 or 1>_gw<pixels>, or as the arguments say."""
-    said = re.fullmatch(r"hog_norm(\d)_gw(\d+)", name)
-    if said:
-        return said.group(1) != "0", int(said.group(2))
+    """Normalisation and Gaussian window, from an array name hog_norm<0 or 1>_gw<pixels> or from the arguments."""
+    match = re.fullmatch(r"hog_norm(\d)_gw(\d+)", name)
+    if match:
+        return match.group(1) != "0", int(match.group(2))
     normalize, window = (case.arguments.get(key) for key in ("norm_pix_loss", "gaussian_window"))
     if not isinstance(normalize, bool):
-        raise UnknownError(f"nothing tells whether {name} is normalised")
+        raise UnknownError(f"whether {name} is normalised is unknown")
     return normalize, window if isinstance(window, int) else 0
 
 
 def hog_sample(case: Case, name: str, kind: str, sample: int, ours: np.ndarray, theirs: np.ndarray) -> Findings:
-    """Samples whose bins hang on rounding are compared where the case says that they can be."""
+    """Compare a sample; where bins depend on rounding, only the parts that do not."""
     chans = case.data["image"].shape[1]
-    if kind == "flat_generic":  # zero or a unit vector in bin 0, as rounding has it
+    if kind == "flat_generic":  # zero or a unit vector in bin 0, depending on rounding
         bins = np.abs(ours.reshape(chans, -1, *ours.shape[1:]))
         yield name, float(bins[:, 1:].max()), case.forward
     elif kind == "photo_raw":
@@ -119,30 +119,30 @@ def fastmim_config(arguments: dict[str, Any], mask_ratio: float, stride: int) ->
 
 
 def vit_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> ViTConfig:
-    arguments = Stated(arguments)
+    arguments = StatedArguments(arguments)
     size = pair(image.shape[-2:] if image is not None else arguments["img_size"])
-    arguments["num_heads"]  # no default is safe: heads change the numbers and no shape
-    taken = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
+    arguments["num_heads"]  # required: heads change the numbers, but no shape
+    values = {key: arguments[key] for key in ("patch_size", "embed_dim", "depth", "num_heads") if key in arguments}
     return ViTConfig(
         image_size=size,
         in_chans=image.shape[1] if image is not None else arguments.get("in_chans", 3),
         mlp_ratio=float(arguments.get("mlp_ratio", 4.0)),
         qkv_bias=arguments.get("qkv_bias", True),
         norm_eps=norm_eps(arguments),
-        **taken,
+        **values,
         **changes,
     )
 
 
 def norm_eps(arguments: dict[str, Any]) -> float:
-    """The epsilon in a norm_layer argument such as LayerNorm(eps=1e-6), which is FastMIM's for ViT."""
+    """The epsilon in a norm_layer argument such as LayerNorm(eps=1e-6); by default 1e-6, as FastMIM's ViT."""
     text = str(arguments.get("norm_layer", ""))
     return float(text.split("eps=")[1].rstrip(")")) if "eps=" in text else 1e-6
 
 
 def swin_config(arguments: dict[str, Any], image: np.ndarray | None = None, **changes: Any) -> SwinConfig:
-    """FastMIM's arguments; its pre-training class calls the output stride `patch_size`."""
-    arguments = Stated(arguments)
+    """Configuration from FastMIM's arguments; `patch_size` of its pre-training class is the output stride."""
+    arguments = StatedArguments(arguments)
     pretraining = "decoder_depth" in arguments  # its qkv_bias, mlp_ratio and patch_size are the decoder's
     keys = ("embed_dim", "window_size", *(() if pretraining else ("qkv_bias", "mlp_ratio", "patch_size")), "patch_norm")
     size = pair(image.shape[-2:] if image is not None else arguments["img_size"])
@@ -163,41 +163,41 @@ def fastmim_swin_model(case: Case, image: np.ndarray) -> MaskedImageModel:
     )
     config = fastmim_config(fastmim_arguments(case, weights, encoder.stride), mask_ratio(case), encoder.stride)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
-    load_weights(method, trained(weights), from_fastmim)
+    load_weights(method, without_buffers(weights), from_fastmim)
     return method
 
 
 def fastmim_arguments(case: Case, weights: dict[str, np.ndarray], stride: int) -> dict[str, Any]:
-    """Arguments of a masked model, with what its weights and noise tell where they say nothing."""
+    """Arguments of a masked image model, completed from its weights and noise."""
     width, out = weights["decoder_pred.weight"].shape[1], weights["decoder_pred.weight"].shape[0]
     image, noise = case.data["image"], case.data["noise"]
     histograms = HOGConfig.bins * image.shape[1] * (stride // HOGConfig.cell) ** 2
-    told: dict[str, Any] = {
+    derived: dict[str, Any] = {
         "decoder_embed_dim": width,
         "decoder_depth": len({name.split(".")[1] for name in weights if name.startswith("decoder_blocks.")}),
         "mim_loss": "HOG" if out == histograms else "l2",
         "block_size": round(math.sqrt(image.shape[2] * image.shape[3] / noise.shape[-1])),
     }
-    if told["decoder_depth"]:
-        told["mlp_ratio"] = weights["decoder_blocks.0.mlp.fc1.weight"].shape[0] / width
-        told["qkv_bias"] = "decoder_blocks.0.attn.qkv.bias" in weights
-    return told | case.arguments
+    if derived["decoder_depth"]:
+        derived["mlp_ratio"] = weights["decoder_blocks.0.mlp.fc1.weight"].shape[0] / width
+        derived["qkv_bias"] = "decoder_blocks.0.attn.qkv.bias" in weights
+    return derived | case.arguments
 
 
 def mask_ratio(case: Case) -> float:
-    """As stated, or such that as many blocks are masked as in the stored mask."""
+    """The stated mask ratio, or one that masks as many blocks as the stored mask."""
     stated = (case.info.get("call") or {}).get("mask_ratio", case.arguments.get("mask_ratio"))
     if stated is not None:
         return float(stated)
     if "mask" not in case.data:
-        raise UnknownError("nothing tells its mask ratio")
+        raise UnknownError("its mask ratio is unknown")
     blocks = case.data["noise"].shape[-1]
     masked = round(float(case.data["mask"][0].mean()) * blocks)
     return (masked - 0.5) / blocks
 
 
-def trained(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Reference weights without the buffers that our networks make themselves."""
+def without_buffers(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Reference weights without the buffers that our networks compute."""
     buffers = ("relative_position_index", "attn_mask", "relative_coords_table")
     return {name: value for name, value in weights.items() if not name.endswith(buffers)}
 
@@ -249,48 +249,49 @@ def fastmim(case: Case, method: MaskedImageModel) -> Findings:
     yield from gradient_findings(case, [w.name for w in weights], grads, from_fastmim)
 
 
-def classifier_config(classes: int, vit: bool, means: bool) -> ClassifyConfig:
-    """Of SimMIM and FastMIM: a ViT takes the class token, or the mean and a norm behind it; a Swin the mean."""
-    return ClassifyConfig(num_classes=classes, pool="cls" if vit and not means else "mean", fc_norm=vit and means)
+def classifier_config(classes: int, vit: bool, pool_mean: bool) -> ClassifyConfig:
+    """SimMIM's and FastMIM's classifiers: class token, or mean and norm for a ViT; mean for a Swin."""
+    pool: Any = "cls" if vit and not pool_mean else "mean"
+    return ClassifyConfig(num_classes=classes, pool=pool, fc_norm=vit and pool_mean)
 
 
 def simmim_encoder(arguments: dict[str, Any]) -> EncoderConfig:
     """SimMIM's configuration keys (config.py)."""
-    arguments = Stated(arguments)
+    arguments = StatedArguments(arguments)
     kind = arguments["MODEL.TYPE"]
-    own = Stated(
+    network = StatedArguments(
         {key.split(".")[-1]: value for key, value in arguments.items() if key.startswith(f"MODEL.{kind.upper()}.")}
     )
     side = arguments["DATA.IMG_SIZE"]
     common = {
         "image_size": (side, side),
-        "in_chans": own.get("IN_CHANS", 3),
-        "patch_size": own["PATCH_SIZE"],
-        "embed_dim": own["EMBED_DIM"],
-        "mlp_ratio": float(own.get("MLP_RATIO", 4.0)),
-        "qkv_bias": own.get("QKV_BIAS", True),
+        "in_chans": network.get("IN_CHANS", 3),
+        "patch_size": network["PATCH_SIZE"],
+        "embed_dim": network["EMBED_DIM"],
+        "mlp_ratio": float(network.get("MLP_RATIO", 4.0)),
+        "qkv_bias": network.get("QKV_BIAS", True),
     }
     if kind == "vit":
-        bias: Any = "shared" if own["USE_SHARED_RPB"] else "block" if own["USE_RPB"] else "none"
+        bias: Any = "shared" if network["USE_SHARED_RPB"] else "block" if network["USE_RPB"] else "none"
         return ViTConfig(
             **common,
-            depth=own["DEPTH"],
-            num_heads=own["NUM_HEADS"],
+            depth=network["DEPTH"],
+            num_heads=network["NUM_HEADS"],
             k_bias=False,
-            position="learned" if own["USE_APE"] else "none",
+            position="learned" if network["USE_APE"] else "none",
             relative_position=bias,
-            layer_scale=own["INIT_VALUES"] or 0.0,
+            layer_scale=network["INIT_VALUES"] or 0.0,
         )
     common |= {
-        "depths": tuple(own["DEPTHS"]),
-        "num_heads": tuple(own["NUM_HEADS"]),
-        "window_size": own["WINDOW_SIZE"],
-        "absolute_position": own.get("APE", False),
-        "patch_norm": own.get("PATCH_NORM", True),
+        "depths": tuple(network["DEPTHS"]),
+        "num_heads": tuple(network["NUM_HEADS"]),
+        "window_size": network["WINDOW_SIZE"],
+        "absolute_position": network.get("APE", False),
+        "patch_norm": network.get("PATCH_NORM", True),
     }
     if kind == "swin":
         return SwinConfig(**common)
-    return SwinV2Config(**common, pretrained_window_sizes=tuple(own["PRETRAINED_WINDOW_SIZES"]))
+    return SwinV2Config(**common, pretrained_window_sizes=tuple(network["PRETRAINED_WINDOW_SIZES"]))
 
 
 def simmim_model(case: Case, image: np.ndarray) -> MaskedImageModel:
@@ -302,7 +303,7 @@ def simmim_model(case: Case, image: np.ndarray) -> MaskedImageModel:
         target = replace(target, normalize="local", window=window)
     config = replace(METHODS["simmim"], target=target)
     method = MaskedImageModel(build_encoder(encoder), config, encoder.image_size)
-    load_weights(method, trained(weights), from_simmim)
+    load_weights(method, without_buffers(weights), from_simmim)
     return method
 
 
@@ -348,33 +349,33 @@ def coordinate_tables(case: Case, encoder: Any) -> Findings:
 
 
 def masks(case: Case) -> Findings:
-    """Masked tokens of each image, and that whole blocks are masked."""
+    """Number of masked tokens of each image, and that whole blocks are masked."""
     for name, theirs in case.data.items():
         side, block, patch, ratio = mask_sizes(case, name)
-        cut, span = int(side // block), int(block // patch)
-        count = masked_count(cut**2, ratio, "ceil_masked")
-        mask = BlockMask((cut, cut), count)
+        blocks, span = int(side // block), int(block // patch)
+        count = masked_count(blocks**2, ratio, "ceil_masked")
+        mask = BlockMask((blocks, blocks), count)
         ours = AsGraph(mask, mask.construct)(len(theirs)).asnumpy().repeat(span, 1).repeat(span, 2)
         yield f"{name} count", float(np.abs(theirs.sum((1, 2)) - count * span**2).max()), 0.0
         yield f"{name} our count", float(np.abs(ours.sum((1, 2)) - theirs.sum((1, 2))).max()), 0.0
-        whole = theirs.reshape(len(theirs), cut, span, cut, span)
+        whole = theirs.reshape(len(theirs), blocks, span, blocks, span)
         yield f"{name} blocks", float((whole != whole[:, :, :1, :, :1]).mean()), 0.0
 
 
 def mask_sizes(case: Case, name: str) -> tuple[float, ...]:
-    """Side of the image, of a mask block and of a patch, and the ratio: of `generators`, or mask_<side>_... ."""
+    """Side of image, mask block and patch, and mask ratio; from `generators` or an array name mask_<side>_... ."""
     keys = ("input_size", "mask_patch_size", "model_patch_size", "mask_ratio")
     stated = case.info.get("generators", {}).get(name, {})
     if set(keys) <= set(stated):
         return tuple(float(stated[key]) for key in keys)
-    said = re.fullmatch(r"mask_(\d+)_(\d+)_(\d+)_([\d.]+)", name)
-    if not said:
-        raise UnknownError(f"nothing tells the sizes of {name}")
-    return tuple(float(part) for part in said.groups())
+    match = re.fullmatch(r"mask_(\d+)_(\d+)_(\d+)_([\d.]+)", name)
+    if not match:
+        raise UnknownError(f"the sizes of {name} are unknown")
+    return tuple(float(part) for part in match.groups())
 
 
 def pos_sincos(case: Case) -> Findings:
-    """Tables (places, dim) in float32 or float64; a row for the class token makes their number no square."""
+    """Tables (positions, dim) in float32 or float64; their number is no square if they have a class token."""
     for name, theirs in case.data.items():
         side = math.isqrt(theirs.shape[-2])
         token = side**2 != theirs.shape[-2]

@@ -33,10 +33,10 @@ from src.models import build_classifier, build_encoder
 from src.tasks.networks import BareEncoder
 from src.weights.derive import Hints, derive_method
 from src.weights.names import BUFFERS
-from tests.parity.common import TOKENS, Findings, Stated, UnknownError, read_json, rename_with
+from tests.parity.common import TOKENS, Findings, StatedArguments, UnknownError, read_json, rename_with
 from tests.parity.networks import buffer_like, encoder_of, is_buffer, naming_of, stated_encoder
 
-#: what SimMIM decays all the same, by encoder and fine-tuning (no_weight_decay of its four networks)
+#: (encoder, fine-tuning) -> tokens and tables with weight decay in SimMIM (no_weight_decay of its four networks)
 SIMMIM_DECAYED: dict[tuple[str, bool], tuple[str, ...]] = {
     ("swin", False): TOKENS[2:],
     ("swin", True): (),
@@ -93,14 +93,14 @@ def simmim_schedule(path: Path) -> Findings:
 def known_schedule(name: str) -> Any:
     known = get_args(get_type_hints(TrainConfig)["schedule"])
     if name not in known:
-        raise UnknownError(f"no schedule {name} here")
+        raise UnknownError(f"schedule {name} is not supported")
     return name
 
 
 def manifold_schedule(path: Path) -> Findings:
-    """timm's scheduler, asked after each epoch with that epoch's number."""
+    """timm's scheduler, stepped after each epoch with the number of that epoch."""
     for name, case in read_json(path)["cases"].items():
-        args = Stated(case["args"])
+        args = StatedArguments(case["args"])
         if args.get("lr_noise") is not None:
             raise UnknownError("its rates have noise")
         epochs = len(case["lr_used_per_epoch"])
@@ -117,44 +117,50 @@ def manifold_schedule(path: Path) -> Findings:
             decay_epochs=args["decay_epochs"] if args["sched"] == "step" else 1,
             gamma=args["decay_rate"] if args["sched"] == "step" else 0.1,
         )
-        for updates, place in ((1, 0), (2, 1), (9, 8)):  # of an epoch, however many updates it has
-            here = [position(epoch, place, updates, 1) for epoch in range(epochs)]
-            ours = [learning_rate(train, train.base_lr, epoch, 1.0, updates) for epoch in here]
+        for updates, update in ((1, 0), (2, 1), (9, 8)):  # the rate does not depend on the updates per epoch
+            positions = [position(epoch, update, updates, 1) for epoch in range(epochs)]
+            ours = [learning_rate(train, train.base_lr, epoch, 1.0, updates) for epoch in positions]
             yield name, float(np.abs(np.array(ours) / case["lr_used_per_epoch"] - 1).max()), 1e-9
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A network of the reference data: ours, the name table, and what training decays."""
+class ReferenceNetwork:
+    """Our network for one of the reference data.
+
+    Attributes:
+        method: our network.
+        rename: function from their names to ours.
+        decayed: as `train.decayed`.
+    """
 
     method: Any
     rename: Callable[[str], str]
     decayed: tuple[str, ...]
 
 
-#: what a file of optimizer_groups/ starts with: whose rule says what is decayed
+#: starts of file names in optimizer_groups/: the source whose rule for weight decay they follow
 GROUP_SOURCES = ("fastmim", "simmim", "manifold_kd")
 
 
-def reference_network(info: dict[str, Any]) -> Reference:
-    """Build what a file of full_size/ describes, from its arguments and the shapes in its list."""
-    arguments = Stated(info.get("arguments") or {})
+def reference_network(info: dict[str, Any]) -> ReferenceNetwork:
+    """The network of a file in full_size/, from its arguments and its list of shapes."""
+    arguments = StatedArguments(info.get("arguments") or {})
     rows = [(*row, "")[:3] for row in info["state_dict"]]
     naming = naming_of([row[0] for row in rows])
     rename = rename_with(naming)
-    kept = [row for row in rows if not is_buffer(naming, row)]
-    shapes = {rename(name): tuple(shape) for name, shape, _ in kept}
+    parameters = [row for row in rows if not is_buffer(naming, row)]
+    shapes = {rename(name): tuple(shape) for name, shape, _ in parameters}
     buffers = {name: buffer_like(name, shape) for name, shape, kind in rows if is_buffer(naming, (name, shape, kind))}
-    heads = info["num_heads"] if isinstance(info.get("num_heads"), int) else 1  # no shape hangs on a ViT's heads
+    heads = info["num_heads"] if isinstance(info.get("num_heads"), int) else 1  # no shape depends on a ViT's heads
     encoder = stated_encoder(encoder_of(shapes, buffers, arguments, heads), arguments)
-    frozen = {rename(name) for name, _, kind in kept if kind == "frozen"}
+    frozen = {rename(name) for name, _, kind in parameters if kind == "frozen"}
     if isinstance(encoder, ViTConfig) and "encoder.pos_embed" in frozen:
         encoder = replace(encoder, position="sincos")
     config = derive_method(shapes, encoder, Hints(target=str(arguments.get("mim_loss", "")).lower()))
     classes = arguments.get("num_classes", arguments.get("MODEL.NUM_CLASSES"))
     if isinstance(config, ClassifyConfig) and classes:
         config = replace(config, num_classes=classes)
-    return Reference(network_of(encoder, config), rename, ())
+    return ReferenceNetwork(network_of(encoder, config), rename, ())
 
 
 def network_of(encoder: EncoderConfig, config: Any) -> Any:
@@ -169,24 +175,24 @@ def network_of(encoder: EncoderConfig, config: Any) -> Any:
 # --- parameter groups -------------------------------------------------------------------------------------------
 
 
-def grouped_network(names: list[str], source: str) -> Reference:
-    """A small network with these parameters: groups hang on names and numbers of axes, never on sizes."""
+def grouped_network(names: list[str], source: str) -> ReferenceNetwork:
+    """A small network with these parameters; parameter groups depend on names and numbers of axes, not on sizes."""
     naming = naming_of(names)
     rename = rename_with(naming)
     ours = {rename(name) for name in names}
     encoder = small_encoder(ours)
-    stages = isinstance(encoder, SwinConfig)
+    hierarchical = isinstance(encoder, SwinConfig)
     fine_tune = "mask_token" not in ours
     if source == "simmim":
-        decayed = SIMMIM_DECAYED["swin" if stages else "vit", fine_tune]
-    else:  # timm's add_weight_decay asks for no keywords: it decays Swin's bias tables
+        decayed = SIMMIM_DECAYED["swin" if hierarchical else "vit", fine_tune]
+    else:  # timm's add_weight_decay ignores no_weight_decay_keywords, so it decays Swin's bias tables
         decayed = TOKENS if source == "fastmim" and not fine_tune else TOKENS[2:]
     config: Any = METHODS["simmim"]
     if fine_tune:
         if "head.weight" not in ours:
             raise UnknownError("its parameters have neither a head nor a mask token")
         fc_norm = "fc_norm.weight" in ours
-        config = ClassifyConfig(num_classes=2, pool="mean" if stages or fc_norm else "cls", fc_norm=fc_norm)
+        config = ClassifyConfig(num_classes=2, pool="mean" if hierarchical or fc_norm else "cls", fc_norm=fc_norm)
     elif any(name.startswith("decoder.norm.") for name in ours):
         bias = not has_part(ours, r"decoder\.blocks\.0\.") or has_part(ours, r"decoder\.blocks\.0\.attn\.qkv\.bias")
         depth = numbers(ours, r"decoder\.blocks\.(\d+)\.")
@@ -195,7 +201,7 @@ def grouped_network(names: list[str], source: str) -> Reference:
         config = MIMConfig(target=PixelsConfig(), decoder=decoder)
     if not fine_tune:
         config = replace(config, mask_block=encoder.stride)
-    return Reference(network_of(encoder, config), rename, decayed)
+    return ReferenceNetwork(network_of(encoder, config), rename, decayed)
 
 
 def last_width(encoder: EncoderConfig) -> int:
@@ -207,22 +213,22 @@ def has_part(names: set[str], pattern: str) -> bool:
 
 
 def numbers(names: set[str], pattern: str) -> int:
-    """How many numbers the group of a pattern has."""
+    """Number of values of the number that a pattern captures."""
     return 1 + max((int(m.group(1)) for name in names if (m := re.match(pattern, name))), default=-1)
 
 
 def small_encoder(names: set[str]) -> EncoderConfig:
-    """An encoder of few channels with the parameters of these names."""
+    """An encoder of few channels with these parameter names."""
     bias = has_part(names, r"^encoder\..*attn\.(q_bias|qkv\.bias)")
     if has_part(names, r"^encoder\.layers\."):
-        stages = numbers(names, r"encoder\.layers\.(\d+)\.")
-        depths = tuple(numbers(names, rf"encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
-        side = 8 * 2 ** (stages - 1)
+        num_stages = numbers(names, r"encoder\.layers\.(\d+)\.")
+        depths = tuple(numbers(names, rf"encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(num_stages))
+        side = 8 * 2 ** (num_stages - 1)
         values: dict[str, Any] = {
             "image_size": (side, side),
             "embed_dim": 8,
             "depths": depths,
-            "num_heads": (1,) * stages,
+            "num_heads": (1,) * num_stages,
             "window_size": 2,
             "qkv_bias": bias,
             "patch_norm": "encoder.patch_embed.norm.weight" in names,
@@ -231,7 +237,7 @@ def small_encoder(names: set[str]) -> EncoderConfig:
         if not has_part(names, r"attn\.logit_scale$"):
             return SwinConfig(**values)
         every = numbers(names, r"encoder\.layers\.\d+\.blocks\.(\d+)\.norm3\.")
-        return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=(0,) * max(stages, 4))
+        return SwinV2Config(**values, main_norm_every=every, pretrained_window_sizes=(0,) * max(num_stages, 4))
     depth = numbers(names, r"encoder\.blocks\.(\d+)\.")
     common: dict[str, Any] = {
         "image_size": (32, 32),
@@ -244,20 +250,20 @@ def small_encoder(names: set[str]) -> EncoderConfig:
     if has_part(names, r"^encoder\.blocks_token_only\."):
         return CaiTConfig(**common, depth_token_only=numbers(names, r"encoder\.blocks_token_only\.(\d+)\."))
     shared = "encoder.rel_pos_bias.relative_position_bias_table" in names
-    own = "encoder.blocks.0.attn.relative_position_bias_table" in names
+    per_block = "encoder.blocks.0.attn.relative_position_bias_table" in names
     return ViTConfig(
         **common,
         k_bias=not has_part(names, r"^encoder\..*attn\.q_bias"),
         class_token="encoder.cls_token" in names,
         distilled="encoder.dist_token" in names,
         position="learned" if "encoder.pos_embed" in names else "none",
-        relative_position="shared" if shared else "block" if own else "none",
+        relative_position="shared" if shared else "block" if per_block else "none",
         layer_scale=0.1 if "encoder.blocks.0.gamma_1" in names else 0.0,
     )
 
 
 def optimizer_groups(path: Path) -> Findings:
-    """Every parameter's weight decay, layer and rate factor; parameters of one group stay together."""
+    """Weight decay, layer and rate factor of each parameter; and that groups contain the same parameters."""
     info = read_json(path)
     names = [dict(zip(info["params_columns"], row, strict=True))["name"] for row in info["params"]]
     source = next(source for source in GROUP_SOURCES if path.stem.startswith(source))
@@ -266,7 +272,7 @@ def optimizer_groups(path: Path) -> Findings:
     train = TrainConfig(
         weight_decay=info["weight_decay"], layer_decay=info.get("layer_decay") or 1.0, decayed=reference.decayed
     )
-    layer_of = reference.method.layer_of  # without a decay our groups do not tell layers apart
+    layer_of = reference.method.layer_of  # without layer decay our groups do not separate layers
     yield from group_findings(info, parameter_groups(reference.method, train), reference.rename, layer_of)
 
 
@@ -279,23 +285,23 @@ def full_size(path: Path) -> Findings:
 
 
 def full_size_findings(info: dict[str, Any], method: Any, rename: Callable[[str], str]) -> Findings:
-    """A network against the list of a reference's parameters; recipes are held to it too (tests/test_recipes.py)."""
+    """Compare a network with the parameter list of a reference; tests/test_recipes.py does that for recipes."""
     ours = {p.name: p for p in method.get_parameters() if not p.name.endswith(".draws")}
     rows = [(*row, "")[:3] for row in info["state_dict"]]
     rows = [row for row in rows if not row[2].startswith("buffer") and not re.fullmatch(BUFFERS, row[0])]
     names = [rename(row[0]) for row in rows]
     for name, (theirs, shape, kind) in zip(names, rows, strict=True):
-        found = name in ours and math.prod(ours[name].shape) == math.prod(shape)
-        same = found and (list(ours[name].shape) == list(shape) or theirs == "decoder.0.weight")
+        same_size = name in ours and math.prod(ours[name].shape) == math.prod(shape)
+        same = same_size and (list(ours[name].shape) == list(shape) or theirs == "decoder.0.weight")
         yield f"shape {theirs}", 0.0 if same else float("inf"), 0.0
         if kind:
             yield f"trained {theirs}", float(ours[name].requires_grad != (kind == "trainable")), 0.0
-    left = sorted(set(ours) - set(names))
-    yield f"parameters without a reference: {left[:3]}", float(bool(left)), 0.0
+    extra = sorted(set(ours) - set(names))
+    yield f"parameters without a reference: {extra[:3]}", float(bool(extra)), 0.0
     if "total" in info:
         yield "parameters", abs(sum(p.size for p in ours.values()) - info["total"]), 0.0
-    # the references put mask token, fc_norm and head in different places; the networks keep their order
-    # (and merging, which current timm puts before the blocks that follow it)
+    # only encoder and decoder have the references' order; mask token, fc_norm and head differ among references, and
+    # current timm lists merging before the next blocks
     parts = ("encoder.", "decoder.")
     moved = "downsample moved" in info.get("note", "")
     orders = [

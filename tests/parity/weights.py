@@ -24,13 +24,13 @@ from src.weights import foreign
 from src.weights.derive import Hints, pair
 from src.weights.load import Origin, load_encoder
 from src.weights.names import BUFFERS, naming_for, recognise
-from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_places
-from src.weights.torch_file import Stored
+from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_positions
+from src.weights.torch_file import StoredTensor
 from tests.parity.common import (
     Case,
     Findings,
     Gradients,
-    Stated,
+    StatedArguments,
     UnknownError,
     absolute,
     error,
@@ -58,35 +58,35 @@ def remap_tables(case: Case) -> Findings:
         if kind == "src":
             continue
         if kind not in rules:
-            raise UnknownError(f"nothing tells how {name} was resized")
+            raise UnknownError(f"the rule that resized {name} is unknown")
         ours = case.data[f"{pair}_src"]
         old, new = window_of(ours), window_of(theirs)
         rule = TABLE_RULES[rules[kind]]
         yield name, absolute(resize_offsets(ours, (old, old), (new, new), rule) if old != new else ours, theirs), limit
-        places = case.info.get("pairs", {}).get(pair, {}).get("source_positions")
-        if places and isinstance(rule, Progression):
-            yield f"{name} offsets", absolute(rule.offsets(old - 1, new - 1), np.array(places)), limit
+        positions = case.info.get("pairs", {}).get(pair, {}).get("source_positions")
+        if positions and isinstance(rule, Progression):
+            yield f"{name} offsets", absolute(rule.offsets(old - 1, new - 1), np.array(positions)), limit
 
 
 def window_of(table: np.ndarray) -> int:
-    """Side of the window of a table ((2w-1)^2, heads), or with three more rows for a class token."""
-    for rows in (len(table), len(table) - 3):
-        side = math.isqrt(max(rows, 0))
-        if side**2 == rows and side % 2:
+    """Window of a table ((2w-1)^2, heads), or with three more entries for a class token."""
+    for entries in (len(table), len(table) - 3):
+        side = math.isqrt(max(entries, 0))
+        if side**2 == entries and side % 2:
             return (side + 1) // 2
-    raise UnknownError(f"{len(table)} offsets are not those of a square window")
+    raise UnknownError(f"{len(table)} entries do not fit a square window")
 
 
 def grid_of(table: np.ndarray) -> int:
     """Side of the grid of a table (1, 1 + side^2, dim)."""
     side = math.isqrt(table.shape[-2] - 1)
     if side**2 != table.shape[-2] - 1:
-        raise UnknownError(f"{table.shape[-2] - 1} places are not those of a square")
+        raise UnknownError(f"{table.shape[-2] - 1} positions do not fit a square grid")
     return side
 
 
 def pos_embed(case: Case) -> Findings:
-    """Arrays grid<a>_to_<b>_src and _dst, and sincos_<dim>_<side> with a row for the class token."""
+    """Arrays grid<a>_to_<b>_src and _dst, and sincos_<dim>_<side> with a class token."""
     limit = case.tolerance.get("abs", 1e-5)
     for name, theirs in case.data.items():
         if name.startswith("sincos"):
@@ -99,13 +99,13 @@ def pos_embed(case: Case) -> Findings:
         elif name.endswith("_dst"):
             ours = case.data[name.removesuffix("_dst") + "_src"]
             old, new = grid_of(ours), grid_of(theirs)
-            ours = resize_places(ours, (old, old), (new, new)) if old != new else ours
+            ours = resize_positions(ours, (old, old), (new, new)) if old != new else ours
             yield name, absolute(ours, theirs), limit
 
 
 def remap(case: Case) -> Findings:
-    """A pre-trained checkpoint into a classifier: what is taken, what is resized, and what stays fresh."""
-    before, after = (Stated(case.info.get(f"{stage}_arguments") or {}) for stage in ("pretrain", "finetune"))
+    """Load a pre-trained checkpoint into a classifier: names that are copied, resized, or fresh."""
+    before, after = (StatedArguments(case.info.get(f"{stage}_arguments") or {}) for stage in ("pretrain", "finetune"))
     source = "simmim" if "MODEL.TYPE" in after else "fastmim"
     side = before["DATA.IMG_SIZE" if source == "simmim" else "img_size"]
     heads = before.get("num_heads")
@@ -113,42 +113,42 @@ def remap(case: Case) -> Findings:
     done = foreign.to_ours(foreign.open_foreign(case.folder / "input.safetensors"), source, hints)
     if source == "simmim":
         vit = after["MODEL.TYPE"] == "vit"
-        means = after.get("MODEL.VIT.USE_MEAN_POOLING")
+        pool_mean = after.get("MODEL.VIT.USE_MEAN_POOLING")
         encoder, classes = simmim_encoder(after), after["MODEL.NUM_CLASSES"]
     else:
         vit, classes = isinstance(after["num_heads"], int), after["num_classes"]
-        means = after.get("global_pool")
+        pool_mean = after.get("global_pool")
         ape = after.get("ape", False)
         encoder = vit_config(after, position="learned") if vit else swin_config(after, absolute_position=ape)
-    method = Classify(build_classifier(encoder, classifier_config(classes, vit, bool(means))), 0.0)
+    method = Classify(build_classifier(encoder, classifier_config(classes, vit, bool(pool_mean))), 0.0)
     weights = weights_of(method)
     fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
     report = load_encoder(
-        weights, done.weights, case.folder, Origin(done.origins, done.encoder, (), tuple(done.kept)), encoder
+        weights, done.weights, case.folder, Origin(done.sources, done.encoder, (), tuple(done.unused)), encoder
     )
     rename = rename_with(naming_for(source, weights))
     result = {rename(name): value for name, value in case.tensors("result").items()}
     for name, value in weights.items():
         theirs = result.pop(name, None)
-        kind = "kept" if theirs is None else "table" if name in report.resized else "exact"
+        kind = "fresh" if theirs is None else "table" if name in report.resized else "exact"
         tolerance = case.tolerance.get("tables_abs", 1e-5) if kind == "table" else 0.0
         yield f"{kind} {name}", absolute(value.asnumpy(), fresh[name] if theirs is None else theirs), tolerance
-    yield f"without a place: {sorted(result)[:3]}", float(bool(result)), 0.0
+    yield f"not in our network: {sorted(result)[:3]}", float(bool(result)), 0.0
     missing = {rename(name) for name in case.info["missing_keys"] if not re.fullmatch(BUFFERS, name)}
-    yield "names that stay fresh", float(missing != set(report.missing)), 0.0
+    yield "fresh names", float(missing != set(report.missing)), 0.0
 
 
-def converted(case: Case, file: str, source: str = "", key: str = "", **hints: Any) -> Any:
-    """A file of a case in our names; what only the user can say comes from the case's arguments."""
+def convert_file(case: Case, file: str, source: str = "", key: str = "", **hints: Any) -> Any:
+    """Convert a file of a case; the user's hints come from the arguments of the case."""
     heads = case.arguments.get("num_heads", case.arguments.get("MODEL.VIT.NUM_HEADS"))
-    said = Hints(num_heads=heads if isinstance(heads, int) else None, **hints)
-    return foreign.to_ours(foreign.open_foreign(case.folder / file, key), source, said)
+    user_hints = Hints(num_heads=heads if isinstance(heads, int) else None, **hints)
+    return foreign.to_ours(foreign.open_foreign(case.folder / file, key), source, user_hints)
 
 
-def and_back(case: Case, file: str, done: Any) -> Findings:
-    """To the names of the file and through both containers: the same names, number types, shapes and bits."""
+def round_trip(case: Case, file: str, done: Any) -> Findings:
+    """Convert back and write both formats: names, number types, shapes and bits must equal those of the file."""
     before = foreign.open_foreign(case.folder / file)
-    tensors, key = foreign.to_theirs(done.weights, done.kept, done.note, "")
+    tensors, key = foreign.to_theirs(done.weights, done.unused, done.note, "")
     with tempfile.TemporaryDirectory() as folder:
         for suffix in (".pth", ".safetensors"):
             path = Path(folder) / f"back{suffix}"
@@ -159,13 +159,13 @@ def and_back(case: Case, file: str, done: Any) -> Findings:
             yield f"{file} and back as {suffix}", float(not same), 0.0
 
 
-def equal(one: Stored, other: Stored) -> bool:
+def equal(one: StoredTensor, other: StoredTensor) -> bool:
     """The same number type, shape and bits."""
     same = (one.dtype, one.shape) == (other.dtype, other.shape)
     return same and one.read().tobytes() == other.read().tobytes()
 
 
-def assembled(done: Any, **changes: Any) -> Any:
+def build_converted(done: Any, **changes: Any) -> Any:
     """The derived network with the converted weights, in evaluation mode."""
     if isinstance(done.method, ClassifyConfig):
         network: Any = build_classifier(done.encoder, done.method)
@@ -185,28 +185,28 @@ def reference_of(case: Case) -> str:
 
 
 def container(case: Case) -> Findings:
-    """Every file of a checkpoint case: its entries, its way back, and what its network computes."""
+    """Every file of a checkpoint case: entries, round trip, outputs of its network."""
     files = [case.info["checkpoint"], *(text.split()[0] for text in case.info.get("other_files") or [])]
-    # names that several sources share do not say whose network it is
+    # several sources share some names, so the source comes from the case
     source = "simmim" if "MODEL.TYPE" in case.arguments else "fastmim" if "fastmim" in reference_of(case) else ""
     for file in files:
-        found = foreign.open_foreign(case.folder / file)
-        entries = [[name, list(tensor.shape), tensor.dtype] for name, tensor in found.tensors.items()]
+        opened = foreign.open_foreign(case.folder / file)
+        entries = [[name, list(tensor.shape), tensor.dtype] for name, tensor in opened.tensors.items()]
         if "state_dict_entries" in case.info:
             yield f"{file} entries", float(entries != case.info["state_dict_entries"]), 0.0
         if "weights" in case.info:
             stored = case.tensors(Path(case.info["weights"]["file"]).stem)
             for name, theirs in stored.items():
-                yield f"{file} {name}", absolute(found.tensors[name].array(), theirs), 0.0
-        yield from and_back(case, file, converted(case, file))
+                yield f"{file} {name}", absolute(opened.tensors[name].array(), theirs), 0.0
+        yield from round_trip(case, file, convert_file(case, file))
     tables = {"": ""} | ({"_ema": "model_ema"} if "logits_ema" in case.data else {})
     for suffix, key in tables.items():
-        done = converted(case, files[0], source if key == "" else "", key)
+        done = convert_file(case, files[0], source if key == "" else "", key)
         yield from container_outputs(case, done, suffix)
 
 
 def container_arguments(case: Case, done: Any) -> dict[str, Any]:
-    """With what the converted network and the noise tell where the arguments say nothing."""
+    """Arguments of a case, completed from the converted network and the noise."""
     image, noise = case.data["image"], case.data["noise"]
     block = round(math.sqrt(image.shape[2] * image.shape[3] / noise.shape[-1]))
     kind = "HOG" if isinstance(done.method.target, HOGConfig) else "l2"
@@ -217,26 +217,28 @@ def container_outputs(case: Case, done: Any, suffix: str) -> Findings:
     data = case.data
     image = Tensor(data["image"])
     if isinstance(done.method, ClassifyConfig):
-        yield f"logits{suffix}", error(assembled(done)(image), data[f"logits{suffix}"]), case.forward
+        yield f"logits{suffix}", error(build_converted(done)(image), data[f"logits{suffix}"]), case.forward
         return
-    if "noise" in data:  # the tiny network's arguments, which differ from those in its file
+    if "noise" in data:  # the case's arguments differ from those in the file
         config = fastmim_config(container_arguments(case, done), mask_ratio(case), done.encoder.stride)
-        network = assembled(done, mask_ratio=config.mask_ratio, mask_block=config.mask_block, target=config.target)
+        network = build_converted(
+            done, mask_ratio=config.mask_ratio, mask_block=config.mask_block, target=config.target
+        )
         loss, _, prediction, _ = GivenNoise(network)(image, Tensor(data["noise"]))
         if "pred" in data:
             yield "pred", error(prediction, data["pred"]), case.forward
     else:
-        loss = GivenMask(assembled(done))(image, Tensor(data["mask"].astype(np.float32)))[0]
+        loss = GivenMask(build_converted(done))(image, Tensor(data["mask"].astype(np.float32)))[0]
     yield "loss", error(loss, data["loss"]), case.forward
 
 
 def hugging_face(case: Case) -> Findings:
-    """Outputs of a converted model.safetensors with the config.json beside it."""
+    """Outputs of a converted model.safetensors with its config.json."""
     file = case.info.get("model_file", {}).get("file", "model.safetensors")
-    done = converted(case, file)
-    yield from and_back(case, file, done)
+    done = convert_file(case, file)
+    yield from round_trip(case, file, done)
     data = case.data
-    network, image = assembled(done), Tensor(data["image"])
+    network, image = build_converted(done), Tensor(data["image"])
     if "noise" in data:
         yield from autoencoder(case, network)
     elif "mask" in data:
@@ -253,7 +255,7 @@ def hugging_face(case: Case) -> Findings:
 
 
 def autoencoder(case: Case, network: Any) -> Findings:
-    """MAE with stored noise: what the encoder makes of all and of the visible patches, prediction, loss."""
+    """MAE with stored noise: encoder outputs of all and of the visible patches, prediction, loss."""
     data, image = case.data, Tensor(case.data["image"])
     if "encoder_all" in data:
         yield "encoder_all", error(network.encoder(image), data["encoder_all"]), case.forward
@@ -271,7 +273,7 @@ def autoencoder(case: Case, network: Any) -> Findings:
 
 
 def masked_share(case: Case) -> float | None:
-    """As stated; else such that as many patches are masked as in the stored mask, or left to the file."""
+    """The stated mask ratio, else one that masks as many patches as the stored mask, else None."""
     if "mask_ratio" in case.arguments or "mask" not in case.data:
         return case.arguments.get("mask_ratio")
     mask = case.data["mask"].reshape(len(case.data["mask"]), -1)
@@ -279,9 +281,9 @@ def masked_share(case: Case) -> float | None:
 
 
 def mae(case: Case) -> Findings:
-    """MAE pre-training in Hugging Face's names: prediction, loss and the gradient of every trained parameter."""
-    done = converted(case, "model.safetensors", mask_ratio=masked_share(case))
-    network = assembled(done)
+    """MAE pre-training with Hugging Face's names: prediction, loss, gradient of every trained parameter."""
+    done = convert_file(case, "model.safetensors", mask_ratio=masked_share(case))
+    network = build_converted(done)
     yield from autoencoder(case, network)
     weights = ms.ParameterTuple(network.trainable_params())
     image, noise = Tensor(case.data["image"]), Tensor(case.data["noise"])
@@ -289,34 +291,35 @@ def mae(case: Case) -> Findings:
     ours = {weight.name: grad.asnumpy() for weight, grad in zip(weights, grads, strict=True)}
     reference = case.tensors("grads")
     naming = recognise(reference).naming
-    seen = set()
+    compared = set()
     for name, theirs in reference.items():
-        place = naming.ours(name)
-        assert place is not None, name
-        seen.add(place[0])
-        found = ours[place[0]] if place[1] is None else np.split(ours[place[0]], 3)[place[1]]
-        if place[1] == 1 and name.endswith("bias"):  # a shift of the keys, which softmax does not see
-            scale = max(float(np.abs(ours[place[0]]).max()), 1e-12)
-            yield f"grad {name}", absolute(found, theirs) / scale, case.gradient
+        our_name = naming.ours(name)
+        assert our_name is not None, name
+        whole, third = our_name
+        compared.add(whole)
+        gradient = ours[whole] if third is None else np.split(ours[whole], 3)[third]
+        if third == 1 and name.endswith("bias"):  # the bias of the keys has no effect on the softmax
+            scale = max(float(np.abs(ours[whole]).max()), 1e-12)
+            yield f"grad {name}", absolute(gradient, theirs) / scale, case.gradient
         else:
-            yield f"grad {name}", error(found.reshape(theirs.shape), theirs), case.gradient
-    seen.add("encoder.pos_embed")  # never trained there, whatever its table is
-    yield "trained parameters without a reference", float(len(set(ours) - seen)), 0.0
+            yield f"grad {name}", error(gradient.reshape(theirs.shape), theirs), case.gradient
+    compared.add("encoder.pos_embed")  # never trained in the reference
+    yield "trained parameters without a reference", float(len(set(ours) - compared)), 0.0
 
 
 def timm(case: Case) -> Findings:
-    """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current)."""
+    """Outputs of a converted classifier; features are pooled (timm 0.5.4), all tokens, or a map (current timm)."""
     stored = case.info["checkpoint"]
     file = stored["file"] if isinstance(stored, dict) else stored
-    done = converted(
+    done = convert_file(
         case, file, image_size=pair(case.data["image"].shape[-2:]), pool=case.arguments.get("global_pool", "")
     )
     for name, theirs in case.tensors("weights").items():
         ours = foreign.open_foreign(case.folder / file).tensors[name]
         yield name, absolute(ours.array(), theirs), 0.0
-    yield from and_back(case, file, done)
+    yield from round_trip(case, file, done)
     data = case.data
-    network, image = assembled(done), Tensor(data["image"])
+    network, image = build_converted(done), Tensor(data["image"])
     yield "logits", error(network(image), data["logits"]), case.forward
     sequence = network.encoder(image).asnumpy()
     if "features_dist" in data:
