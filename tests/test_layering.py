@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,18 @@ def imported_layers(path: Path) -> set[str]:
     return found
 
 
+def at_runtime(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below one, without what only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from at_runtime(child)
+
+
 def absolute_imports(path: Path) -> set[str]:
     """First parts of the absolute imports of a module."""
     names = set()
-    for node in ast.walk(parsed(path)):
+    for node in at_runtime(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
