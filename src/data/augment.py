@@ -130,7 +130,7 @@ class ResizedCrop:
         ratio: smallest and largest width / height; its logarithm is drawn uniformly.
     """
 
-    max_tries = 10  # boxes drawn until one fits
+    tries = 10  # boxes drawn until one fits
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]):
         self.size = size
@@ -139,7 +139,7 @@ class ResizedCrop:
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw a box: top, left, height and width."""
-        for _ in range(self.max_tries):
+        for _ in range(self.tries):
             area = rng.uniform(*self.scale) * height * width
             aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             cols, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -222,7 +222,7 @@ class RandomErasing:
     """
 
     log_aspect = math.log(10 / 3)  # height / width is from 0.3 to 1 / 0.3; its logarithm is drawn uniformly
-    max_tries = 10  # boxes drawn until one is smaller than the image
+    tries = 10  # boxes drawn until one is smaller than the image
 
     def __init__(self, probability: float, area: tuple[float, float]):
         self.probability, self.area = probability, area
@@ -232,7 +232,7 @@ class RandomErasing:
         if rng.random() >= self.probability:
             return image
         chans, rows, cols = image.shape
-        for _ in range(self.max_tries):
+        for _ in range(self.tries):
             area, log_aspect = rng.uniform(*self.area), rng.uniform(-self.log_aspect, self.log_aspect)
             box = erased_size(rows, cols, area, log_aspect)
             if box is not None:

@@ -219,7 +219,7 @@ def random_erasing(path: Path) -> Findings:
     aspect = [math.exp(-erasing.log_aspect), math.exp(erasing.log_aspect)]
     yield "area_fraction of the default", error(DataConfig().erasing_area, np.array(info["area_fraction"])), 1e-9
     yield "aspect_ratio", error(aspect, np.array(info["aspect_ratio"])), 1e-9
-    yield "tries", abs(erasing.max_tries - info["tries"]), 0.0
+    yield "tries", abs(erasing.tries - info["tries"]), 0.0
     for number, box in enumerate(info["boxes"]):
         size = augment.erased_size(box["height"], box["width"], box["area_fraction"], box["log_aspect"])
         same = (size is not None) == box["accepted"] and (size is None or size == (box["h"], box["w"]))
