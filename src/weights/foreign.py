@@ -28,7 +28,7 @@ from .derive import (
     hints_of_json,
     hints_of_tree,
 )
-from .names import TIMM_SWIN, Naming, naming_for, recognise
+from .names import Naming, naming_for, recognise
 from .safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from .torch_file import (
     STORAGE_OF,
@@ -191,7 +191,7 @@ def convert_tensors(foreign: Foreign, source: str, hints: Hints) -> Converted:
     weights, unused = rename_tensors(foreign.tensors, recognised.naming)
     reordered = reorder_tables(weights, unused, foreign.tensors, recognised.naming)
     shapes = {name: value.shape for name, value in weights.items()}
-    encoder = derive_encoder(shapes, unused, replace(hints, roll_first=recognised.naming is TIMM_SWIN))
+    encoder = derive_encoder(shapes, unused, replace(hints, roll_first=recognised.naming.roll_first))
     method = derive_method(shapes, encoder, hints)
     if method is None or method.classifier is None:
         encoder = fixed_positions(encoder, weights.get("encoder.pos_embed"), sincos_position)

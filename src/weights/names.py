@@ -27,10 +27,12 @@ class Naming:
 
     pairs: (their template, our template).
     unused: pattern of their names that our networks do not need.
+    roll_first: whether their networks shift windows before they pad maps (`window_order`).
     """
 
     pairs: tuple[tuple[str, str], ...]
     unused: str = BUFFERS
+    roll_first: bool = False
 
     def ours(self, name: str) -> OurName | None:
         """Our name for theirs; None if our networks do not use it.
@@ -103,7 +105,8 @@ TIMM_SWIN = Naming(
         ("head.fc.**", "head.**"),
         *((f"layers.{n + 1}.downsample.**", f"encoder.layers.{n}.downsample.**") for n in range(9)),
         ("**", "encoder.**"),
-    )
+    ),
+    roll_first=True,
 )
 TIMM_VIT = Naming(
     (*((f"blocks.*.ls{n}.gamma", f"encoder.blocks.*.gamma_{n}") for n in (1, 2)), *PLAIN.pairs),
