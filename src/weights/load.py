@@ -77,7 +77,7 @@ class LoadReport:
 def load_encoder(
     parameters: dict[str, Parameter],
     arrays: dict[str, np.ndarray],
-    source: Path,
+    path: Path,
     origin: Origin | None = None,
     encoder: Any = None,
     classes: Iterable[str] = (),
@@ -92,7 +92,7 @@ def load_encoder(
     Args:
         parameters: of the network, by name.
         arrays: of the file, by our names.
-        source: the file, for messages.
+        path: the file, for messages.
         origin: facts that the file states.
         encoder: configuration of the network's encoder; positions are resized from the file's grid to this one.
         classes: class names of the network.
@@ -118,11 +118,11 @@ def load_encoder(
     absent = sorted(wanted - set(available))
     if absent:
         raise WeightsError(
-            f"{source}: has no weights for {len(absent)} of {len(wanted)} encoder parameters "
+            f"{path}: has no weights for {len(absent)} of {len(wanted)} encoder parameters "
             f"({', '.join(absent[:3])}); is it from another encoder?"
         )
     wanted |= classifier(parameters, arrays, not origin.classes or list(origin.classes) == list(classes))
-    resized = copy(parameters, {name: available[name] for name in wanted}, source, origin, encoder)
+    resized = copy(parameters, {name: available[name] for name in wanted}, path, origin, encoder)
     used = wanted | ({SHARED} if shared else set())
     return LoadReport(
         sorted(wanted - set(shared) - set(resized)),
@@ -143,7 +143,7 @@ def left_out(encoder: EncoderConfig, first: EncoderConfig) -> set[str]:
 
 
 def copy(
-    parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], source: Path, origin: Origin, encoder: Any
+    parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], path: Path, origin: Origin, encoder: Any
 ) -> dict[str, str]:
     """Set parameters to the arrays, resized where shapes differ.
 
@@ -155,7 +155,7 @@ def copy(
     """
     values, resized = {}, {}
     for name in sorted(arrays):
-        values[name], how = resize_value(name, arrays[name], tuple(parameters[name].shape), source, origin, encoder)
+        values[name], how = resize_value(name, arrays[name], tuple(parameters[name].shape), path, origin, encoder)
         if how:
             resized[name] = how
     for name, value in values.items():
@@ -196,12 +196,12 @@ def classifier(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], 
 
 
 def resize_value(
-    name: str, value: np.ndarray, shape: tuple[int, ...], source: Path, origin: Origin, encoder: Any
+    name: str, value: np.ndarray, shape: tuple[int, ...], path: Path, origin: Origin, encoder: Any
 ) -> tuple[np.ndarray, str]:
     """The value of a parameter in our shape, and how it was resized (empty if it was not)."""
     if value.shape == shape:
         return value, ""
-    mismatch = WeightsError(f"{source}: {name} has shape {list(value.shape)}, this recipe needs {list(shape)}")
+    mismatch = WeightsError(f"{path}: {name} has shape {list(value.shape)}, this recipe needs {list(shape)}")
     if len(value.shape) != len(shape) or value.shape[-1] != shape[-1]:
         raise mismatch
     if name in POSITIONS:
@@ -214,11 +214,11 @@ def resize_value(
     old, new = table_size(name, value.shape[0], origin.encoder), table_size(name, shape[0], encoder)
     if old is None or new is None:
         raise mismatch
-    rule = rule_of(name, old, new, source, origin)
+    rule = rule_of(name, old, new, path, origin)
     return resize_offsets(value, old, new, TABLE_RULES[rule]), f"relative positions: rule {rule}"
 
 
-def rule_of(name: str, old: Size, new: Size, source: Path, origin: Origin) -> str:
+def rule_of(name: str, old: Size, new: Size, path: Path, origin: Origin) -> str:
     """The rule of the source that trained a table.
 
     Raises:
@@ -229,7 +229,7 @@ def rule_of(name: str, old: Size, new: Size, source: Path, origin: Origin) -> st
         return rules[0]
     flags = " or ".join(f"--source {name}" for name in (origin.sources or ("simmim", "fastmim", "timm")))
     raise WeightsError(
-        f"{source}: {name} is for {old[0]}x{old[1]} tokens, this recipe needs {new[0]}x{new[1]}; the rule to resize it "
+        f"{path}: {name} is for {old[0]}x{old[1]} tokens, this recipe needs {new[0]}x{new[1]}; the rule to resize it "
         f"depends on who trained it, which the file does not state; convert it with {flags}"
     )
 

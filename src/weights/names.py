@@ -27,7 +27,7 @@ class Naming:
 
     pairs: (their template, our template).
     unused: pattern of their names that our networks do not need.
-    roll_first: whether networks with these names roll windows before padding (`SwinConfig.roll_first`).
+    roll_first: whether their networks shift windows before they pad maps (`window_order`).
     """
 
     pairs: tuple[tuple[str, str], ...]
