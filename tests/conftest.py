@@ -129,6 +129,7 @@ def one_fine_tuned(tiny_run: Callable[[str], Path]) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only the tests that compile no graph")
     parser.addoption("--all", action="store_true", help="every combination of the walk in test_pairs.py")
 
 
@@ -139,6 +140,14 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+def compiles(item: pytest.Item) -> bool:
+    """Whether a test compiles graphs: it uses the fixture `graph_mode` or has the marker `compiles`."""
+    return "graph_mode" in getattr(item, "fixturenames", ()) or item.get_closest_marker("compiles") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if compiles(item)])
+        items[:] = [item for item in items if not compiles(item)]

@@ -13,10 +13,12 @@ import pytest
 from mindspore.nn.utils import no_init_parameters
 
 from scripts import check_parity as parity
-from src.config import ClassifyConfig, SwinConfig, SwinV2Config
+from src.config import ClassifyConfig, EncoderConfig, SwinConfig, SwinV2Config
 from src.models import build_classifier
 from src.weights.names import PLAIN
 from tests.helpers import ROOT, Run
+from tests.parity.common import Case, StatedArguments
+from tests.parity.networks import case_encoder
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -126,7 +128,24 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("name", TOLD)
+#: the cases among them that compile fast
+RUN = ("fastmim_ft_vit_gap", "fastmim_vit_l2_block16_dec1_norm1", "timm_deit_distilled", "mixup")
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if name != "mixup"])
+def test_the_encoder_of_a_case_follows_from_its_shapes(name: str) -> None:
+    case = Case(GOLDEN / name)
+    weights = case.tensors("weights")
+
+    def guess() -> EncoderConfig:
+        raise AssertionError(f"{name}: the shapes are not enough")
+
+    stated = case_encoder(case, guess, weights, case.arguments)
+    rest = StatedArguments({key: value for key, value in case.arguments.items() if key not in TOLD[name]})
+    assert case_encoder(case, guess, weights, rest) == stated
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_a_case_of_another_name_whose_arrays_tell_its_sizes_passes(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

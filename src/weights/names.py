@@ -27,7 +27,7 @@ class Naming:
 
     pairs: (their template, our template).
     unused: pattern of their names that our networks do not need.
-    roll_first: whether their networks shift windows before they pad maps (`window_order`).
+    roll_first: whether their networks shift windows before they pad maps (`SwinConfig.roll_first`).
     """
 
     pairs: tuple[tuple[str, str], ...]
