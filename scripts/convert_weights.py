@@ -50,12 +50,12 @@ def convert(args: argparse.Namespace) -> None:
     """Convert; arguments are checked before slow imports."""
     args.input, args.output = (Path(expanded(str(path), "command line")) for path in (args.input, args.output))
     if args.to == "torch":
-        to_torch(args)
+        convert_to_torch(args)
     else:
-        to_ours(args)
+        convert_to_ours(args)
 
 
-def to_ours(args: argparse.Namespace) -> None:
+def convert_to_ours(args: argparse.Namespace) -> None:
     sides = args.image_size.split("x") if args.image_size else []
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise WeightsError(
@@ -171,7 +171,7 @@ def check_fit(source: Path, weights: dict[str, Any], shapes: dict[str, tuple[int
         raise WeightsError(f"{source}: lacks {len(missing)} parameters of its network ({', '.join(missing[:3])})")
 
 
-def to_torch(args: argparse.Namespace) -> None:
+def convert_to_torch(args: argparse.Namespace) -> None:
     check_output(args, WRITTEN)
     existing_file(str(args.input), "IN")
 

@@ -16,7 +16,7 @@ from src.models import build_encoder
 from src.models.graph import AsGraph
 from src.tasks.train import origin_of, train
 from src.weights import WeightsError
-from src.weights.load import Origin, load_encoder
+from src.weights.load import Origin, load_encoder_weights
 from tests.helpers import MakeFolder, Run, assert_one_line_error, numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -60,7 +60,7 @@ def test_a_whole_encoder_takes_the_first_blocks_and_says_what_is_fresh(config: E
     arrays |= {f"encoder.norm.{name}": numbers(0, part.out_dim) for name in ("weight", "bias")}
     parameters = {p.name: p for p in whole.get_parameters() if p.requires_grad}
     origin = Origin(("fastmim",), config.first_blocks(blocks), (), (), blocks)
-    report = load_encoder(parameters, arrays, Path("f.ckpt"), origin, config)
+    report = load_encoder_weights(parameters, arrays, Path("f.ckpt"), origin, config)
     total = 3 if config is VIT else 5
     assert [note.split(";")[0] for note in report.notes] == [f"pre-training had the first {blocks} of {total} blocks"]
     assert {"encoder.norm.weight", "encoder.norm.bias"} < set(report.missing)
@@ -78,7 +78,7 @@ def test_a_name_missing_below_the_cut_is_refused() -> None:
     arrays = {name: p.asnumpy() for name, p in parameters.items() if name != "encoder.blocks.1.norm1.weight"}
     origin = Origin(("fastmim",), VIT.first_blocks(2), (), (), 2)
     with pytest.raises(WeightsError, match=r"1 of \d+ encoder parameters \(encoder.blocks.1.norm1.weight\)"):
-        load_encoder(parameters, arrays, Path("f.ckpt"), origin, VIT)
+        load_encoder_weights(parameters, arrays, Path("f.ckpt"), origin, VIT)
 
 
 RECIPE = """

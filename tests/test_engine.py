@@ -24,7 +24,7 @@ from src.engine.step import Accumulate, TrainStep
 from src.methods import Classify
 from src.models import build_classifier
 from src.weights import WeightsError
-from src.weights.load import load_encoder
+from src.weights.load import load_encoder_weights
 from tests.helpers import numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -409,7 +409,7 @@ def test_loading_an_encoder_reports_by_name() -> None:
     weights, _ = network()
     head = weights["head.b"].asnumpy().copy()
     arrays = {"encoder.w": np.full((3, 4), 7, np.float32), "decoder.w": np.zeros(2, np.float32)}
-    report = load_encoder(weights, arrays, Path("f.ckpt"))
+    report = load_encoder_weights(weights, arrays, Path("f.ckpt"))
     assert (report.matched, report.missing, report.ignored) == (["encoder.w"], ["head.b"], ["decoder.w"])
     assert str(report) == "1 matched; 0 resized; 1 missing (fresh: head.b); 1 ignored (decoder.w)"
     np.testing.assert_array_equal(weights["encoder.w"].asnumpy(), arrays["encoder.w"])
@@ -421,13 +421,13 @@ def test_a_shared_position_table_starts_the_table_of_every_block() -> None:
     names = [f"encoder.blocks.{block}.attn.relative_position_bias_table" for block in (0, 1)]
     weights = {name: named(name, [0.0, 0.0]) for name in names}
     shared = "encoder.rel_pos_bias.relative_position_bias_table"
-    report = load_encoder(weights, {shared: np.array([3, 4], np.float32)}, Path("f.ckpt"))
+    report = load_encoder_weights(weights, {shared: np.array([3, 4], np.float32)}, Path("f.ckpt"))
     assert str(report) == f"0 matched; 0 resized; 2 started from {shared}; 0 missing; 0 ignored"
     for weight in weights.values():
         np.testing.assert_array_equal(weight.asnumpy(), [3, 4])
     # a table of their own in the file wins
     arrays = {shared: np.zeros(2, np.float32)} | {name: np.full(2, 5, np.float32) for name in names}
-    report = load_encoder(weights, arrays, Path("f.ckpt"))
+    report = load_encoder_weights(weights, arrays, Path("f.ckpt"))
     assert (report.matched, report.shared, report.ignored) == (names, [], [shared])
     np.testing.assert_array_equal(weights[names[0]].asnumpy(), [5, 5])
 
@@ -447,7 +447,7 @@ def test_an_encoder_that_does_not_fit_changes_nothing() -> None:
     }
     for text, arrays in cases.items():
         with pytest.raises(WeightsError) as caught:
-            load_encoder(weights, arrays, Path("f.ckpt"))
+            load_encoder_weights(weights, arrays, Path("f.ckpt"))
         assert str(caught.value) == f"f.ckpt: {text}"
     for name, value in weights.items():
         np.testing.assert_array_equal(value.asnumpy(), before[name])

@@ -34,7 +34,7 @@ from src.models.swin_v2 import log_coordinates
 from src.weights import WeightsError
 from src.weights.derive import Hints, derive_encoder, derive_method
 from src.weights.foreign import offset_index, open_foreign, to_ours, to_theirs, write_foreign
-from src.weights.load import Origin, load_encoder
+from src.weights.load import Origin, load_encoder_weights
 from src.weights.names import SOURCES, naming_for, recognise
 from src.weights.resize import TABLE_RULES, Progression, bicubic, resize_offsets, resize_positions
 from src.weights.torch_file import StoredTensor, stored_tensor
@@ -100,7 +100,7 @@ def test_the_rule_is_that_of_whoever_trained_the_table() -> None:
     table = numbers(0, 49, 2)
     for sources, rule in {("simmim",): "simmim", ("fastmim",): "fastmim", ("timm", "hf"): "bicubic"}.items():
         weights = parameters({TABLE: (169, 2)})
-        report = load_encoder(weights, {TABLE: table}, FILE, Origin(sources))
+        report = load_encoder_weights(weights, {TABLE: table}, FILE, Origin(sources))
         expected = resize_offsets(table, (4, 4), (7, 7), TABLE_RULES[rule])
         np.testing.assert_array_equal(weights[TABLE].asnumpy(), expected)
         assert str(report) == f"0 matched; 1 resized (relative positions: rule {rule}); 0 missing; 0 ignored"
@@ -110,13 +110,15 @@ def test_the_rule_is_that_of_whoever_trained_the_table() -> None:
 def test_an_open_rule_is_asked_for_and_nothing_is_copied(sources: tuple[str, ...]) -> None:
     weights = parameters({TABLE: (169, 2), "encoder.a": (1,)})
     with pytest.raises(WeightsError) as caught:
-        load_encoder(weights, {TABLE: numbers(0, 49, 2), "encoder.a": np.ones(1, np.float32)}, FILE, Origin(sources))
+        load_encoder_weights(
+            weights, {TABLE: numbers(0, 49, 2), "encoder.a": np.ones(1, np.float32)}, FILE, Origin(sources)
+        )
     text = str(caught.value)
     assert text.startswith(f"f.ckpt: {TABLE} is for 4x4 tokens, this recipe needs 7x7") and "--source simmim" in text
     assert not weights["encoder.a"].asnumpy().any()
     # of the right size it is taken, whoever trained it
     weights = parameters({TABLE: (49, 2)})
-    assert load_encoder(weights, {TABLE: numbers(0, 49, 2)}, FILE, Origin(sources)).matched == [TABLE]
+    assert load_encoder_weights(weights, {TABLE: numbers(0, 49, 2)}, FILE, Origin(sources)).matched == [TABLE]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_an_open_rule_is_asked_for_and_nothing_is_copied(sources: tuple[str, ...
 def test_shapes_that_no_rule_covers_are_refused(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> None:
     weights = parameters({name: ours})
     with pytest.raises(WeightsError) as caught:
-        load_encoder(weights, {name: numbers(0, *theirs)}, FILE, Origin(("simmim",)))
+        load_encoder_weights(weights, {name: numbers(0, *theirs)}, FILE, Origin(("simmim",)))
     assert str(caught.value) == f"f.ckpt: {name} has shape {list(theirs)}, this recipe needs {list(ours)}"
 
 
@@ -142,7 +144,7 @@ def test_one_shared_table_starts_those_of_a_larger_grid() -> None:
     names = [f"encoder.blocks.{block}.attn.relative_position_bias_table" for block in (0, 1)]
     table = numbers(0, 11 * 11 + 3, 2)
     weights = parameters(dict.fromkeys(names, (15 * 15 + 3, 2)))
-    report = load_encoder(weights, {shared: table}, FILE, Origin(("simmim",)))
+    report = load_encoder_weights(weights, {shared: table}, FILE, Origin(("simmim",)))
     assert (report.matched, report.shared, sorted(report.resized)) == ([], names, names)
     for name in names:
         np.testing.assert_array_equal(weights[name].asnumpy()[-3:], table[-3:])
@@ -155,20 +157,20 @@ def test_grids_that_are_not_square_come_from_the_recipes() -> None:
     new = replace(old, image_size=(64, 96))
     table = numbers(0, 1, 1 + 2 * 4, 8)
     weights = parameters({"encoder.pos_embed": (1, 1 + 4 * 6, 8)})
-    load_encoder(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",), old), new)
+    load_encoder_weights(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",), old), new)
     np.testing.assert_array_equal(weights["encoder.pos_embed"].asnumpy(), resize_positions(table, (2, 4), (4, 6)))
     with pytest.raises(WeightsError, match="has shape"):  # without them 8 places are nothing
-        load_encoder(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",)))
+        load_encoder_weights(weights, {"encoder.pos_embed": table}, FILE, Origin(("mae",)))
 
 
 def test_fixed_positions_of_another_size_are_the_networks_own() -> None:
     weights = parameters({"encoder.pos_embed": (1, 17, 8), "encoder.a": (1,)})
     weights["encoder.pos_embed"].requires_grad = False
     arrays = {"encoder.pos_embed": numbers(0, 1, 5, 8), "encoder.a": np.ones(1, np.float32)}
-    report = load_encoder(weights, arrays, FILE)
+    report = load_encoder_weights(weights, arrays, FILE)
     assert (report.matched, report.missing) == (["encoder.a"], ["encoder.pos_embed"])
     arrays["encoder.pos_embed"] = numbers(0, 1, 17, 8)  # of the same size they are the file's
-    assert load_encoder(weights, arrays, FILE).missing == []
+    assert load_encoder_weights(weights, arrays, FILE).missing == []
 
 
 HEADS = {"encoder.a": (2,), "fc_norm.weight": (2,), "head.weight": (5, 2), "head.bias": (5,)}
@@ -188,7 +190,7 @@ def test_a_classifier_is_taken_for_the_same_classes_only(theirs: int, names: tup
     arrays |= {"head.weight": np.ones((theirs, 2)), "head.bias": np.ones(theirs)}
     weights = parameters(HEADS)
     arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
-    report = load_encoder(weights, arrays, FILE, Origin((), None, names), None, list("abcde"))
+    report = load_encoder_weights(weights, arrays, FILE, Origin((), None, names), None, list("abcde"))
     assert bool(weights["head.weight"].asnumpy().any()) == copied
     assert report.missing == ([] if copied else ["head.bias", "head.weight"])
     assert "fresh: head.bias, head.weight" in str(report) or copied
@@ -201,29 +203,29 @@ def test_fastmim_starts_the_final_norm_of_a_classifier_afresh() -> None:
     arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     for sources, head, norm in ((("fastmim",), True, 0), (("simmim",), True, 1), (("fastmim",), False, 1)):
         weights = parameters(shapes | ({"head.weight": (3, 2)} if head else {}))
-        report = load_encoder(weights, arrays, FILE, Origin(sources))
+        report = load_encoder_weights(weights, arrays, FILE, Origin(sources))
         assert weights["encoder.norm.weight"].asnumpy().tolist() == [norm, norm]
         assert ("encoder.norm.weight" in report.missing) == (norm == 0)
     # a ViT that pools its class token has no other norm, and keeps the name
     weights = parameters(shapes | {"head.weight": (3, 2), "encoder.cls_token": (2,)})
-    load_encoder(weights, arrays | {"encoder.cls_token": np.ones(2, np.float32)}, FILE, Origin(("fastmim",)))
+    load_encoder_weights(weights, arrays | {"encoder.cls_token": np.ones(2, np.float32)}, FILE, Origin(("fastmim",)))
     assert weights["encoder.norm.weight"].asnumpy().all()
     # from a classifier it is taken
     weights = parameters(shapes | {"head.weight": (3, 2)})
-    load_encoder(weights, arrays | {"head.weight": np.zeros((3, 2), np.float32)}, FILE, Origin(("fastmim",)))
+    load_encoder_weights(weights, arrays | {"head.weight": np.zeros((3, 2), np.float32)}, FILE, Origin(("fastmim",)))
     assert weights["encoder.norm.weight"].asnumpy().all()
 
 
 def test_what_equal_shapes_hide_is_said() -> None:
     """FastMIM's ViT-B pre-trains with 6 heads and fine-tunes with 12."""
     new = ENCODERS["vit_base"]
-    report = load_encoder(parameters({}), {}, FILE, Origin(("fastmim",), replace(new, num_heads=6)), new)
+    report = load_encoder_weights(parameters({}), {}, FILE, Origin(("fastmim",), replace(new, num_heads=6)), new)
     assert report.notes == ["encoder.num_heads was 6, is 12"] and str(report).endswith(report.notes[0])
 
 
 def test_buffers_are_counted_and_not_listed() -> None:
     aside = ("layers.0.blocks.1.attn_mask", "layers.0.blocks.0.attn.relative_position_index", "pooler.weight")
-    report = load_encoder(parameters({}), {}, FILE, Origin((), None, (), aside))
+    report = load_encoder_weights(parameters({}), {}, FILE, Origin((), None, (), aside))
     assert str(report) == "0 matched; 0 resized; 0 missing; 3 ignored (pooler.weight)"
 
 
@@ -311,7 +313,7 @@ def test_positions_without_a_class_entry_are_resized_whole() -> None:
     table = numbers(0, 1, 2 * 4, 12)
     weights = parameters({"encoder.pos_embed": (1, 6 * 4, 12), "encoder.cls_token": (1, 1, 12)})
     arrays = {"encoder.pos_embed": table, "encoder.cls_token": np.ones((1, 1, 12), np.float32)}
-    report = load_encoder(weights, arrays, FILE, Origin(("timm",), old), new)
+    report = load_encoder_weights(weights, arrays, FILE, Origin(("timm",), old), new)
     assert report.resized == {"encoder.pos_embed": "positions: bicubic"} and report.matched == ["encoder.cls_token"]
     expected = np.stack([bicubic(table[0, :, c].reshape(2, 4), (6, 4)).reshape(-1) for c in range(12)], axis=1)
     np.testing.assert_allclose(weights["encoder.pos_embed"].asnumpy()[0], expected, atol=1e-6)
@@ -702,7 +704,7 @@ def test_weights_do_not_move_the_network_they_do_not_fit(tmp_path: Path) -> None
     arrays = classifier_weights(SMALL_SWIN)
     arrays.pop("encoder.layers.1.blocks.0.norm2.bias")
     with pytest.raises(WeightsError, match=r"no weights for 1 of \d+ encoder parameters"):
-        load_encoder(weights, arrays, FILE, Origin(("simmim",)))
+        load_encoder_weights(weights, arrays, FILE, Origin(("simmim",)))
     for name, value in weights.items():
         np.testing.assert_array_equal(value.asnumpy(), before[name])
 

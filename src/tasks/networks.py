@@ -110,9 +110,11 @@ def load_encoder(
     cell = pooled if numbers is None else FeatureExtractor(network, encoder, numbers)
     cell.report = "initial weights"
     if loaded is not None:
-        from ..weights.load import load_encoder as load  # needs SciPy, but only to resize tables
+        from ..weights.load import load_encoder_weights  # needs SciPy, but only to resize tables
 
-        cell.report = str(load(checkpoint.weights_of(cell), loaded.weights, loaded.path, origin_of(loaded), encoder))
+        cell.report = str(
+            load_encoder_weights(checkpoint.weights_of(cell), loaded.weights, loaded.path, origin_of(loaded), encoder)
+        )
     return cell.set_train(False)
 
 

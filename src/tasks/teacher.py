@@ -73,18 +73,20 @@ def check_teacher(recipe: Recipe, teacher: Teacher, stored: Recipe) -> None:
     described, actual = teacher.encoder, stored.trained_encoder
     encoder_key = f"{teacher.key}_encoder"
     if type(described) is not type(actual):
-        check_equal(teacher, encoder_key, described.name, actual.name)
+        check_as_described(teacher, encoder_key, described.name, actual.name)
     for item in fields(actual):
         if item.name not in TRAINING_ONLY:
             key = f"{encoder_key}.{item.name}"
-            check_equal(teacher, key, getattr(described, item.name), getattr(actual, item.name))
+            check_as_described(teacher, key, getattr(described, item.name), getattr(actual, item.name))
     if teacher.classifier and stored.method.classifier:
-        check_equal(teacher, "method.num_classes", teacher.classifier.num_classes, stored.method.classifier.num_classes)
+        check_as_described(
+            teacher, "method.num_classes", teacher.classifier.num_classes, stored.method.classifier.num_classes
+        )
     for key in ("mean", "std"):
-        check_equal(teacher, f"data.{key}", list(getattr(recipe.data, key)), list(getattr(stored.data, key)))
+        check_as_described(teacher, f"data.{key}", list(getattr(recipe.data, key)), list(getattr(stored.data, key)))
 
 
-def check_equal(teacher: Teacher, key: str, described: Any, actual: Any) -> None:
+def check_as_described(teacher: Teacher, key: str, described: Any, actual: Any) -> None:
     """Raise `TeacherError` if a value in the recipe differs from that of the teacher's checkpoint."""
     if described != actual:
         legal = list(actual) if isinstance(actual, tuple) else actual

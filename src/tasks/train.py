@@ -25,7 +25,7 @@ from ..methods import Method, build_method
 from ..models.graph import AsGraph
 from ..visual.curves import draw_curves
 from ..visual.gallery import write_grid
-from ..weights.load import Origin, carry_over, load_encoder
+from ..weights.load import Origin, carry_over, load_encoder_weights
 from .images import evaluation_batches, load_sources, loader
 from .networks import origin_of
 from .teacher import digest_of, load_teacher, store_outputs, stored_outputs
@@ -285,7 +285,9 @@ class Training:
         origin = origin_of(loaded)
         classes = self.train_loader.source.classes
         weights = checkpoint.weights_of(self.method)
-        report = load_encoder(weights, loaded.weights, loaded.path, origin, self.recipe.trained_encoder, classes)
+        report = load_encoder_weights(
+            weights, loaded.weights, loaded.path, origin, self.recipe.trained_encoder, classes
+        )
         self.folder.info(f"encoder from {loaded.path} (epoch {loaded.meta['epoch']}): {report}")
         return origin
 

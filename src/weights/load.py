@@ -74,7 +74,7 @@ class LoadReport:
         return "; ".join(parts + self.notes)
 
 
-def load_encoder(
+def load_encoder_weights(
     parameters: dict[str, Parameter],
     arrays: dict[str, np.ndarray],
     path: Path,

@@ -22,7 +22,7 @@ from src.models.layers import sincos_position
 from src.tasks.networks import BareEncoder
 from src.weights import foreign
 from src.weights.derive import Hints, pair
-from src.weights.load import Origin, load_encoder
+from src.weights.load import Origin, load_encoder_weights
 from src.weights.names import BUFFERS, naming_for, recognise
 from src.weights.resize import TABLE_RULES, Progression, resize_offsets, resize_positions
 from src.weights.torch_file import StoredTensor
@@ -123,7 +123,7 @@ def remap(case: Case) -> Findings:
     method = Classify(build_classifier(encoder, classifier_config(classes, vit, bool(pool_mean))), 0.0)
     weights = weights_of(method)
     fresh = {name: value.asnumpy().copy() for name, value in weights.items()}
-    report = load_encoder(
+    report = load_encoder_weights(
         weights, done.weights, case.folder, Origin(done.sources, done.encoder, (), tuple(done.unused)), encoder
     )
     rename = rename_with(naming_for(source, weights))
