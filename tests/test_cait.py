@@ -38,6 +38,7 @@ def small(**changes: Any) -> CaiTConfig:
     return CaiTConfig(**(sizes | changes))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "config",
     [small(), small(in_chans=1, image_size=(48, 16), qkv_bias=False, depth_token_only=1, mlp_ratio_token_only=1.0)],
@@ -128,6 +129,7 @@ class LossGradients(nn.Cell):
         return self.gradients(image, mask)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["simmim", "fastmim"])
 def test_masked_image_modelling_trains_all_that_the_decoder_sees(name: str) -> None:
     """SimMIM's decoder drops the class token, so its blocks have no gradient; FastMIM's attends to it."""

@@ -177,12 +177,14 @@ def test_a_broken_picture_is_one_line(demo: Path) -> None:
         page_of(demo)
 
 
+@pytest.mark.compiles
 def test_the_command_refuses_what_is_no_demo(demo: Path, run_entry: Run) -> None:
     assert_one_line_error(run_entry("scripts/demo_report.py", demo / "none"), "FOLDER: there is no folder")
     assert_one_line_error(run_entry("scripts/demo_report.py", demo), "fastmim/last.ckpt: no such checkpoint file")
     assert not (demo / "report.html").exists()
 
 
+@pytest.mark.compiles
 def test_the_command_counts_confusions_of_checkpoints(demo: Path, run_entry: Run) -> None:
     figures = json.loads((WRITTEN / "figures.json").read_text(encoding="utf-8"))["classify"]["evaluate"]
     for label in range(3):

@@ -125,6 +125,7 @@ def pre_trained(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "pre.ckpt"
 
 
+@pytest.mark.compiles
 def test_a_bare_encoder_is_exported(pre_trained: Path, tmp_path: Path) -> None:
     done = export_checkpoint(str(pre_trained), "mindir", str(tmp_path / "encoder.mindir"), 0, [])
     assert done.difference <= EXPORT_TOLERANCE

@@ -15,7 +15,9 @@ import pytest
 from src import __version__
 from src.config.files import load_recipe
 from src.engine import checkpoint
-from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
+from tests.helpers import MakeFolder, Run, assert_one_line_error
+
+pytestmark = pytest.mark.compiles
 
 RECIPE = """
 encoder: {{name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, drop_path: 0.3}}
@@ -25,26 +27,6 @@ device: CPU
 """
 PRETRAIN = "method: {name: fastmim, mask_block: 8, target: {cell: 4}, decoder: {width: 32, depth: 1}}\n"
 FINETUNE = "method: {name: classify, num_classes: 3}\n"
-
-#: trains a recipe and dies without warning when it prints the first line of the third epoch
-CRASH = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from src.config.files import load_recipe
-from src.tasks.train import train
-
-class Killer:
-    def write(self, text):
-        if "epoch 3/" in text:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def flush(self):
-        pass
-    def isatty(self):
-        return False
-
-sys.stdout = Killer()
-train(load_recipe({recipe!r}, ["output=" + {output!r}]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -186,41 +168,6 @@ def test_export_writes_a_network_and_its_preprocessing(finetuned: Path, tmp_path
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def crashed(folder: Path, pretrain_recipe: Path, run_entry: Run) -> Path:
-    """The output of a run that was killed in its third epoch."""
-    output, script = folder / "crashed", folder / "crash.py"
-    script.write_text(CRASH.format(root=str(ROOT), recipe=str(pretrain_recipe), output=str(output)))
-    done = run_entry(script)
-    assert done.returncode == -9, done.stdout + done.stderr
-    assert checkpoint.load(output / "last.ckpt").meta["epoch"] == 2
-    return output
-
-
-def copy_run(source: Path, target: Path) -> Path:
-    target.mkdir()
-    for name in ("last.ckpt", "metrics.jsonl"):
-        (target / name).write_bytes((source / name).read_bytes())
-    return target
-
-
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
-    pretrained: Path, pretrain_recipe: Path, crashed: Path, tmp_path: Path, run_entry: Run
-) -> None:
-    output = copy_run(crashed, tmp_path / "resumed")
-    done = run_entry("train.py", "--config", pretrain_recipe, "--resume", "auto", f"output={output}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"resumed from {output / 'last.ckpt'} after epoch 2 (step 6)" in done.stdout
-    straight, resumed = arrays_of(pretrained / "last.ckpt"), arrays_of(output / "last.ckpt")
-    assert set(straight) == set(resumed)
-    counters = [name for name in straight if name.endswith(checkpoint.DRAWS)]
-    assert len(counters) == 2 and all(int(straight[name]) == 96 for name in counters)  # masks, drop path: each image
-    for name, value in straight.items():
-        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-    ends = [checkpoint.load(path / "last.ckpt").meta for path in (pretrained, output)]
-    assert ends[0]["step"] == ends[1]["step"] == 12 and ends[0]["best"] == ends[1]["best"]
 
 
 def test_resuming_needs_a_training_state(

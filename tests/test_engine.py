@@ -79,6 +79,7 @@ def test_groups_without_layer_decay_and_with_decayed_tokens() -> None:
     assert {name for name, (_, decay) in found.items() if decay} == {"low.weight", "top.weight", "token"}
 
 
+@pytest.mark.compiles
 def test_adamw_equals_pytorchs_order_of_operations() -> None:
     """Decay first, then moments, bias correction outside the root of v, eps after the root; in float64."""
     method = Layered()
@@ -152,6 +153,7 @@ def tiny_classifier() -> Classify:
     return method
 
 
+@pytest.mark.compiles
 def test_accumulation_equals_the_large_batch() -> None:
     images, labels = numbers(1, 16, 3, 32, 32), np.arange(16, dtype=np.int32) % 4
     train = TrainConfig(eps=1e-3, weight_decay=0.1)

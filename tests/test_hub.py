@@ -161,6 +161,7 @@ def test_the_asset_evaluates_as_the_checkpoint(one_fine_tuned: Path, one_publish
     assert {key: result[key] for key in metrics} == metrics
 
 
+@pytest.mark.compiles
 def test_a_renamed_parameter_is_seen(copied: Path, images: Path, load: Load) -> None:
     """By publish.py's check and by the steps above; the hub itself would load the rest and say nothing."""
     asset = asset_of(copied)
@@ -176,6 +177,7 @@ def test_a_renamed_parameter_is_seen(copied: Path, images: Path, load: Load) -> 
     assert done.returncode == 1 and "no weights for ['head.weight']" in done.stderr
 
 
+@pytest.mark.compiles
 def test_a_changed_asset_is_seen(copied: Path, images: Path, load: Load) -> None:
     content = bytearray(asset_of(copied).read_bytes())
     content[len(content) // 2] ^= 1

@@ -143,6 +143,7 @@ def test_reading_a_recipe_does_not_load_mindspore(run_entry: Run, module: str) -
     assert done.stdout.split() == ["False", "True"], done.stderr
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("task", ["networks", "evaluate", "predict", "export"])
 def test_inference_imports_no_trainer(run_entry: Run, task: str) -> None:
     unwanted = ["src.tasks.train", "src.tasks.teacher", "src.engine.loop", "src.visual", "matplotlib"]

@@ -46,6 +46,7 @@ def saved(kind: str, folder: Path) -> tuple[Path, Any]:
     return folder / f"{kind}.ckpt", network.set_train(False)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", CASES)
 def test_features_and_maps_are_those_of_the_trained_encoder(kind: str, tmp_path: Path) -> None:
     path, network = saved(kind, tmp_path)
@@ -65,6 +66,7 @@ def test_features_and_maps_are_those_of_the_trained_encoder(kind: str, tmp_path:
     np.testing.assert_allclose(maps[-1].asnumpy(), last, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.compiles
 def test_blocks_come_in_the_order_they_are_asked_for(tmp_path: Path) -> None:
     path, _ = saved("swin", tmp_path)
     both = load_encoder(path, blocks=[-1, 0])(Tensor(IMAGE))
@@ -73,6 +75,7 @@ def test_blocks_come_in_the_order_they_are_asked_for(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["learned", "swin"])
 def test_another_image_size_resizes_positions_and_says_so(kind: str, tmp_path: Path) -> None:
     path, _ = saved(kind, tmp_path)
@@ -97,6 +100,7 @@ def test_a_classifier_gives_what_its_head_sees(kind: str, tiny_run: Callable[[st
     np.testing.assert_allclose(logits, classifier(Tensor(IMAGE)).asnumpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiles
 def test_a_backbone_can_be_trained_on(tmp_path: Path) -> None:
     path, _ = saved("vit", tmp_path)
     backbone = load_encoder(path, blocks="stages").set_train(True)
@@ -110,6 +114,7 @@ def test_a_backbone_can_be_trained_on(tmp_path: Path) -> None:
     assert sum(bool(np.abs(grad.asnumpy()).max() > 0) for grad in found) > len(found) / 2
 
 
+@pytest.mark.compiles
 def test_a_named_network_has_fresh_weights() -> None:
     backbone = load_encoder("manifold_kd_deit_tiny", blocks=[2], image_size=32)
     assert backbone.report == "initial weights" and backbone(Tensor(IMAGE))[0].shape == (2, 192, 2, 2)

@@ -20,7 +20,7 @@ from src.models.graph import AsGraph
 from src.models.tokens import PutTokens, TakeTokens
 from tests.helpers import numbers
 
-pytestmark = pytest.mark.usefixtures("graph_mode")
+pytestmark = [pytest.mark.usefixtures("graph_mode"), pytest.mark.compiles]
 
 KEEP = np.array([[5, 0, 11], [2, 15, 7]], np.int32)
 ENCODERS: dict[str, Any] = {

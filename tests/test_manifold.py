@@ -65,6 +65,7 @@ def relation_losses(student: np.ndarray, teacher: np.ndarray, index: np.ndarray)
     return np.array([np.mean(difference**2) for difference in (sample, patch, rand)])
 
 
+@pytest.mark.compiles
 def test_relations_are_the_written_formula() -> None:
     """Pairs with a class token on one side, on both (then it takes part), with maps of two sizes merged to one, with a
     distillation token besides (the student's surplus is cut off), and with a class token of the teacher alone."""
@@ -175,6 +176,7 @@ class Drawing(nn.Cell):
         return self.relations.draw((student, student), (teacher, teacher))
 
 
+@pytest.mark.compiles
 def test_every_step_and_pair_draws_its_own_tokens_and_the_counter_gives_them_again() -> None:
     ms.set_seed(3)
     drawing = Drawing(Relations(CONFIG, (((4, 4), (4, 4), (4, 4)),) * 2))
@@ -228,6 +230,7 @@ def trained(graph_mode: None) -> tuple[Any, list[dict[str, float]], dict[str, np
     return method, found, before, snapshot(method.teacher.get_parameters())
 
 
+@pytest.mark.compiles
 def test_training_lowers_the_loss_and_every_part_is_there(trained: Any) -> None:
     _, found, _, _ = trained
     for outputs in found:
@@ -251,6 +254,7 @@ def test_the_teacher_is_never_trained(trained: Any) -> None:
     assert set(counters_of(method)) == {"encoder.drop_path.uniform.draws", "uniform.draws", "drawn.draws"}
 
 
+@pytest.mark.compiles
 def test_a_student_that_is_its_teacher_has_no_loss_on_mixed_images() -> None:
     """So the teacher sees the images of the student, mixed alike, and pairs are matched."""
     encoder = replace(STUDENT, drop_path=0.0)
@@ -264,6 +268,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_on_mixed_images() -> None:
     assert all(abs(outputs[name]) < 1e-6 for name in ("loss", *method.parts))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["soft", "hard", "none"])
 def test_what_the_logits_cost(kind: str) -> None:
     """alpha shares between labels and teacher; none leaves the labels whole."""
@@ -285,6 +290,7 @@ def test_what_the_logits_cost(kind: str) -> None:
     assert outputs["loss"] == pytest.approx(outputs["base"] + outputs["distillation"], rel=1e-6)
 
 
+@pytest.mark.compiles
 def test_the_second_head_learns_from_the_teacher_and_the_first_from_the_labels() -> None:
     encoder = ViTConfig(
         image_size=(SIDE, SIDE), patch_size=8, embed_dim=16, depth=2, num_heads=2, distilled=True, position="learned"
@@ -309,6 +315,7 @@ def both_heads(method: Any) -> Any:
     return heads
 
 
+@pytest.mark.compiles
 def test_stages_of_two_networks_are_matched_by_their_maps() -> None:
     """A Swin learns from a deeper and wider one; the 8x8 maps are merged to 4x4."""
     student = SwinConfig(image_size=(SIDE, SIDE), embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)

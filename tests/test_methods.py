@@ -84,7 +84,7 @@ class Course:
 
 
 @pytest.fixture(scope="module", params=list(METHODS))
-def course(request: pytest.FixtureRequest, graph_mode: None) -> Iterator[Course]:
+def course(request: pytest.FixtureRequest, graph_mode: None, compiled: None) -> Iterator[Course]:
     yield Course(request.param)
 
 
@@ -133,6 +133,7 @@ def expected_weights(name: str, mask: np.ndarray, method: Any) -> np.ndarray:
     return tokens.reshape(BATCH, 16, method.target.dim)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["hog", "pixels", "patch pixels"])
 def test_loss_and_constant_predictor_equal_numpy(name: str) -> None:
     method = build(name)
@@ -153,6 +154,7 @@ def test_loss_and_constant_predictor_equal_numpy(name: str) -> None:
     assert float(loss) / method.baseline(sums.asnumpy().astype(np.float64)) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.compiles
 def test_masked_pixels_do_not_reach_the_encoder() -> None:
     method = build("hog")
     (image,) = batch_of("hog")
@@ -167,6 +169,7 @@ def test_masked_pixels_do_not_reach_the_encoder() -> None:
     np.testing.assert_array_equal(hide(other, mask).asnumpy(), hidden)
 
 
+@pytest.mark.compiles
 def test_the_mask_changes_from_step_to_step_but_not_in_evaluation() -> None:
     method = build("hog")
     first, second = (masks_of(method).asnumpy().copy() for _ in range(2))
@@ -178,6 +181,7 @@ def test_the_mask_changes_from_step_to_step_but_not_in_evaluation() -> None:
     assert len(losses) == 3
 
 
+@pytest.mark.compiles
 def test_classification_loss_equals_numpy() -> None:
     method = build("classify")
     method.classifier.head.weight.set_data(Tensor(numbers(2, CLASSES, 32)))
@@ -197,6 +201,7 @@ def test_classification_loss_equals_numpy() -> None:
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["hog", "classify"])
 def test_padding_does_not_count(name: str) -> None:
     method = build(name)
@@ -246,6 +251,7 @@ def test_evaluate_adds_over_all_images() -> None:
     assert not method.training
 
 
+@pytest.mark.compiles
 def test_top_five_of_fewer_classes_is_everything() -> None:
     method = build("classify")
     image, label = batch_of("classify")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -13,13 +12,10 @@ from mindspore import Tensor, nn
 from scipy.stats import beta, kstest
 
 from src.config import ClassifyConfig, Recipe, TrainConfig, ViTConfig
-from src.config.files import load_recipe
 from src.engine import checkpoint
 from src.methods import Classify, build_method
 from src.methods.mixing import BetaQuantile, Mixing, cut_box, mix
 from src.models.graph import AsGraph
-from src.tasks.train import train
-from tests.conftest import TINY
 from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -67,6 +63,7 @@ def many(graph_mode: None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return draws(mixing(mixup_prob=0.8, mixup_switch_prob=0.3), 3000)
 
 
+@pytest.mark.compiles
 def test_lambda_has_its_distribution_and_both_probabilities(many: tuple[np.ndarray, ...]) -> None:
     lam, _, cutmix = many
     mixed = lam < 1
@@ -90,12 +87,14 @@ def test_boxes_cover_one_minus_lambda_and_stay_inside(many: tuple[np.ndarray, ..
     assert (box[lam == 1][:, 0] == box[lam == 1][:, 1]).all()  # nothing is cut where nothing is mixed
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("off", "cutmix"), [("mixup", True), ("cutmix", False)])
 def test_one_kind_alone(off: str, cutmix: bool) -> None:
     lam, _, found = draws(mixing(**{off: 0.0}), 40)
     assert (found == cutmix).all() and (lam < 1).all() and len(set(lam.tolist())) == 40
 
 
+@pytest.mark.compiles
 def test_the_sequence_repeats_and_continues() -> None:
     first = draws(mixing(), 6)
     for ours, again in zip(first, draws(mixing(), 6), strict=True):
@@ -135,6 +134,7 @@ class Mix(nn.Cell):
         return mix(*inputs)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_images_and_targets_are_mixed_in_the_same_share(cutmix: bool) -> None:
     image, target = numbers(0, 4, 3, 6, 10), np.random.default_rng(1).dirichlet(np.ones(5), 4).astype(np.float32)
@@ -152,6 +152,7 @@ def test_images_and_targets_are_mixed_in_the_same_share(cutmix: bool) -> None:
         np.testing.assert_allclose(soft[number], target[number] * share + target[partner] * (1 - share), atol=1e-6)
 
 
+@pytest.mark.compiles
 def test_soft_targets_sum_to_one_and_smooth_both_labels() -> None:
     cell = mixing(cutmix=0.0)
     label = np.array([0, 1, 2, 1], np.int32)
@@ -190,6 +191,7 @@ def flat(outputs: tuple[Tensor, ...]) -> list[float]:
     return [float(number) for part in outputs for number in part.asnumpy().reshape(-1)]
 
 
+@pytest.mark.compiles
 def test_training_mixes_and_evaluation_does_not() -> None:
     plain, mixes = method_of(ClassifyConfig(num_classes=CLASSES)), method_of(BOTH)
     image, label = Tensor(numbers(0, 4, 3, 32, 32)), Tensor(np.array([0, 1, 2, 3], np.int32))
@@ -205,29 +207,3 @@ def test_training_mixes_and_evaluation_does_not() -> None:
     number, methods = Tensor(np.arange(4, dtype=np.int32)), (plain, mixes.set_train(True))
     sums = [AsGraph(method, method.measure)(image, label, number).asnumpy().tolist() for method in methods]
     assert sums[0] == sums[1] and int(mixes.mixing.uniform.draws.asnumpy()) == count
-
-
-RECIPE = """
-encoder: {encoder}
-method: {{name: classify, num_classes: 6, mixup: 0.8, cutmix: 1.0}}
-data: {{root: {root}, workers: 1, auto_augment: rand-m9-mstd0.5-inc1, erasing: 0.25}}
-train: {{epochs: 2, batch_size: 12, base_lr: 5e-3, lr_batch: 0, log_every: 1, eval_every: 0}}
-device: CPU
-"""
-
-
-def test_a_resumed_run_mixes_as_the_uninterrupted_one(
-    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.format(encoder=TINY["vit"], root=tiny_data), encoding="utf-8")
-    runs = {name: load_recipe(path, [f"output={tmp_path / name}"]) for name in ("straight", "stopped")}
-    train(runs["straight"])
-    train(runs["stopped"], stop_after=1)
-    train(runs["stopped"], resume="auto")
-    ends = [checkpoint.load(tmp_path / name / "last.ckpt") for name in runs]
-    assert sum(name.endswith(checkpoint.DRAWS) for name in ends[0].state) == 2  # mixing and drop path
-    for ours, theirs in zip((ends[0].weights, ends[0].state), (ends[1].weights, ends[1].state), strict=True):
-        assert set(ours) == set(theirs)
-        for name, value in ours.items():
-            np.testing.assert_array_equal(theirs[name], value, err_msg=name)

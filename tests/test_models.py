@@ -28,6 +28,7 @@ def small(**changes: Any) -> ViTConfig:
     return ViTConfig(**(sizes | changes))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "config",
     [
@@ -71,6 +72,7 @@ def shrunk(config: Any) -> Any:
 SHRUNK = {shrunk(ENCODERS[name]): name for name in sorted(ENCODERS, reverse=True)}
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("config", SHRUNK, ids=SHRUNK.values())
 def test_the_presets_shrunk_to_two_blocks_keep_their_promises(config: Any) -> None:
     """Sizes as the configuration states them, for every encoder; the top layer may be the head's alone."""
@@ -111,6 +113,7 @@ class Factors(nn.Cell):
         return self.drop_path(self.batch)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("constant", "rates"), [(False, (0.0, 0.2, 0.4)), (True, (0.4, 0.4, 0.4))])
 def test_drop_path_skips_whole_samples_at_the_stated_rate(constant: bool, rates: tuple[float, ...]) -> None:
     batch, depth = 20_000, 3
@@ -145,6 +148,7 @@ def test_drop_path_never_doubles_a_branch() -> None:
     assert set(last) <= {0.0, 2.0}
 
 
+@pytest.mark.compiles
 def test_drop_path_acts_in_training_only() -> None:
     encoder = build_encoder(small(drop_path=0.5))
     image = Tensor(numbers(0, 8, 3, 32, 48))
@@ -194,6 +198,7 @@ def test_pool_cls_is_the_class_token() -> None:
     np.testing.assert_array_equal(AsGraph(head, head.features)(Tensor(sequence)).asnumpy(), sequence[:, 0])
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("config", [ClassifyConfig(), ClassifyConfig(pool="cls", fc_norm=False)], ids=["mean", "cls"])
 def test_vit_base_has_the_published_number_of_parameters(config: ClassifyConfig) -> None:
     """86,567,656: timm's vit_base_patch16_224; the norm moves from the encoder to the pooled features or stays."""
@@ -260,6 +265,7 @@ def test_the_cpu_form_equals_the_stock_form(
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-5)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("stock", "fast", "shape", "more"),
     [
@@ -387,6 +393,7 @@ def test_swin_v2_is_as_large_as_published(name: str, millions: int) -> None:
     assert norms == [f"layers.2.blocks.{block}.norm3.weight" for block in (5, 11, 17) if huge]
 
 
+@pytest.mark.compiles
 def test_the_norm_on_the_main_branch_acts_after_every_nth_block() -> None:
     config = SwinV2Config(embed_dim=8, depths=(3,), num_heads=(2,), image_size=(32, 32), window_size=4)
     image, outputs = Tensor(numbers(0, 1, 3, 32, 32)), []

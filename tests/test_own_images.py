@@ -13,7 +13,7 @@ from tests.helpers import ROOT, MakeFolder
 from tests.markdown import fenced, without_comment
 from tests.test_pages import module_of
 
-pytestmark = pytest.mark.usefixtures("graph_mode")
+pytestmark = [pytest.mark.usefixtures("graph_mode"), pytest.mark.compiles]
 
 #: what makes the page's trainings a matter of seconds
 SHORT = ("train.epochs=1", "train.warmup_epochs=0", "train.batch_size=4", "encoder.depth=1", "encoder.embed_dim=24")

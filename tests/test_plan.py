@@ -152,6 +152,7 @@ def test_an_empty_data_folder_is_no_reason_to_guess(tiny: Path) -> None:
 # --- train.py ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 def test_the_command_prints_json_and_measures_and_writes_nothing(
     tiny: Path, image_folder_factory: MakeFolder, run_entry: Run
 ) -> None:
@@ -171,6 +172,7 @@ def test_the_command_prints_json_and_measures_and_writes_nothing(
     assert "measured" in table and f"{plan['parameters']['trained']:,} trained" in table
 
 
+@pytest.mark.compiles
 def test_the_command_prints_a_table(run_entry: Run, tmp_path: Path) -> None:
     config = "config/simmim/swin_base_192_100e_pretrain.yaml"
     done = run_entry("train.py", "--config", config, "--plan", "--devices", "16", f"data.root={tmp_path}/imagenet")

@@ -41,6 +41,7 @@ def draws() -> dict[str, list[np.ndarray]]:
     return {name: [cell().asnumpy().copy() for _ in range(3)] for name, cell in cells.items()}
 
 
+@pytest.mark.compiles
 def test_numbers_are_uniform_in_zero_to_one(draws: dict[str, list[np.ndarray]]) -> None:
     for values in [draw for stream in draws.values() for draw in stream]:
         assert values.dtype == np.float32 and values.shape == (COUNT,)
@@ -68,12 +69,14 @@ def test_draws_streams_seeds_and_neighbours_are_uncorrelated(draws: dict[str, li
     assert all(abs(value) < 0.02 for value in found.values()), found
 
 
+@pytest.mark.compiles
 def test_the_seed_fixes_the_numbers(draws: dict[str, list[np.ndarray]]) -> None:
     again = Draw("mask", COUNT)
     np.testing.assert_array_equal(again().asnumpy(), draws["mask"][0])
     assert not np.array_equal(draws["mask"][0], draws["seed 1"][0])
 
 
+@pytest.mark.compiles
 def test_restoring_the_counter_continues_the_sequence(draws: dict[str, list[np.ndarray]]) -> None:
     resumed = Draw("mask", COUNT)
     assert int(resumed.uniform.draws) == 0
@@ -82,6 +85,7 @@ def test_restoring_the_counter_continues_the_sequence(draws: dict[str, list[np.n
     assert int(resumed.uniform.draws) == 3 * COUNT // WIDTH
 
 
+@pytest.mark.compiles
 def test_a_sample_gets_its_numbers_whoever_computes_it() -> None:
     """Two updates of 8 samples: in one pass, in two passes of 4, and on two ranks of 4."""
     whole, passes = Draw("mask", 8 * WIDTH), Draw("mask", 4 * WIDTH)
@@ -95,6 +99,7 @@ def test_a_sample_gets_its_numbers_whoever_computes_it() -> None:
     assert [int(cell.uniform.draws) for cell in (whole, passes, *ranks)] == [16] * 4
 
 
+@pytest.mark.compiles
 def test_late_draws_are_as_good_as_early_ones() -> None:
     """The products inside stay within int64 for every draw number a long run reaches."""
     cell = Draw("mask", COUNT)
@@ -136,6 +141,7 @@ class FromNoise(nn.Cell):
         return self.mask.from_noise(noise)
 
 
+@pytest.mark.compiles
 def test_every_sample_hides_exactly_as_many_blocks_in_places_of_its_own() -> None:
     cell = Mask((4, 6), 0.6, 256)
     first, second = cell().asnumpy().copy(), cell().asnumpy().copy()

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
 from tests.markdown import fenced, read, without_comment
 
 #: what makes the demo's recipes a matter of seconds; everything else runs as printed
-SHORT = {"train.py": "train.epochs=1 train.warmup_epochs=0 train.log_every=1 data.labels_per_class=5"}
+SHORT = {"train.py": "train.epochs=1 train.warmup_epochs=0 train.log_every=1 data.labels_per_class=5 encoder.depth=1"}
 
 
 def quick_start() -> list[str]:
@@ -41,6 +43,7 @@ def shape(line: str) -> str:
     return re.sub(r"\d+", "0", line.removesuffix("..."))
 
 
+@pytest.mark.compiles
 def test_quick_start_runs(tmp_path: Path) -> None:
     project = copy_of_the_project(tmp_path / "project")
     printed = []

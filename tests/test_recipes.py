@@ -57,6 +57,7 @@ def test_the_recipe_survives_printing(path: Path) -> None:
     assert parse_recipe(dump_recipe(recipe), str(path)) == recipe
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_the_recipe_builds(path: Path) -> None:
     recipe = load_recipe(ROOT / path)
@@ -157,6 +158,7 @@ def test_every_recipe_with_published_figures_is_held_to_them() -> None:
     assert sorted(PUBLISHED) == [str(path.relative_to("config").with_suffix("")) for path in PUBLISHED_PATHS]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("path", PUBLISHED_PATHS, ids=str)
 def test_the_plan_is_what_is_published(path: Path) -> None:
     """With the number of devices that the recipe's header gives."""

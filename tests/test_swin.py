@@ -57,6 +57,7 @@ def test_merging_joins_four_neighbours_and_pads_odd_sides(size: tuple[int, int],
     np.testing.assert_array_equal(moved.reshape(-1, 12), expected[following])
 
 
+@pytest.mark.compiles
 def test_an_image_of_any_whole_patches_is_classified() -> None:
     config = SwinConfig(image_size=(20, 36), embed_dim=8, depths=(2, 2, 1), num_heads=(1, 2, 2), window_size=3)
     assert config.stage_maps == [(5, 9), (3, 5), (2, 3)] and config.num_tokens == 6
@@ -173,6 +174,7 @@ def plain_gelu(x: np.ndarray) -> np.ndarray:
     return ops.gelu(Tensor(x.astype(np.float32)), approximate="none").asnumpy()
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("size", "window", "cap"),
     [((8, 8), 4, True), ((6, 10), 4, True), ((5, 7), 3, True), ((4, 8), 6, True), ((3, 3), 6, False)],
@@ -209,6 +211,7 @@ def test_one_stage_equals_windows_cut_by_hand(size: tuple[int, int], window: int
         np.testing.assert_allclose(ours[sample], expected, atol=2e-4)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", [SwinConfig, SwinV2Config])
 def test_taps_and_non_square_maps(kind: type[SwinConfig]) -> None:
     config = kind(
@@ -224,6 +227,7 @@ def test_taps_and_non_square_maps(kind: type[SwinConfig]) -> None:
     np.testing.assert_allclose(encoder(image).asnumpy(), last.asnumpy(), atol=1e-6)
 
 
+@pytest.mark.compiles
 def test_simmim_learns_one_batch() -> None:
     """Token mask, linear decoder, L1: the loss of one batch with one mask falls, and starts near the constant's."""
     from src.config import TrainConfig

@@ -42,6 +42,7 @@ def plain_hog(image: np.ndarray, bins: int, cell: int, normalize: bool, window: 
     return out.reshape(batch, chans * bins, height // cell, width // cell)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("chans", "size", "config"),
     [
@@ -66,6 +67,7 @@ def test_hog_equals_the_definition(chans: int, size: tuple[int, int], config: HO
     np.testing.assert_array_equal(target.unfold(tokens, grid), ours)
 
 
+@pytest.mark.compiles
 def test_hog_token_layout() -> None:
     """A token holds its own cells: channel, bin, cell row, cell column."""
     target = HOG(HOGConfig(bins=3, cell=4), 8, 2)
@@ -77,6 +79,7 @@ def test_hog_token_layout() -> None:
         np.testing.assert_array_equal(tokens[row * 3 + col], own.ravel())
 
 
+@pytest.mark.compiles
 def test_hog_of_a_flat_image_is_zero() -> None:
     target = HOG(HOGConfig(), 16, 3)
     tokens = target(Tensor(np.full((1, 3, 32, 32), 0.5, np.float32))).asnumpy()
@@ -144,6 +147,7 @@ def spread(picture: np.ndarray) -> tuple[float, float]:
     return tuple(float(np.sqrt((weight * (axis - (weight * axis).sum()) ** 2).sum())) for axis in (rows, cols))  # type: ignore[return-value]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("direction", "expected"), [("vertical", "|"), ("horizontal", "-"), ("rising", "/")])
 def test_glyphs_run_along_the_edge(direction: str, expected: str) -> None:
     rows, cols = np.mgrid[:16, :16].astype(np.float32)

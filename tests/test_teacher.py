@@ -59,15 +59,17 @@ def losses(output: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "train"]
 
 
+@pytest.mark.compiles
 def test_a_run_resumes_bit_for_bit_and_leaves_a_student_alone(recipe_file: Path, tmp_path: Path, teacher: Path) -> None:
     """What is saved is a plain classifier, which needs no teacher any more."""
-    mixed = "method.mixup=0.5"
+    mixed = ["method.mixup=0.5", "data.auto_augment=rand-m9-mstd0.5-inc1", "data.erasing=0.25"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(load_recipe(recipe_file, [mixed, f"output={whole}"]))
-    train(load_recipe(recipe_file, [mixed, f"output={stopped}"]), stop_after=1)
+    train(load_recipe(recipe_file, [*mixed, f"output={whole}"]))
+    train(load_recipe(recipe_file, [*mixed, f"output={stopped}"]), stop_after=1)
     assert checkpoint.load(stopped / "last.ckpt").meta["epoch"] == 1
-    train(load_recipe(recipe_file, [mixed, f"output={stopped}"]), resume="auto")
+    train(load_recipe(recipe_file, [*mixed, f"output={stopped}"]), resume="auto")
     first, second = (checkpoint.load(path / "last.ckpt") for path in (whole, stopped))
+    assert any(name.endswith(checkpoint.DRAWS) for name in first.state)  # of the mixing
     assert first.weights.keys() == second.weights.keys() and first.state.keys() == second.state.keys()
     for ours, theirs in ((first.weights, second.weights), (first.state, second.state)):
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
@@ -82,6 +84,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_a_student_alone(recipe_file: Path,
         moved.rename(teacher)
 
 
+@pytest.mark.compiles
 def test_stored_outputs_give_the_losses_of_a_teacher_that_runs(recipe_file: Path, tmp_path: Path) -> None:
     running, stored = tmp_path / "running", tmp_path / "stored"
     cache = f"method.cache={tmp_path / 'answers'}"
@@ -154,6 +157,7 @@ def test_a_teacher_of_other_classes_is_refused(
         train(load_recipe(recipe_file, [f"data.root={root}"]))
 
 
+@pytest.mark.compiles
 def test_entry_point_refuses_in_one_line(run_entry: Run, recipe_file: Path) -> None:
     done = run_entry("train.py", "--config", recipe_file, "method.num_classes=5")
     assert_one_line_error(done, "method.num_classes")

@@ -712,6 +712,7 @@ def test_weights_do_not_move_the_network_they_do_not_fit(tmp_path: Path) -> None
 # --- the whole way ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 def test_a_converted_encoder_is_fine_tuned_at_another_size_and_a_converted_classifier_evaluated(
     convert: Any,
     tmp_path: Path,

@@ -51,6 +51,7 @@ def recipe_of(name: str, workplace: Path, output: Path) -> Any:
     return load_recipe(WRITTEN / f"{name}.yaml", changes)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_run_goes_on_as_it_would_have(name: str, workplace: Path, tmp_path: Path) -> None:
     recipe, figures = recipe_of(name, workplace, tmp_path / "run"), FIGURES[name]
@@ -64,6 +65,7 @@ def test_a_run_goes_on_as_it_would_have(name: str, workplace: Path, tmp_path: Pa
         assert metrics["top1"] == pytest.approx(figures["eval"]["top1"], abs=1e-6)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["classify", "manifold"])
 def test_a_classifier_is_evaluated_and_loaded(name: str, workplace: Path) -> None:
     path = workplace / f"{name}.ckpt"

@@ -142,6 +142,7 @@ def test_neither_a_file_nor_a_name() -> None:
         load_model("gone.ckpt")
 
 
+@pytest.mark.compiles
 def test_a_foreign_image_size_runs_eagerly_too() -> None:
     """Users who set no mode get MindSpore's default, which is not graph mode."""
     network = load_model("manifold_kd_deit_tiny", image_size=(32, 48), depth=1, num_classes=3)
