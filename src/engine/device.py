@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -40,9 +41,10 @@ def set_up(device: str, seed: int) -> str:
 
 
 def share_cpu() -> None:
-    """Divide the CPU cores among the ranks; with MindSpore's default of 25 threads each, ranks slow each other down."""
-    if parallel.size() > 1:
-        ms.device_context.cpu.op_tuning.threads_num(max(1, (psutil.cpu_count() or 1) // parallel.size()))
+    """Give each rank its share of the CPU cores as threads; MindSpore's default of 25 slows a step on few cores."""
+    threads = max(1, (psutil.cpu_count() or 1) // parallel.size())
+    with contextlib.suppress(RuntimeError):  # only the first call of a process has an effect
+        ms.device_context.cpu.op_tuning.threads_num(threads)
 
 
 def one_memory_block() -> None:
