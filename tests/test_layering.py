@@ -263,3 +263,17 @@ def test_only_builders_compare_the_class_of_a_configuration() -> None:
 def test_the_configuration_check_sees_questions(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("isinstance(method, (MIMConfig, int)) or isinstance(x, dict)\n")
     assert configurations_asked_for(tmp_path / "one.py") == ["isinstance(method, (MIMConfig, int))"]
+
+
+def private_patches(path: Path) -> list[str]:
+    """Calls of setattr that replace a private name."""
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+    patches = [call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == "setattr"]
+    names = [[arg.value for arg in call.args if isinstance(arg, ast.Constant)] for call in patches]
+    return [str(text) for texts in names for text in texts if str(text).split(".")[-1].startswith("_")]
+
+
+def test_no_test_patches_a_private_name(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("monkeypatch.setattr(Fit, '_save', f)\nmonkeypatch.setattr('src.a._b', f)\n")
+    assert private_patches(tmp_path / "one.py") == ["_save", "src.a._b"]
+    assert offenders(sorted((ROOT / "tests").rglob("*.py")), private_patches) == {}
