@@ -152,6 +152,7 @@ def compiles(item: pytest.Item) -> bool:
     return item.get_closest_marker("compiles") is not None or "compiled" in getattr(item, "fixturenames", ())
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
