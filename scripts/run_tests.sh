@@ -11,5 +11,5 @@ use_environment .venv-dev requirements-dev.txt
 ruff check .
 ruff format --check .
 mypy
-# compiling a graph uses one core, so two processes halve the time; tests/conftest.py says which files share a process
-python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder "$@"
+# compiling a graph uses one core, so two processes halve the time; the tests of a file share a process and its fixtures
+python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -152,13 +152,9 @@ def compiles(item: pytest.Item) -> bool:
     return item.get_closest_marker("compiles") is not None or "compiled" in getattr(item, "fixturenames", ())
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
-    sharing = {item.path for item in items if "tiny_run" in getattr(item, "fixturenames", ())}
-    for item in items:  # a file stays in one process; all files that use `tiny_run` share one, which trains once
-        item.add_marker(pytest.mark.xdist_group("tiny_run" if item.path in sharing else item.path.stem))
     if config.getoption("--fast"):
         config.hook.pytest_deselected(items=[item for item in items if compiles(item)])
         items[:] = [item for item in items if not compiles(item)]

@@ -45,8 +45,8 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 ENCODERS: dict[str, Any] = {
     "vit": replace(ViTConfig.tiny(), depth=1),
     "cait": replace(CaiTConfig.tiny(), depth=1),
-    "swin": replace(SwinConfig.tiny(), embed_dim=32, depths=(1,), num_heads=(2,)),
-    "swinv2": replace(SwinV2Config.tiny(), embed_dim=32, depths=(1,), num_heads=(2,)),
+    "swin": replace(SwinConfig.tiny(), patch_size=8, embed_dim=32, depths=(1,), num_heads=(2,)),
+    "swinv2": replace(SwinV2Config.tiny(), patch_size=8, embed_dim=32, depths=(1,), num_heads=(2,)),
 }
 TARGETS: dict[str, Any] = {
     "hog": HOGConfig(cell=4),
