@@ -84,7 +84,10 @@ def test_the_rate_follows_the_batch_of_the_stage(recipe: Path) -> None:
     ("change", "message"),
     [
         ("train.epochs=4", "train.epochs: 4, but the stages have 3; write 3"),
-        ("stages=[{epochs: 3, image_size: 34}]", "stages.0: image_size: 34 is not a multiple of 4 (the side"),
+        (
+            "stages=[{epochs: 3, image_size: 34}]",
+            "stages.0: image_size: 34 is not a multiple of patch_size 4; write 32",
+        ),
         ("stages=[{image_size: 32}]", "stages.0.epochs: 0 is not above 0"),
         ("stages=[{epochs: 3, size: 32}]", "stages.0.size: unknown key of StageConfig"),
         ("stages=[{epochs: 3, image_size: 48, window_size: -1}]", "stages.0.window_size: -1 is negative"),
