@@ -24,11 +24,11 @@ pytestmark = [pytest.mark.usefixtures("graph_mode"), pytest.mark.compiles]
 
 KEEP = np.array([[5, 0, 11], [2, 15, 7]], np.int32)
 ENCODERS: dict[str, Any] = {
-    "class token": replace(ViTConfig.tiny(), position="learned"),
-    "no class token": replace(ViTConfig.tiny(), class_token=False),
-    "two tokens": replace(ViTConfig.tiny(), distilled=True, position="learned"),
-    "no positions": replace(ViTConfig.tiny(), position="none"),
-    "cait": CaiTConfig.tiny(),
+    "class token": replace(ViTConfig.tiny(), depth=1, position="learned"),
+    "no class token": replace(ViTConfig.tiny(), depth=1, class_token=False),
+    "two tokens": replace(ViTConfig.tiny(), depth=1, distilled=True, position="learned"),
+    "no positions": replace(ViTConfig.tiny(), depth=1, position="none"),
+    "cait": replace(CaiTConfig.tiny(), depth=1),
 }
 
 
