@@ -280,9 +280,7 @@ def confusions_of(demo: Demo) -> dict[str, Confusion]:
 
     found: dict[str, Confusion] = {}
     for run in [*demo.tuned.values(), demo.scratch]:
-        images = run.recipe.data
-        folder = Path(images.root) / (images.val or images.train)
-        found[run.label] = measure_confusion(str(run.folder / "last.ckpt"), str(folder))
+        found[run.label] = measure_confusion(str(run.folder / "last.ckpt"), str(run.recipe.data.evaluation_folder))
     return found
 
 

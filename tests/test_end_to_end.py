@@ -78,11 +78,6 @@ def events(path: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == kind]
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    found = checkpoint.load(path)
-    return {**found.weights, **{f"state/{name}": value for name, value in found.state.items()}}
-
-
 def test_a_run_leaves_its_files(pretrained: Path, pretrain_recipe: Path) -> None:
     assert set(contents(pretrained)) == {
         "config.yaml",

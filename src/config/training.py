@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
@@ -82,6 +83,11 @@ class DataConfig:
     erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box as a fraction of the image
     eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, then crop the centre
     workers: int = 4  # threads of each data operation
+
+    @property
+    def evaluation_folder(self) -> Path:
+        """The folder of the validation images; of the training images where `val` is empty."""
+        return Path(self.root) / (self.val or self.train)
 
     def __post_init__(self) -> None:
         check_positive(self, "workers", "eval_crop", "repeats")

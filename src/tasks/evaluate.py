@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +78,13 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     return figures, ", ".join(parts)
 
 
-def measure_confusion(path: str, data: str = "", overrides: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
+def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]:
     """Class names and counts of images (classes, classes), row = true class, column = predicted class.
 
     Args:
-        path, data, overrides: as in `evaluate_checkpoint`.
+        path, data: as in `evaluate_checkpoint`.
     """
-    recipe, loaded = open_classifier(path, list(overrides))
+    recipe, loaded = open_classifier(path, [])
     source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed)
     batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
@@ -95,7 +94,7 @@ def measure_confusion(path: str, data: str = "", overrides: Sequence[str] = ()) 
 
 def images_for(recipe: Recipe, loaded: checkpoint.Checkpoint, data: str) -> ImageFolder:
     """The folder `data`, or the validation images of the recipe; its classes are those of the checkpoint."""
-    source = image_folder(Path(data) if data else Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
+    source = image_folder(Path(data) if data else recipe.data.evaluation_folder)
     check_class_names(source, loaded)
     return source
 

@@ -110,7 +110,7 @@ def largest_difference(path: Path, network: nn.Cell, images: np.ndarray, sizes: 
 def example_images(recipe: Recipe, count: int) -> tuple[np.ndarray, str]:
     """Return `count` validation images of the recipe, or noise without its data, and a description of them."""
     try:
-        source = image_folder(Path(recipe.data.root) / (recipe.data.val or recipe.data.train))
+        source = image_folder(recipe.data.evaluation_folder)
     except DataError:
         shape = (count, recipe.encoder.in_chans, *recipe.encoder.image_size)
         return np.random.default_rng(0).standard_normal(shape).astype(
