@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
 from ..config import TrainConfig, plural
 from . import checkpoint, parallel
@@ -90,6 +90,7 @@ class Fit:
         self.optimizer = build_optimizer(method, train)
         self.step = TrainStep(method, self.optimizer, train.clip_norm, self.passes)
         self.accumulate = Accumulate(self.step) if self.passes > 1 else None
+        self.draws = method.draws()
         self.compiled = False
         self.clock = Clock()
 
@@ -110,6 +111,7 @@ class Fit:
         """Train until epoch `until`, or until epoch `stop_after` if that comes first."""
         train, state = self.train, self.state
         end = min(self.until, stop_after)
+        self.draws = self.method.draws()
         progress = Progress((end - state.epoch) * self.updates)
         try:
             for epoch in range(state.epoch, end):
@@ -137,7 +139,7 @@ class Fit:
             passes = []
             for _ in range(self.passes - 1):
                 assert self.accumulate is not None
-                passes.append(self.accumulate(*self._next(batches)))
+                passes.append(self._pass(self.accumulate, *self._next(batches)))
             rate, values = self._values(epoch, number)
             passes.append(self._update(values, self._next(batches)))
             pending.append(passes)
@@ -166,14 +168,19 @@ class Fit:
 
     def _update(self, values: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.compiled:
-            return self.step(values, *batch)
+            return self._pass(self.step, values, *batch)
         self.folder.info("compiling the graph; the first step takes a while")
         start = time.perf_counter()
-        outputs = self.step(values, *batch)
+        outputs = self._pass(self.step, values, *batch)
         float(outputs[0])  # waits for the step
         self.folder.info(f"first step done after {duration(time.perf_counter() - start)}")
         self.compiled = True
         self.clock.reset()
+        return outputs
+
+    def _pass(self, cell: nn.Cell, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = cell(*inputs)
+        self.draws.advance(self.train.batch_size)
         return outputs
 
     def _log(

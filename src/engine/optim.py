@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from ..config import TrainConfig
+from ..operations.forms import build
+from ..operations.updates import AdamWUpdate
 from .contracts import Trainable
 
 
@@ -61,15 +64,13 @@ class AdamW(nn.Cell):
     def __init__(self, groups: list[Group], betas: tuple[float, float], eps: float):
         super().__init__(auto_prefix=False)
         self.groups = groups
-        self.beta1 = betas[0]
-        self.beta2 = betas[1]
+        self.beta1, self.beta2 = betas
         self.eps = eps
         self.weights = ParameterTuple([p for group in groups for p in group.parameters])
-        self.count = len(groups)
-        self.group_of = [number for number, group in enumerate(groups) for _ in group.parameters]
+        group_of = [number for number, group in enumerate(groups) for _ in group.parameters]
         self.first = self.weights.clone(prefix="adam_m", init="zeros")
         self.second = self.weights.clone(prefix="adam_v", init="zeros")
-        self.update = ops.AdamWeightDecay()
+        self.update = build(AdamWUpdate, betas, group_of, self.weights, self.first, self.second)
 
     def step_values(self, rate_of: Callable[[float], float], step: int) -> Tensor:
         """Return the values that `construct` needs for an update: lr_t of each group, wd_t of each group, eps_t.
@@ -83,26 +84,9 @@ class AdamW(nn.Cell):
         decays = [group.weight_decay * bc1 / bc2**0.5 for group in self.groups]
         return Tensor(np.array([*rates, *decays, self.eps * bc2**0.5], np.float32))
 
-    def construct(self, values: Tensor, grads: tuple[Tensor, ...]) -> bool:
-        """Update all parameters once."""
-        count = self.count
-        eps = values[2 * count]
-        rates = [values[number] for number in range(count)]
-        decays = [values[count + number] for number in range(count)]
-        for number in range(len(self.weights)):
-            group = self.group_of[number]
-            self.update(
-                self.weights[number],
-                self.first[number],
-                self.second[number],
-                rates[group],
-                self.beta1,
-                self.beta2,
-                eps,
-                decays[group],
-                grads[number],
-            )
-        return True
+    def construct(self, values: Tensor, factor: Tensor | None, grads: tuple[Tensor, ...]) -> Any:
+        """Update all parameters once; `factor`, a scalar or None, scales the gradients."""
+        return self.update(values, factor, grads)
 
     def state(self) -> dict[str, Parameter]:
         """Return the moments by name, for checkpoints."""

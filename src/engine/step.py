@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
+from ..operations.forms import build
+from ..operations.updates import Accumulation, GlobalNorm, MeanGradients
 from . import parallel
 from .contracts import Trainable
 from .optim import AdamW
@@ -27,11 +29,13 @@ class TrainStep(nn.Cell):
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.accumulate = accumulate
-        self.norm = GlobalNorm()
-        self.map = ops.HyperMap()
+        self.norm = build(GlobalNorm)
         self.over_ranks = parallel.Mean() if parallel.size() > 1 else None
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
-        self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
+        self.mean: Any = None
+        if accumulate > 1:
+            self.sums = optimizer.weights.clone(prefix="gradient_sum", init="zeros")
+            self.mean = build(MeanGradients, self.sums, accumulate)
 
     def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         """`values` from AdamW.step_values and a batch -> (loss, *parts, sums, gradient norm before clipping).
@@ -39,20 +43,16 @@ class TrainStep(nn.Cell):
         The norm is of the mean gradient over passes and ranks; the other outputs are of this batch.
         """
         outputs, grads = self.value_and_grad(*batch)
-        if self.sums is not None:
-            grads = self._mean(grads)
+        if self.mean is not None:
+            grads = self.mean(grads)
         if self.over_ranks is not None:  # once per update, after accumulation
             grads = self.over_ranks(grads)
         norm = self.norm(grads)
+        factor = None
         if self.clip_norm > 0:
             # torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm
             factor = ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
-            grads = self.map(ops.partial(times, factor), grads)
-        return ops.depend((*outputs, norm), self.optimizer(values, grads))
-
-    def _mean(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Average the gradients over the accumulated passes and this one, and reset the sums."""
-        return self.map(ops.partial(mean_of, self.accumulate), self.sums, grads)
+        return ops.depend((*outputs, norm), self.optimizer(values, factor, grads))
 
 
 class Accumulate(nn.Cell):
@@ -62,50 +62,9 @@ class Accumulate(nn.Cell):
         super().__init__(auto_prefix=False)
         self.method = step.method
         self.value_and_grad = step.value_and_grad
-        self.sums: ParameterTuple = step.sums
+        self.accumulation = build(Accumulation, step.sums)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """A batch -> (loss, *parts, sums)."""
         outputs, grads = self.value_and_grad(*batch)
-        for number in range(len(grads)):
-            outputs = ops.depend(outputs, ops.assign_add(self.sums[number], grads[number]))
-        return outputs
-
-
-class GlobalNorm(nn.Cell):
-    """L2 norm of all gradients together.
-
-    It uses HyperMap and primitives, because they compile fast: the compile time of a loop that appends to a list grows
-    with the square of the number of parameters, and each operator on tensors becomes a separate graph. The last axis is
-    summed first, which is many times faster on CPU.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(auto_prefix=False)
-        self.map = ops.HyperMap()
-        self.add = ops.AddN()
-        self.sqrt = ops.Sqrt()
-
-    def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
-        return self.sqrt(self.add(self.map(sum_of_squares, grads)))
-
-
-_MUL = ops.Mul()
-_ADD = ops.Add()
-_SUM = ops.ReduceSum()
-_ASSIGN = ops.Assign()
-_ZEROS = ops.ZerosLike()
-
-
-def times(factor: Tensor, x: Tensor) -> Tensor:
-    return _MUL(x, factor)
-
-
-def sum_of_squares(x: Tensor) -> Tensor:
-    return _SUM(_SUM(_MUL(x, x), -1), ())
-
-
-def mean_of(count: int, total: Parameter, x: Tensor) -> Tensor:
-    """Return (total + x) / count and set `total` to zero."""
-    mean = _MUL(_ADD(total, x), 1.0 / count)
-    return ops.depend(mean, _ASSIGN(total, _ZEROS(mean)))
+        return ops.depend(outputs, self.accumulation(grads))

@@ -16,7 +16,7 @@ from mindspore import Tensor, nn, ops
 from ..config import ManifoldConfig
 from ..models import Classifier
 from ..models.random import CounterUniform
-from ..models.rows import scale_rows
+from ..operations.rows import scale_rows
 from .classify import Classify, entropy, soft_cross_entropy
 from .method import freeze
 from .mixing import Mixing, soft_targets

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ..models import Encoder
+from ..models.random import Draws
 from .panels import Panel
 
 
@@ -39,6 +40,10 @@ class Method(nn.Cell):
         `sums` is a float32 vector for `baseline`; it is added over the passes and ranks of an update.
         """
         raise NotImplementedError
+
+    def draws(self) -> Draws:
+        """The counts of the random cells; `advance` them after each pass of training."""
+        return Draws(self)
 
     def baseline(self, sums: np.ndarray) -> float:
         """The loss of always predicting the mean target, from `sums` (n,); 0 if all targets are equal."""

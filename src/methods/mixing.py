@@ -9,7 +9,7 @@ from scipy.special import betaincinv
 
 from ..config import ClassifyConfig
 from ..models.random import CounterUniform
-from ..models.rows import scale_columns
+from ..operations.rows import scale_columns
 
 
 class BetaQuantile(nn.Cell):
@@ -52,7 +52,7 @@ class Mixing(nn.Cell):
         self.switch_prob = config.mixup_switch_prob if config.mixup and config.cutmix else float(config.cutmix > 0)
         self.mixup_quantile = BetaQuantile(config.mixup or config.cutmix)
         self.cutmix_quantile = BetaQuantile(config.cutmix or config.mixup)
-        self.uniform = CounterUniform("mixing")
+        self.uniform = CounterUniform("mixing", per_batch=True)
 
     def construct(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W), labels (B,) int or soft targets (B, classes) -> mixed images, soft targets."""

@@ -11,7 +11,8 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Initializer
 
 from ..config import CaiTConfig
-from . import rows
+from ..operations import rows
+from ..operations.forms import build
 from .encoder import Encoder
 from .layers import (
     Attention,
@@ -32,7 +33,7 @@ class HeadMixing(Linear):
 
     def __init__(self, num_heads: int, init: Initializer):
         super().__init__(num_heads, num_heads, init=init)
-        self.affine = rows.build(rows.ChannelAffine)
+        self.affine = build(rows.ChannelAffine)
 
     def construct(self, x: Tensor) -> Tensor:
         batch, heads, queries, keys = x.shape
@@ -48,8 +49,12 @@ class TalkingHeads(Attention):
         self.proj_l = HeadMixing(num_heads, init[0])
         self.proj_w = HeadMixing(num_heads, init[0])
 
-    def attention_weights(self, scores: Tensor) -> Tensor:
-        return self.proj_w(self.softmax(self.proj_l(scores)))
+    def build_attend(self) -> nn.Cell:
+        return build(rows.HeadScores, self.num_heads, self.head_dim**-0.5)
+
+    def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
+        scores, v = self.attend.scores(self.qkv(x), batch, tokens)
+        return self.proj(self.attend.mixed(self.proj_w(self.attend.softmax(self.proj_l(scores))), v, batch))
 
 
 class ClassAttention(nn.Cell):
@@ -65,8 +70,8 @@ class ClassAttention(nn.Cell):
         self.proj = Linear(dim, dim, init=init[1])
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        self.softmax = rows.build(rows.Softmax)
-        self.split_heads = rows.build(rows.SplitHeads)
+        self.softmax = build(rows.Softmax)
+        self.split_heads = build(rows.SplitHeads)
 
     def construct(self, x: Tensor, batch: int, tokens: int) -> Tensor:
         first = x.reshape(batch, tokens, self.dim)[:, 0]

@@ -2,12 +2,13 @@
 
 MindSpore's own cells are not used: on CPU, Conv2d with stride = kernel and 5-D indexing are many times slower than the
 same matrix products, and nn.GELU, nn.LayerNorm and nn.Dense have other defaults than the references (tanh GELU,
-epsilon 1e-7, random bias). Operations whose fastest form depends on the device are in `rows.py`.
+epsilon 1e-7, random bias). Operations whose fastest form depends on the device are in `src/operations`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mindspore
 import numpy as np
@@ -21,7 +22,8 @@ from mindspore.common.initializer import (
     initializer,
 )
 
-from . import rows
+from ..operations import rows
+from ..operations.forms import build
 from .random import CounterUniform
 
 
@@ -54,10 +56,31 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = parameter(init or XavierUniform(), out_dim, in_dim)
         self.bias = parameter("zeros", out_dim) if bias else None
-        self.affine = rows.build(rows.Affine) if bias else ops.MatMul(transpose_b=True)
+        self.affine = build(rows.Affine if bias else rows.Product)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.affine(x, self.weight) if self.bias is None else self.affine(x, self.weight, self.bias)
+
+
+class QKV(Linear):
+    """The linear layer of q, k and v; without a bias for k, the biases of q and v are given (BEiT, Swin V2).
+
+    Args:
+        dim: width.
+        bias: whether q, k and v have biases.
+        k_bias: whether k has one too; without it the weight is this layer's only parameter.
+        init: as in `Linear`.
+    """
+
+    def __init__(self, dim: int, bias: bool, k_bias: bool, init: str | Initializer | None = None):
+        super().__init__(dim, 3 * dim, bias and k_bias, init)
+        self.biased: Any = build(rows.Affine) if bias and not k_bias else None
+
+    def construct(self, x: Tensor, q_bias: Tensor | None = None, v_bias: Tensor | None = None) -> Tensor:
+        """(rows, dim) -> (rows, 3 * dim)."""
+        if self.biased is None:
+            return super().construct(x)
+        return self.biased(x, self.weight, ops.cat((q_bias, ops.zeros_like(v_bias), v_bias)))
 
 
 class LayerNorm(nn.Cell):
@@ -67,7 +90,7 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.weight = parameter("ones", dim)
         self.bias = parameter("zeros", dim)
-        self.normalize = rows.build(rows.Normalize, eps)
+        self.normalize = build(rows.Normalize, eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.weight, self.bias)[0]
@@ -78,7 +101,7 @@ class Gelu(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gelu = rows.build(rows.ExactGelu)
+        self.gelu = build(rows.ExactGelu)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.gelu(x)[0]
@@ -124,34 +147,16 @@ class Attention(nn.Cell):
         self.relative_position_bias_table = parameter("zeros", table, num_heads) if table else None
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.scale = self.head_dim**-0.5
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias, init=init[0])
+        self.qkv = QKV(dim, qkv_bias, k_bias, init[0])
         self.proj = Linear(dim, dim, init=init[1])
-        self.split = ops.Split(-1, 3)
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-        self.softmax = rows.build(rows.Softmax)
-        self.bias_add = ops.BiasAdd()
-        self.split_heads = rows.build(rows.SplitHeads)
-        self.join_heads = rows.build(rows.JoinHeads)
+        self.attend = self.build_attend()
+
+    def build_attend(self) -> nn.Cell:
+        return build(rows.Attend, self.num_heads, self.head_dim**-0.5)
 
     def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
         """(B*N, C) -> (B*N, C); `bias` (heads, N, N) is added to the scores."""
-        q, k, v = self.split(self.qkv(x))
-        if self.q_bias is not None:
-            q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
-        scores = self.scores(
-            self.split_heads(q * self.scale, batch, tokens, self.num_heads),
-            self.split_heads(k, batch, tokens, self.num_heads),
-        )
-        if bias is not None:
-            scores = scores + ops.tile(bias.expand_dims(0), (batch, 1, 1, 1))
-        mixed = self.mix(self.attention_weights(scores), self.split_heads(v, batch, tokens, self.num_heads))
-        return self.proj(self.join_heads(mixed))
-
-    def attention_weights(self, scores: Tensor) -> Tensor:
-        """Scores (B, heads, N, N) -> weights of the same shape."""
-        return self.softmax(scores)
+        return self.proj(self.attend(self.qkv(x, self.q_bias, self.v_bias), batch, tokens, 1, bias))
 
 
 class Block(nn.Cell):
@@ -255,7 +260,7 @@ class PatchProjection(nn.Cell):
         bound = math.sqrt(6.0 / (fan_in + dim)) if xavier else fan_in**-0.5
         self.weight = parameter(Uniform(bound), dim, in_chans, patch_size, patch_size)
         self.bias = parameter(Uniform(fan_in**-0.5), dim)
-        self.affine = rows.build(rows.Affine)
+        self.affine = build(rows.Affine)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.affine(x, self.weight.reshape(self.weight.shape[0], -1), self.bias)

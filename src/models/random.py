@@ -58,19 +58,39 @@ class CounterUniform(SampleUniform):
     The count of samples so far is a parameter and part of the saved training state, so a resumed run draws the same
     numbers as an uninterrupted one, on every device. It counts the samples of all ranks in the order of
     `data.loader.Loader`: the numbers of a sample do not depend on how its batch is split over ranks and passes.
+    The graph only reads the count, and `Draws` advances it after each pass: an assignment inside the graph would make
+    MindSpore copy every weight in each step.
 
     Args:
         stream: as in `SampleUniform`. The seed is the one of `mindspore.set_seed` when the cell is built.
+        per_batch: whether it counts passes and not samples; then a pass draws the numbers of one sample.
     """
 
-    def __init__(self, stream: str):
+    def __init__(self, stream: str, per_batch: bool = False):
         super().__init__(stream, mindspore.get_seed() or 0)
         self.rank, self.ranks = get_rank(), get_group_size()
+        self.per_batch = per_batch
         self.draws = Parameter(Tensor(0, mstype.int64), requires_grad=False)
 
     def construct(self, batch: int, count: int) -> Tensor:
         """(batch, count): `count` numbers for each sample of this rank's batch."""
-        draws = self.draws + 0  # a copy, since self.draws is advanced below
-        sample = ops.arange(batch).astype(mstype.int64).reshape(batch, 1) + draws + self.rank * batch
-        uniform = self.numbers(sample, count)
-        return ops.depend(uniform, ops.assign(self.draws, draws + self.ranks * batch))
+        sample = ops.arange(batch).astype(mstype.int64).reshape(batch, 1) + self.draws + self.rank * batch
+        return self.numbers(sample, count)
+
+
+class Draws:
+    """The counts of all `CounterUniform` of a network, kept by the host.
+
+    Args:
+        network: its counts so far are those of the parameters.
+    """
+
+    def __init__(self, network: nn.Cell):
+        self.counters = [cell for _, cell in network.cells_and_names() if isinstance(cell, CounterUniform)]
+        self.counts = [int(counter.draws.asnumpy()) for counter in self.counters]
+
+    def advance(self, batch: int) -> None:
+        """Count a pass of `batch` samples on every rank."""
+        for number, counter in enumerate(self.counters):
+            self.counts[number] += counter.ranks * (1 if counter.per_batch else batch)
+            counter.draws.set_data(Tensor(self.counts[number], mstype.int64))

@@ -17,9 +17,10 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Initializer
 
 from ..config import SwinConfig, window_side
-from . import rows
+from ..operations import rows
+from ..operations.forms import build
 from .encoder import Encoder
-from .layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
+from .layers import QKV, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
 from .relative import SpreadBias
 
 BLOCKED = -100.0  # added to scores between tokens that only the shift made neighbours
@@ -142,7 +143,7 @@ class WindowAttention(nn.Cell):
         mask: mask of shifted windows, (windows, window**2, window**2), or None.
         qkv_bias: whether q, k and v have biases.
         init: initialisers from `weight_init`.
-        table: whether the position bias comes from a table.
+        table: whether the position bias comes from a table; without one, k has no bias either (Swin V2).
     """
 
     def __init__(
@@ -160,44 +161,20 @@ class WindowAttention(nn.Cell):
         self.relative_position_bias_table = parameter(trunc_normal(), entries, num_heads) if table else None
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.area = window**2
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, init=init[0])
+        self.qkv = QKV(dim, qkv_bias, table, init[0])
         self.proj = Linear(dim, dim, init=init[1])
         self.spread = SpreadBias((window, window), num_heads)
-        self.mask = None if mask is None else Tensor(np.repeat(mask[:, None], num_heads, axis=1))
-        self.scale = self.head_dim**-0.5
-        self.split = ops.Split(-1, 3)
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-        self.softmax = rows.build(rows.Softmax)
-        self.split_heads = rows.build(rows.SplitHeads)
-        self.join_heads = rows.build(rows.JoinHeads)
-        self.swap = rows.build(rows.SwapMiddle)
+        self.mask = None if mask is None else Tensor(mask)
+        self.attend = self.build_attend()
+
+    def build_attend(self) -> nn.Cell:
+        return build(rows.Attend, self.num_heads, self.head_dim**-0.5)
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
         """(N*B, C) -> (N*B, C), N tokens in window order."""
-        q, k, v = self.split(self.qkv(self.image_by_image(x, batch)))
-        scores = self.scores(self.heads(q * self.scale), self.heads(k))
-        return self.attend(scores, self.spread(self.relative_position_bias_table), v, batch)
-
-    def attend(self, scores: Tensor, bias: Tensor, v: Tensor, batch: int) -> Tensor:
-        """Scores (windows*B, heads, area, area) and the bias of a window (heads, area, area) -> output (N*B, C)."""
-        windows = scores.shape[0] // batch
-        if self.mask is None:
-            bias = ops.tile(bias.expand_dims(0), (windows * batch, 1, 1, 1))
-        else:
-            bias = ops.tile(bias.expand_dims(0), (windows, 1, 1, 1)) + self.mask
-            bias = ops.tile(bias.expand_dims(1), (1, batch, 1, 1, 1)).reshape(scores.shape)
-        mixed = self.proj(self.join_heads(self.mix(self.softmax(scores + bias), self.heads(v))))
-        return self.swap(mixed.reshape(windows, batch, self.area, -1), 2).reshape(windows * self.area * batch, -1)
-
-    def image_by_image(self, x: Tensor, batch: int) -> Tensor:
-        """Rows (N*B, C), ordered by token, then image -> rows ordered by window, then image, then token."""
+        bias = self.spread(self.relative_position_bias_table)
         windows = x.shape[0] // (self.area * batch)
-        return self.swap(x.reshape(windows, self.area, batch, -1), 1).reshape(windows * batch * self.area, -1)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(windows*B*area, C) -> (windows*B, heads, area, head_dim)."""
-        return self.split_heads(x, x.shape[0] // self.area, self.area, self.num_heads)
+        return self.proj(self.attend(self.qkv(x), windows, self.area, batch, bias, self.mask))
 
 
 class SwinBlock(nn.Cell):
@@ -289,7 +266,7 @@ class SwinStage(nn.Cell):
         self.to_raster = nn.CellList([Reorder(np.argsort(order), len(order)) for order in orders])
         self.gather_parts: Any = None
         self.num_merged = 0  # tokens after merging
-        self.swap = rows.build(rows.SwapMiddle)
+        self.swap = build(rows.SwapMiddle)
         self.downsample = None
         if stage < len(config.depths) - 1:
             next_order = self.layouts(config, stage + 1, config.stage_maps[stage + 1])[0].token_order()

@@ -13,7 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..config import SwinConfig, SwinV2Config
-from . import rows
+from ..operations import rows
+from ..operations.forms import build
 from .layers import LayerNorm, Linear, parameter, trunc_normal, weight_init
 from .swin import PatchMerging, Swin, SwinBlock, SwinStage, WindowAttention, WindowLayout
 
@@ -44,7 +45,9 @@ class CosineWindowAttention(WindowAttention):
     """
 
     def __init__(self, dim: int, num_heads: int, layout: WindowLayout, config: SwinConfig, pretrained: int):
-        super().__init__(dim, num_heads, layout.window, layout.mask(), False, weight_init(config.init), table=False)
+        super().__init__(
+            dim, num_heads, layout.window, layout.mask(), config.qkv_bias, weight_init(config.init), table=False
+        )
         self.logit_scale = parameter("zeros", num_heads, 1, 1)
         self.logit_scale.set_data(Tensor(np.full((num_heads, 1, 1), math.log(10.0), np.float32)))
         self.cpb_mlp = nn.CellList(
@@ -57,17 +60,17 @@ class CosineWindowAttention(WindowAttention):
         self.q_bias = parameter("zeros", dim) if config.qkv_bias else None
         self.v_bias = parameter("zeros", dim) if config.qkv_bias else None
         self.coordinates = Tensor(log_coordinates(layout.window, pretrained))
-        self.bias_add = ops.BiasAdd()
+
+    def build_attend(self) -> nn.Cell:
+        return build(rows.AttendCosine, self.num_heads)
 
     def construct(self, x: Tensor, batch: int) -> Tensor:
         """(N*B, C) -> (N*B, C), N tokens in window order."""
-        q, k, v = self.split(self.qkv(self.image_by_image(x, batch)))
-        if self.q_bias is not None:
-            q, v = self.bias_add(q, self.q_bias), self.bias_add(v, self.v_bias)
-        q, k = direction(self.heads(q)), direction(self.heads(k))
-        scale = ops.exp(ops.minimum(self.logit_scale, MAX_LOGIT_SCALE)).expand_dims(0)
-        scores = self.scores(q * ops.tile(scale, (q.shape[0], 1, q.shape[2], q.shape[3])), k)
-        return self.attend(scores, self.spread(self.table()), v, batch)
+        qkv = self.qkv(x, self.q_bias, self.v_bias)
+        factor = ops.exp(ops.minimum(self.logit_scale, MAX_LOGIT_SCALE)).reshape(-1)
+        windows = x.shape[0] // (self.area * batch)
+        bias = self.spread(self.table())
+        return self.proj(self.attend(qkv, factor, windows, self.area, batch, bias, self.mask))
 
     def table(self) -> Tensor:
         """Bias of every offset, ((2w-1)**2, heads)."""
@@ -75,12 +78,6 @@ class CosineWindowAttention(WindowAttention):
         for layer in self.cpb_mlp:
             x = layer(x)
         return 16.0 * ops.sigmoid(x)
-
-
-def direction(x: Tensor) -> Tensor:
-    """Vectors along the last axis, scaled to length 1 (PyTorch's normalize, eps 1e-12)."""
-    length = ops.sqrt((x * x).sum(axis=-1, keepdims=True))
-    return x / ops.tile(ops.maximum(length, 1e-12), (1, 1, 1, x.shape[-1]))
 
 
 class SwinV2Block(SwinBlock):

@@ -1,0 +1,502 @@
+"""Our own CPU kernels (kernels.cpp): compiled once for a machine, checked at start, and the forms that use them.
+
+Where they cannot be had, or `train.kernels: builtin` says so, MindSpore's own operations do the same (rows.py,
+updates.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mindspore as ms
+import numpy as np
+import psutil  # a requirement of MindSpore too
+from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore.ops.signature import make_sig, sig_rw
+
+from .forms import kernel_form
+from .rows import Affine, Attend, AttendCosine, ExactGelu, Normalize, Product
+from .updates import Accumulation, AdamWUpdate, GlobalNorm, MeanGradients
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+#: of a C++ compiler; NaN and infinity keep their meaning
+FLAGS = (
+    "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -fopenmp-simd -fno-math-errno -fno-trapping-math "
+    "-fno-signed-zeros -shared -fPIC -pthread"
+).split()
+COMPILE_SECONDS = 300  # limit of a compilation; it takes three seconds
+CHECK_ERROR = 1e-4  # largest relative error of the self-check in float32; bfloat16 has 100 times that
+
+Kernels = Literal["auto", "builtin"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class KernelError(Exception):
+    """The kernels cannot be used; the text is the reason."""
+
+
+@dataclass
+class State:
+    """What this process uses; `set_up` changes it.
+
+    Attributes:
+        kernels, precision: as in `train`.
+        library: path of the compiled kernels; empty: not in use; None: not looked for yet.
+        reason: why they are not in use.
+    """
+
+    kernels: Kernels = "auto"
+    precision: Precision = "float32"
+    library: str | None = None
+    reason: str = ""
+
+
+_state = State()
+
+
+def set_up(kernels: Kernels = "auto", threads: int = 0, precision: Precision = "float32") -> str:
+    """Choose the kernels of all cells that are built from now on; compiles them if this machine has none yet.
+
+    Args:
+        kernels: `auto` uses our kernels where that is possible, `builtin` MindSpore's operations.
+        threads: of the kernels in this process, 0: all cores.
+        precision: of matrix products; the rest is always float32.
+
+    Returns:
+        A line for the log.
+    """
+    _state.kernels, _state.precision = kernels, precision
+    _state.library, _state.reason = "", "train.kernels is builtin"
+    if kernels == "auto":
+        try:
+            _state.library = str(library())
+            open_library(_state.library).set_threads(threads or psutil.cpu_count() or 1)
+            check(_state.library, precision)
+        except KernelError as error:
+            _state.library, _state.reason = "", str(error)
+    return description()
+
+
+def description() -> str:
+    """Return a line on the kernels in use."""
+    if not _state.library:
+        return f"CPU kernels: MindSpore's, since {_state.reason}"
+    products = "" if _state.precision == "float32" else f", products in {_state.precision}"
+    return f"CPU kernels: our own ({Path(_state.library).name}){products}"
+
+
+def available() -> bool:
+    """Whether cells that are built now use our kernels; the first call of a process without `set_up` looks for them."""
+    if _state.library is None:
+        set_up()
+    return bool(_state.library)
+
+
+def reason() -> str:
+    """Return why our kernels are not in use; empty if they are."""
+    return "" if _state.library else _state.reason
+
+
+@contextlib.contextmanager
+def builtin() -> Iterator[None]:
+    """Build cells from MindSpore's operations only, for files that other machines read."""
+    before = _state.library
+    _state.library = ""
+    try:
+        yield
+    finally:
+        _state.library = before
+
+
+# --- compiling ---------------------------------------------------------------------------------------------------
+
+
+def library() -> Path:
+    """Return the kernels compiled for this machine; compiles them on first use, one process for all.
+
+    Raises:
+        KernelError: they cannot be compiled here.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        raise KernelError(f"they are for x86-64 processors, and this is {platform.machine()}")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise KernelError("there is no C++ compiler (g++ or clang++) on the path")
+    libraries = Path(ms.__file__).parent / "lib"
+    products = sorted(libraries.glob("libdnnl.so*"))
+    if not products:
+        raise KernelError(f"this MindSpore has no oneDNN in {libraries}")
+    command = [compiler, *FLAGS, str(SOURCE), f"-L{libraries}", f"-l:{products[0].name}", f"-Wl,-rpath,{libraries}"]
+    target = cache_folder() / f"kernels-{key(command)}.so"
+    if ":" in str(target) or "MS_CUSTOM_AOT_WHITE_LIST" in os.environ:
+        raise KernelError(f"MindSpore cannot load {target}: a colon, or MS_CUSTOM_AOT_WHITE_LIST, is in the way")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a machine wait for the first
+            if not target.exists():
+                compile_into(target, command)
+    except OSError as error:
+        raise KernelError(f"{target.parent}: {error.strerror or error}") from None
+    return target
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for compiled files."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mim_mindspore"
+
+
+def key(command: list[str]) -> str:
+    """Return a hash of all that the compiled kernels depend on: source, command, compiler, processor, MindSpore."""
+    try:
+        compiler = subprocess.run([command[0], "--version"], capture_output=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"{command[0]} does not run ({error})") from None
+    flags = next((line for line in processor().splitlines() if line.startswith("flags")), "")
+    parts = [SOURCE.read_bytes(), *map(str.encode, command), compiler, flags.encode(), ms.__version__.encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def processor() -> str:
+    """Return Linux's description of the processors."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else platform.processor()
+
+
+def compile_into(target: Path, command: list[str]) -> None:
+    """Compile into a temporary file, then rename it."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        try:
+            done = subprocess.run(
+                [*command, "-o", str(made)], capture_output=True, text=True, timeout=COMPILE_SECONDS
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise KernelError(f"{command[0]} does not run ({error})") from None
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise KernelError(f"{command[0]} fails: {' '.join(errors[:1])[:200]}")
+        made.replace(target)
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+def open_library(path: str) -> ctypes.CDLL:
+    """Load compiled kernels into this process.
+
+    Raises:
+        KernelError: the file cannot be loaded.
+    """
+    try:
+        opened = ctypes.CDLL(path)
+        opened.set_threads  # noqa: B018 # a file that is not ours lacks it
+        return opened
+    except (OSError, AttributeError) as error:
+        raise KernelError(f"{path} cannot be loaded ({error}); remove it") from None
+
+
+def call(path: str, name: str, *arrays: np.ndarray) -> None:
+    """Call a kernel on arrays, inputs and outputs, as MindSpore does."""
+    count = len(arrays)
+    data = (ctypes.c_void_p * count)(*[array.ctypes.data for array in arrays])
+    ranks = (ctypes.c_int * count)(*[array.ndim for array in arrays])
+    shapes = [(ctypes.c_int64 * max(array.ndim, 1))(*array.shape) for array in arrays]
+    table = (ctypes.POINTER(ctypes.c_int64) * count)(*shapes)
+    getattr(open_library(path), name)(count, data, ranks, table, None, None, None)
+
+
+def check(path: str, precision: Precision) -> None:
+    """Compare a product and an update with numpy; takes milliseconds.
+
+    Raises:
+        KernelError: they differ.
+    """
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((33, 40), (24, 40), (24,)))
+    out = np.zeros((33, 24), np.float32)
+    if precision == "bfloat16" and not {"avx512_bf16", "amx_bf16"} & set(processor().split()):
+        raise KernelError("this processor has neither avx512_bf16 nor AMX, which bfloat16 needs")
+    call(path, linear_name(precision), x, weight, bias, out)
+    compare("product", out, x @ weight.T + bias, CHECK_ERROR * (1 if precision == "float32" else 100))
+    values = np.array([0.1, 0.01, 1e-8], np.float32)
+    betas, group, one, no = np.array([0.9, 0.99], np.float32), np.zeros(1, np.int32), np.ones(1), np.zeros(1)
+    before, first, second = weight.copy(), np.zeros_like(weight), np.zeros_like(weight)
+    gradient, done = rng.standard_normal(weight.shape).astype(np.float32), np.zeros(1, np.float32)
+    factor, skip = one.astype(np.float32), no.astype(np.float32)
+    call(path, "adamw", values, betas, group, factor, skip, weight, first, second, gradient, done)
+    expected = before - 0.1 * (0.1 * gradient / (0.1 * np.abs(gradient) + 1e-8) + 0.01 * before)
+    compare("update", weight, expected, CHECK_ERROR)
+
+
+def compare(what: str, actual: np.ndarray, expected: np.ndarray, limit: float) -> None:
+    error = float(np.abs(actual - expected).max() / np.abs(expected).max())
+    if not error <= limit:
+        raise KernelError(f"the {what} of the self-check is wrong by {error:.1e}")
+
+
+# --- forms -------------------------------------------------------------------------------------------------------
+
+
+def linear_name(precision: Precision) -> str:
+    return "linear" if precision == "float32" else f"linear_{precision}"
+
+
+def kernel(name: str, shapes: Any, kinds: Any) -> ops.Custom:
+    """A kernel as an operation; `shapes` and `kinds` infer shapes and types of the outputs from those of the inputs."""
+    return ops.Custom(f"{_state.library}:{name}", shapes, kinds, "aot")
+
+
+def same(*kinds: Any) -> Any:
+    return kinds[0]
+
+
+def writing(custom: ops.Custom, *written: bool) -> ops.Custom:
+    """Declare which inputs of a kernel it changes, so that MindSpore orders and never copies them."""
+    rights = [sig_rw.RW_WRITE if write else sig_rw.RW_READ for write in written]
+    custom.set_signatures([make_sig(f"input_{number}", right) for number, right in enumerate(rights)])
+    custom.add_prim_attr("side_effect_mem", True)
+    return custom
+
+
+@kernel_form(Affine)
+class AffineKernel(nn.Cell):
+    """`Affine` with our kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        name = linear_name(_state.precision)
+        self.forward = kernel(name, lambda x, w, b: [x[0], w[0]], same)
+        self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w, [w[0]]), lambda x, w, g: (x, x, x))
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, dout)
+
+
+@kernel_form(Product)
+class ProductKernel(nn.Cell):
+    """`Product` with our kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        name = linear_name(_state.precision)
+        self.forward = kernel(name, lambda x, w: [x[0], w[0]], same)
+        self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w), lambda x, w, g: (x, x))
+
+    def construct(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.forward(x, weight)
+
+    def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, dout)
+
+
+@kernel_form(Normalize)
+class NormalizeKernel(nn.Cell):
+    """`Normalize` with our kernel; returns the normalised rows only."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = Tensor(np.array([eps], np.float32))
+        self.forward = kernel("layer_norm", lambda x, w, b, e: x, same)
+        self.backward = kernel("layer_norm_grad", lambda x, w, e, g: (x, w, w), lambda x, w, e, g: (x, x, x))
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+        return (self.forward(x, weight, bias, self.eps),)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, self.eps, dout[0])
+
+
+@kernel_form(ExactGelu)
+class ExactGeluKernel(nn.Cell):
+    """`ExactGelu` with our kernel; returns the values only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = kernel("gelu", lambda x: x, same)
+        self.backward = kernel("gelu_grad", lambda x, g: x, same)
+
+    def construct(self, x: Tensor) -> tuple[Tensor]:
+        return (self.forward(x),)
+
+    def bprop(self, x: Tensor, out: Any, dout: Any) -> tuple[Tensor]:
+        return (self.backward(x, dout[0]),)
+
+
+class Mix(nn.Cell):
+    """The attention kernel: qkv (outer, tokens, inner, 3, heads, dim), bias, mask -> (outer, tokens, inner, heads, dim).
+
+    Bias and mask as in `Attend`; `none` stands for no bias or no mask. In training the shares of each query are kept.
+    """
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = Tensor(np.array([scale], np.float32))
+        self.none = Tensor(np.zeros(1, np.float32))
+        self.forward = kernel("attention", lambda q, *others: [*q[:3], *q[4:]], same)
+        self.kept = kernel(
+            "attention",
+            lambda q, *others: ([*q[:3], *q[4:]], [q[0], q[2], q[4], q[1], q[1]]),
+            lambda q, *others: (q, q),
+        )
+        self.backward = kernel("attention_grad", lambda q, b, *others: (q, b), lambda q, *others: (q, q))
+
+    def construct(self, qkv: Tensor, bias: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        if not self.training:
+            return (self.forward(qkv, bias, mask, self.scale),)
+        return self.kept(qkv, bias, mask, self.scale)
+
+    def bprop(self, qkv: Tensor, bias: Tensor, mask: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
+        shares = out[1] if self.training else self.kept(qkv, bias, mask, self.scale)[1]
+        qkv_grad, bias_grad = self.backward(qkv, bias, mask, self.scale, shares, dout[0])
+        return qkv_grad, bias_grad, ops.zeros_like(mask)
+
+
+@kernel_form(Attend)
+class AttendKernel(nn.Cell):
+    """`Attend` with our kernel."""
+
+    def __init__(self, num_heads: int, scale: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.mix = Mix(scale)
+
+    def construct(
+        self,
+        qkv: Tensor,
+        outer: int,
+        tokens: int,
+        inner: int,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        rows, width = qkv.shape
+        parts = qkv.reshape(outer, tokens, inner, 3, self.num_heads, width // 3 // self.num_heads)
+        none = self.mix.none
+        mixed = self.mix(parts, none if bias is None else bias, none if mask is None else mask)
+        return mixed[0].reshape(rows, width // 3)
+
+
+class Cosine(nn.Cell):
+    """qkv (rows, 3, heads, dim), factor (heads,) -> q of length factor, k of length 1, v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = kernel("cosine", lambda x, f: x, same)
+        self.backward = kernel("cosine_grad", lambda x, f, g: (x, f), lambda x, f, g: (x, x))
+
+    def construct(self, qkv: Tensor, factor: Tensor) -> Tensor:
+        return self.forward(qkv, factor)
+
+    def bprop(self, qkv: Tensor, factor: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(qkv, factor, dout)
+
+
+@kernel_form(AttendCosine)
+class AttendCosineKernel(nn.Cell):
+    """`AttendCosine` with our kernels."""
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.cosine = Cosine()
+        self.attend = AttendKernel(num_heads, 1.0)
+
+    def construct(
+        self,
+        qkv: Tensor,
+        factor: Tensor,
+        outer: int,
+        tokens: int,
+        inner: int,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        rows, width = qkv.shape
+        parts = self.cosine(qkv.reshape(rows, 3, self.num_heads, -1), factor.reshape(-1))
+        return self.attend(parts.reshape(rows, width), outer, tokens, inner, bias, mask)
+
+
+@kernel_form(GlobalNorm)
+class GlobalNormKernel(nn.Cell):
+    """`GlobalNorm` with our kernel."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.squares = kernel("square_sum", lambda *shapes: [1], same)
+        self.sqrt = ops.Sqrt()
+
+    def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
+        return self.sqrt(self.squares(*grads)).reshape(())
+
+
+@kernel_form(Accumulation)
+class AccumulationKernel(nn.Cell):
+    """`Accumulation` with our kernel."""
+
+    def __init__(self, sums: ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.sums = sums
+        count = len(sums)
+        self.add = writing(kernel("accumulate", lambda *shapes: [1], same), *[True] * count, *[False] * count)
+
+    def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
+        return self.add(*self.sums, *grads)
+
+
+@kernel_form(MeanGradients)
+class MeanGradientsKernel(nn.Cell):
+    """`MeanGradients` with our kernel."""
+
+    def __init__(self, sums: ParameterTuple, passes: int):
+        super().__init__(auto_prefix=False)
+        self.sums = sums
+        self.share = Tensor(np.array([1.0 / passes], np.float32))
+        count = len(sums)
+        mean = kernel("mean", lambda share, *shapes: shapes[count:], lambda share, *kinds: kinds[count:])
+        self.mean = writing(mean, False, *[True] * count, *[False] * count)
+
+    def construct(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.mean(self.share, *self.sums, *grads)
+
+
+@kernel_form(AdamWUpdate)
+class AdamWUpdateKernel(nn.Cell):
+    """`AdamWUpdate` with our kernel."""
+
+    def __init__(
+        self,
+        betas: tuple[float, float],
+        group_of: list[int],
+        weights: ParameterTuple,
+        first: ParameterTuple,
+        second: ParameterTuple,
+    ):
+        super().__init__(auto_prefix=False)
+        self.betas = Tensor(np.array(betas, np.float32))
+        self.group_of = Tensor(np.array(group_of, np.int32))
+        self.weights, self.first, self.second = weights, first, second
+        self.one, self.never = Tensor(np.ones(1, np.float32)), Tensor(np.zeros(1, np.float32))
+        count = len(weights)
+        update = kernel("adamw", lambda *shapes: [1], same)
+        self.update = writing(update, *[False] * 5, *[True] * (3 * count), *[False] * count)
+
+    def construct(self, values: Tensor, factor: Tensor | None, grads: tuple[Tensor, ...]) -> Tensor:
+        scale = self.one if factor is None else factor.reshape(1)
+        state = (*self.weights, *self.first, *self.second)
+        return self.update(values, self.betas, self.group_of, scale, self.never, *state, *grads)
