@@ -58,6 +58,7 @@ class HogTarget(nn.Module):
         self.register_buffer("sobel", both.repeat(3, 1, 1, 1), persistent=False)  # x and y of each channel
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")

@@ -10,11 +10,14 @@ runs twice: as installed, and with a preloaded function that switches the AVX-51
 torch.compile.
 
 All processes stay loaded and take steps in turn, so all run under the same load; ratios are of the medians. With one
-thread they are of CPU seconds, which other programs hardly change. `limit` is the share of our step that its matrix
-products take in PyTorch. The last line of a case has images/s and memory relative to the fastest peer, and the seconds
-to the first step of both:
+thread they are of CPU seconds, which other programs hardly change. The last line of a case is
 
     case=<case> ratio=<> memory=<> ratio_installed=<> limit=<> first=<ours>/<peer>
+
+ratio: images/s relative to the fastest peer, compiled or not. memory, first: peak memory relative to the fastest peer
+that is not compiled, and the seconds from the start to the end of the first step of both; compilation makes the peer's
+larger. ratio_installed: images/s relative to the peer as installed. limit: the share of our step that its matrix
+products take in PyTorch; nan if they are on the slow path.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ SPEEDUP = {
     "swin_base": ("fastmim_swin_base", "simmim_swin_base", (400, 800), [], 22),
     "vit_base": ("fastmim_vit_base", "simmim_vit_base", (800, 800), ["encoder.num_heads=6"], 10),
 }
+FAST, COMPILED = "PyTorch with AVX-512 products", "PyTorch compiled"
+AMD = "AuthenticAMD"
 AVX512 = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"  # MKL asks it whether the processor is from Intel
 
 
@@ -177,7 +182,7 @@ def processor() -> tuple[str, str]:
 
 def avx512_library() -> Path | None:
     """Return the library that makes MKL use AVX-512 on a processor from AMD; None where it is not needed or built."""
-    if processor()[1] != "AuthenticAMD":
+    if processor()[1] != AMD:
         return None
     library, source = PEER / "mkl_avx512.so", PEER / "mkl_avx512.c"
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -204,11 +209,11 @@ def peer_processes(case: str, batch: int, args: argparse.Namespace) -> tuple[dic
     command = [peer_python(), ROOT / "benchmarks/peer_torch.py", "--batch", str(batch), "--precision", args.precision]
     peers = {"PyTorch as installed": StepProcess([*command, "--case", case], args.threads)}
     if library is not None:
-        peers["PyTorch with AVX-512 products"] = StepProcess([*command, "--case", case], args.threads, library)
+        peers[FAST] = StepProcess([*command, "--case", case], args.threads, library)
     if args.compile:
         try:
             compiled = StepProcess([*command, "--case", case, "--compile"], args.threads, library)
-            peers["PyTorch compiled"] = compiled
+            peers[COMPILED] = compiled
         except EndedError:
             print("torch.compile fails")
     entries = json.dumps(products(recipe_of(case), batch))
@@ -226,6 +231,7 @@ def compare_with_peer(name: str, args: argparse.Namespace) -> None:
         raise SystemExit(f"error: {case}: {ours.ready[2]:.0f} parameters here, {installed.ready[2]:.0f} in the peer")
     interleave([ours, *peers.values(), alone], args.steps)
     clock = args.threads == 1
+    eager = min((peer for title, peer in peers.items() if title != COMPILED), key=lambda peer: peer.median(clock))
     best = min(peers.values(), key=lambda peer: peer.median(clock))
     title = f"{case}, batch {batch}, {args.precision}, {ours.ready[2]:,.0f} parameters on both sides"
     print(f"{title}, threads: {args.threads}, rounds: {args.steps}, {processor()[0]}")
@@ -233,10 +239,14 @@ def compare_with_peer(name: str, args: argparse.Namespace) -> None:
     peaks = {id(peer): report(title, peer, batch) for title, peer in peers.items()}
     print(f"the matrix products alone: {alone.median():.3f} s (CPU {alone.median(1):.3f})")
     alone.quit()
+    if COMPILED in peers and best is eager:
+        print("torch.compile is slower")
+    at_best = FAST in peers or processor()[1] != AMD
+    limit = alone.median(clock) / ours.median(clock) if at_best else float("nan")
     ratio, ratio_installed = (peer.median(clock) / ours.median(clock) for peer in (best, installed))
     print(
-        f"case={name} ratio={ratio:.3f} memory={our_peak / peaks[id(best)]:.3f} ratio_installed={ratio_installed:.3f} "
-        f"limit={alone.median(clock) / ours.median(clock):.3f} first={ours.ready[0]:.1f}/{best.ready[0]:.1f}",
+        f"case={name} ratio={ratio:.3f} memory={our_peak / peaks[id(eager)]:.3f} ratio_installed={ratio_installed:.3f} "
+        f"limit={limit:.3f} first={ours.ready[0]:.1f}/{eager.ready[0]:.1f}",
         flush=True,
     )
 
@@ -251,7 +261,9 @@ def compare_with_commit(name: str, args: argparse.Namespace) -> None:
         print(f"{case}, batch {batch}, threads: {args.threads}, rounds: {args.steps}, {processor()[0]}")
         titles = "ours", f"commit {args.against}"
         peaks = [report(title, process, batch) for title, process in zip(titles, processes, strict=True)]
-    ours, theirs = (process.median(args.threads == 1) for process in processes)
+    # older commits print no CPU seconds
+    clock = args.threads == 1 and all(process.median(1) > 0 for process in processes)
+    ours, theirs = (process.median(clock) for process in processes)
     print(f"case={name} against={args.against} ratio={ours / theirs:.3f} memory={peaks[0] / peaks[1]:.3f}", flush=True)
 
 
@@ -314,6 +326,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--case {args.case}: it has no peer; write --against COMMIT")
     if args.precision != "float32" and args.case and CASES.get(args.case, ("",))[0] in INFERENCE:
         parser.error("--precision: inference is float32; choose a training case")
+    if (args.against or args.speedup) and (args.compile or args.precision != "float32"):
+        parser.error("--compile and --precision need the peer; leave --against and --speedup out")
     return args
 
 
@@ -328,7 +342,8 @@ def main() -> int:
         return 0
     print(f"peer: {peer_versions(peer_python())}")
     for name in [args.case] if args.case else CASES:
-        compare_with_peer(name, args)
+        if args.precision == "float32" or CASES[name][0] not in INFERENCE:
+            compare_with_peer(name, args)
     return 0
 
 
