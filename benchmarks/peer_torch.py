@@ -1,50 +1,48 @@
-"""The PyTorch and transformers side of the step-time benchmark: one training step for each line on stdin.
+"""The PyTorch and transformers side of the benchmark: one line on stdout per line on stdin (see serve.py).
 
-    python benchmarks/peer_torch.py --case fastmim_vit_base [--batch 32] [--threads 2]
+    python benchmarks/peer_torch.py --case fastmim_vit_base [--batch 32] [--precision bfloat16] [--compile]
 
-It needs Linux and an environment with torch and transformers. benchmarks/step.py runs it as a subprocess and alternates
-its steps with this project's. It prints one line after the first step and one for each line on stdin:
+It needs Linux and an environment with torch and transformers; benchmarks/step.py runs it. It uses all cores that the
+process may use. `--products LIST` times matrix products instead of a case.
 
-    (start)  ready <seconds from process start to the end of the first step>
-    step     time <seconds of one full training step on a fresh batch made just before it>
-    quit     peak <largest resident size in bytes>, then it ends
-
-The cases pre-train in float32 with AdamW. FastMIM: a ViT or Swin with a learned RGB mask token on 75 % of the blocks, a
-small transformer decoder, HOG targets computed in the step, mean squared error on the masked blocks. SimMIM: the
-library's SwinForMaskedImageModeling with 60 % of the 32-pixel blocks masked and gradients clipped.
+The training cases use AdamW; bfloat16 is autocast, with float32 weights. FastMIM: a ViT or Swin with a learned RGB mask
+token on 75 % of the blocks, a small transformer decoder, HOG targets computed in the step, mean squared error on the
+masked blocks. SimMIM: 60 % of the 32-pixel blocks masked, pixels, absolute error, gradients clipped; Swin is the
+library's SwinForMaskedImageModeling, ViT its BeitModel with one shared position table. The inference cases are
+classifiers at 224 pixels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
-import resource
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from serve import Times, resident, serve, timed
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import SwinConfig, SwinForMaskedImageModeling, SwinModel, ViTConfig, ViTModel
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinForMaskedImageModeling,
+    SwinModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.models.vit.modeling_vit import ViTLayer
 
 DECODER_WIDTH = 256
 DECODER_HEADS = 8
 BINS = 9
 CELL = 8
-SEED = 0
 SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "drop_path_rate": 0.0}
-
-
-class Parser(argparse.ArgumentParser):
-    """Print an error of the command line as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 class HogTarget(nn.Module):
@@ -60,6 +58,7 @@ class HogTarget(nn.Module):
         self.register_buffer("sobel", both.repeat(3, 1, 1, 1), persistent=False)  # x and y of each channel
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")
@@ -102,19 +101,55 @@ class FastMim(nn.Module):
         return functional.mse_loss(predicted[masked], self.hog(images)[masked])
 
 
-class SimMim(nn.Module):
+class SimMimSwin(nn.Module):
     """Hugging Face's SimMIM with masks drawn in the step: 22 of 36 blocks at 192 pixels."""
 
-    def __init__(self, image_size: int, window: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.grid = image_size // 32
-        self.network = SwinForMaskedImageModeling(swin_config(image_size, window))
+        self.network = SwinForMaskedImageModeling(swin_config(192, 6))
 
     def forward(self, images: Tensor) -> Tensor:
-        blocks = self.grid**2
-        masked = draw_mask(images.shape[0], blocks, math.ceil(blocks * 0.6))
-        patches = enlarge(masked.view(-1, 1, self.grid, self.grid), 8)  # 32 pixels are 8 patches
+        masked = draw_mask(images.shape[0], 36, math.ceil(36 * 0.6))
+        patches = enlarge(masked.view(-1, 1, 6, 6), 8)  # 32 pixels are 8 patches
         return self.network(images, bool_masked_pos=patches.flatten(1)).loss
+
+
+class SimMimViT(nn.Module):
+    """SimMIM's ViT-B at 224 pixels: 30 of 49 blocks masked, one linear layer predicts the pixels of each patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = BeitConfig(
+            image_size=224,
+            layer_norm_eps=1e-6,
+            use_mask_token=True,
+            use_shared_relative_position_bias=True,
+            use_mean_pooling=False,  # with the final norm
+            attn_implementation="sdpa",
+        )
+        self.encoder = BeitModel(config, add_pooling_layer=False)
+        self.decoder = nn.Linear(768, 3 * 16**2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        masked = draw_mask(images.shape[0], 49, math.ceil(49 * 0.6))
+        patches = enlarge(masked.view(-1, 1, 7, 7), 2).flatten(1)  # 32 pixels are 2 patches
+        predicted = self.decoder(self.encoder(images, bool_masked_pos=patches).last_hidden_state[:, 1:])
+        target = functional.unfold(images, 16, stride=16).transpose(1, 2)
+        error = functional.l1_loss(predicted, target, reduction="none").sum(2)
+        return (error * patches).sum() / (patches.sum() * target.shape[2] + 1e-5)
+
+
+class ViTClassifier(nn.Module):
+    """ViT-B/16 that normalises the mean of the patch tokens (transformers' classifier takes the class token)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ViTModel(vit_config(768, 12, 12, 224, 1e-6), add_pooling_layer=False)
+        self.norm, self.encoder.layernorm = self.encoder.layernorm, nn.Identity()
+        self.head = nn.Linear(768, 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.encoder(images).last_hidden_state[:, 1:].mean(1)))
 
 
 def enlarge(masked: Tensor, times: int) -> Tensor:
@@ -137,8 +172,9 @@ def vit_config(width: int, layers: int, heads: int, image_size: int, eps: float)
     )
 
 
-def swin_config(image_size: int, window: int) -> SwinConfig:
-    return SwinConfig(image_size=image_size, window_size=window, encoder_stride=32, layer_norm_eps=1e-5, **SWIN_BASE)
+def swin_config(image_size: int, window: int, **further: int) -> SwinConfig:
+    sizes = {**SWIN_BASE, **further}
+    return SwinConfig(image_size=image_size, window_size=window, encoder_stride=32, layer_norm_eps=1e-5, **sizes)
 
 
 def draw_mask(batch: int, blocks: int, count: int) -> Tensor:
@@ -146,105 +182,113 @@ def draw_mask(batch: int, blocks: int, count: int) -> Tensor:
     return torch.rand(batch, blocks).argsort(1).argsort(1) < count
 
 
-def stepper(model: nn.Module, image_size: int, batch: int, beta: float, clip: float) -> Callable[[], float]:
-    """Return a function that runs one step and returns its seconds."""
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # measured: for these parameters fused is faster than foreach and than the plain loop
-    optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, beta), weight_decay=0.05, fused=True)
+@dataclass
+class Training:
+    """How a case is trained."""
 
-    def step() -> float:
-        images = torch.randn(batch, 3, image_size, image_size)
-        start = time.perf_counter()
-        loss = model(images)
-        loss.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(trained, clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()}")
-        return time.perf_counter() - start
-
-    return step
+    model: nn.Module
+    image_size: int
+    beta: float
+    clip: float
 
 
-def fastmim_vit_base(batch: int) -> Callable[[], float]:
+def fastmim_vit_base() -> Training:
     encoder = ViTModel(vit_config(768, 12, 12, 128, 1e-6), add_pooling_layer=False)
     encoder.embeddings.position_embeddings.requires_grad_(False)  # fixed in FastMIM
-    return stepper(FastMim(encoder, 768, 16, 1, 1e-6), 128, batch, 0.95, 0.0)
+    return Training(FastMim(encoder, 768, 16, 1, 1e-6), 128, 0.95, 0.0)
 
 
-def fastmim_swin_base(batch: int) -> Callable[[], float]:
+def fastmim_swin_base() -> Training:
     encoder = SwinModel(swin_config(128, 4), add_pooling_layer=False)
-    return stepper(FastMim(encoder, 1024, 32, 4, 1e-5), 128, batch, 0.95, 0.0)
+    return Training(FastMim(encoder, 1024, 32, 4, 1e-5), 128, 0.95, 0.0)
 
 
-def simmim_swin_base(batch: int) -> Callable[[], float]:
-    return stepper(SimMim(192, 6), 192, batch, 0.999, 5.0)
-
-
-CASES: dict[str, Callable[[int], Callable[[], float]]] = {
+TRAINING: dict[str, Callable[[], Training]] = {
     "fastmim_vit_base": fastmim_vit_base,
     "fastmim_swin_base": fastmim_swin_base,
-    "simmim_swin_base": simmim_swin_base,
+    "simmim_swin_base": lambda: Training(SimMimSwin(), 192, 0.999, 5.0),
+    "simmim_vit_base": lambda: Training(SimMimViT(), 224, 0.999, 5.0),
+}
+INFERENCE: dict[str, Callable[[], nn.Module]] = {
+    "infer_vit_base": ViTClassifier,
+    "infer_swin_base": lambda: SwinForImageClassification(swin_config(224, 7, num_labels=1000)),
 }
 
 
-def seconds_since_process_start() -> float:
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of the line; the split drops the first two
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+def train(case: Training, args: argparse.Namespace) -> tuple[Callable[[], Times], int]:
+    """Return a function that runs one training step, and the number of trained parameters."""
+    trained = [parameter for parameter in case.model.train().parameters() if parameter.requires_grad]
+    # measured: for these parameters fused is faster than foreach and than the plain loop
+    optimizer = torch.optim.AdamW(trained, lr=1.5e-4, betas=(0.9, case.beta), weight_decay=0.05, fused=True)
+    forward = torch.compile(case.model) if args.compile else case.model
+
+    def update(images: Tensor) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16"):
+            loss = forward(images)
+        loss.backward()
+        if case.clip:
+            nn.utils.clip_grad_norm_(trained, case.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def step() -> Times:
+        images = torch.randn(args.batch, 3, case.image_size, case.image_size)
+        return timed(lambda: update(images))
+
+    return step, sum(parameter.numel() for parameter in trained)
 
 
-def peak_memory() -> int:
-    """Return the largest resident size of this process in bytes.
+def classify(model: nn.Module, args: argparse.Namespace) -> tuple[Callable[[], Times], int]:
+    """Return a function that classifies one batch, and the number of parameters."""
+    forward = torch.compile(model.eval()) if args.compile else model.eval()
 
-    ru_maxrss starts at the peak of the parent process, so it is used only without VmHWM.
+    @torch.inference_mode()
+    def step() -> Times:
+        images = torch.randn(args.batch, 3, 224, 224)
+        return timed(lambda: getattr(output := forward(images), "logits", output).sum().item())
+
+    return step, sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply(entries: list[list[int]], dtype: torch.dtype) -> Callable[[], Times]:
+    """Return a function that computes the products of benchmarks/cases.py in preallocated memory.
+
+    The second factor is stored transposed, as a linear layer stores its weight.
     """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    calls = []
+    for count, batch, m, k, n, passes in entries:
+        a, b, c = (torch.randn(batch, *sizes, dtype=dtype) for sizes in ((m, k), (n, k), (m, n)))
+        calls += [(c, a, b.mT), (torch.empty_like(b), c.mT, a), (torch.empty_like(a), c, b)][:passes] * count
+
+    def run() -> float:
+        for out, left, right in calls:
+            if len(out) == 1:
+                torch.mm(left[0], right[0], out=out[0])
+            else:
+                torch.bmm(left, right, out=out)
+        return 0.0
+
+    return lambda: timed(run)
 
 
-def write_line(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="peer_torch.py", description="Time training steps of PyTorch, one for each line on stdin.")
-    parser.add_argument("--case", choices=sorted(CASES), required=True)
-    parser.add_argument("--batch", type=positive, default=32, help="images in a step (%(default)s)")
-    parser.add_argument("--threads", type=positive, default=2, help="threads of torch (%(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(SEED)
-    step = CASES[args.case](args.batch)
-    step()
-    write_line(f"ready {seconds_since_process_start():.3f}")
-    for line in sys.stdin:
-        command = line.strip()
-        if command == "step":
-            write_line(f"time {step():.6f}")
-        elif command == "quit":
-            write_line(f"peak {peak_memory()}")
-            return 0
-        else:
-            sys.stderr.write(f"peer_torch.py: error: unknown command {command!r}, expected step or quit\n")
-            return 2
+def main() -> int:
+    imported = resident()
+    parser = argparse.ArgumentParser(description="the PyTorch side of the benchmark")
+    parser.add_argument("--case", choices=sorted([*TRAINING, *INFERENCE]))
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    parser.add_argument("--products", type=json.loads, metavar="LIST", help="products of benchmarks/cases.py, as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    if args.products:
+        serve(multiply(args.products, getattr(torch, args.precision)), 0, imported)
+    elif args.case in INFERENCE:
+        serve(*classify(INFERENCE[args.case](), args), imported)
+    else:
+        serve(*train(TRAINING[args.case](), args), imported)
     return 0
 
 
