@@ -40,7 +40,9 @@ def set_up(device: str, seed: int, train: TrainConfig) -> str:
     ms.set_device(device)  # under msrun MindSpore assigns each rank another device
     parallel.start()
     if device == "CPU":
-        threads = share_cpu(train.threads)
+        threads = share_of_cpu(train.threads)
+        with contextlib.suppress(RuntimeError):  # only the first call of a process has an effect
+            ms.device_context.cpu.op_tuning.threads_num(threads)
         one_memory_block()
         kernels.set_up(train.kernels, threads, train.precision.on(device))
     check_precision(device, train.precision.on(device))
@@ -64,17 +66,13 @@ def check_precision(device: str, precision: Precision) -> None:
         )
 
 
-def share_cpu(threads: int) -> int:
-    """Give each rank of this machine its share of the CPU threads, and return it.
+def share_of_cpu(threads: int) -> int:
+    """Return the CPU threads of this rank; MindSpore's default of 25 in each process slows a step on few cores.
 
     Args:
-        threads: of all ranks of this machine, 0: one for each core. MindSpore's default of 25 in each process slows a
-            step on few cores.
+        threads: of all ranks of this machine, 0: one for each core.
     """
-    share = max(1, (threads or psutil.cpu_count() or 1) // parallel.local_size())
-    with contextlib.suppress(RuntimeError):  # only the first call of a process has an effect
-        ms.device_context.cpu.op_tuning.threads_num(share)
-    return share
+    return max(1, (threads or psutil.cpu_count() or 1) // parallel.local_size())
 
 
 def one_memory_block() -> None:
