@@ -201,6 +201,7 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
         start = time.perf_counter()
     return {
         "device": used,
+        "kernels": kernels.description().removeprefix("CPU kernels: ") if used == "CPU" else "",
         "first_step_seconds": seconds[0],  # with compiling
         "step_seconds": seconds[1],
         "images_per_second": train.batch_size / seconds[1],
@@ -251,6 +252,8 @@ def as_table(plan: dict[str, Any]) -> str:
             ),
             ("time", show_time(measured["training_seconds"])),
         ]
+        if measured["kernels"]:
+            lines.append(("kernels", measured["kernels"]))
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
 
