@@ -32,7 +32,7 @@ class Stepper:
     """The training step of a recipe on new random images."""
 
     def __init__(self, recipe: Recipe, batch: int):
-        device.set_up("CPU", recipe.seed)
+        device.set_up("CPU", recipe.seed, recipe.train)
         method = build_method(recipe)
         self.optimizer = build_optimizer(method, recipe.train)
         self.step = TrainStep(method, self.optimizer, recipe.train.clip_norm)

@@ -169,6 +169,7 @@ def test_the_command_prints_json_and_measures_and_writes_nothing(
     assert found["peak_memory"] > plan["memory"]
     assert sorted(tiny.parent.rglob("*")) == before
     table = as_table(plan)
+    assert f"kernels          {found['kernels']}" in table and found["kernels"]
     assert "measured" in table and f"{plan['parameters']['trained']:,} trained" in table
 
 

@@ -23,11 +23,12 @@ from ..errors import UserError
 from .checks import FieldError
 from .paths import expanded
 from .recipe import PRESETS, Recipe
+from .training import Precision, PrecisionConfig
 
 OVERRIDE = "command line"
 MAX_KEYS = 10_000  # more keys than any recipe has
 #: keys of a recipe that contain further keys
-SECTIONS = ("encoder", "method", "data", "train", "stages", "target", "decoder", "teacher_encoder")
+SECTIONS = ("encoder", "method", "data", "train", "stages", "target", "decoder", "teacher_encoder", "precision")
 #: fields missing from resolved recipes of earlier versions: section, field, and a function of the section that returns
 #: the field's value in that version
 ADDED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
@@ -202,12 +203,22 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
         old = into.get(key)
         if value is None and key in SECTIONS:  # a section with comments only changes nothing
             continue
-        if isinstance(old, str) and key in PRESETS:
-            old = into[key] = {"name": old}
+        if isinstance(value, dict):
+            old = into[key] = _spelled_out(key, old)
         if isinstance(value, dict) and isinstance(old, dict) and not _other_class(key, old, value.get("name")):
             _merge(old, value)
         else:
             into[key] = value
+
+
+def _spelled_out(key: str, value: Any) -> Any:
+    """Return the mapping that a word stands for: the name of a preset, or the precision of all devices."""
+    word = _plain_value(value)
+    if not isinstance(word, str):
+        return value
+    if key == "precision":
+        return dict.fromkeys((item.name for item in fields(PrecisionConfig)), word)
+    return {"name": word} if key in PRESETS else value
 
 
 def _other_class(key: str, old: dict[str, Any], name: Any) -> bool:
@@ -253,9 +264,7 @@ def _apply_override(tree: dict[str, Any], set_by: dict[str, str], text: str) -> 
     *parents, last = key.split(".")
     node = tree
     for part in parents:
-        child = node.get(part)
-        if isinstance(child, str) and part in PRESETS:
-            child = {"name": child}
+        child = _spelled_out(part, node.get(part))
         if not isinstance(child, dict):
             child = {}
         if last == "name" and part == parents[-1] and _other_class(part, child, parsed):
@@ -316,6 +325,8 @@ class _KeyPath:
 def _build(cls: type, tree: Any, key_path: _KeyPath, preset: Any = None) -> Any:
     """Build one dataclass from a mapping, starting from a preset or from the class defaults."""
     if not isinstance(tree, dict):
+        if cls is PrecisionConfig:
+            return _one_precision(tree, key_path)
         raise key_path.error(f"must be a mapping of keys, not {tree!r}; valid keys: {_field_names(cls)}")
     hints = get_type_hints(cls, include_extras=True)
     values = {}
@@ -369,6 +380,12 @@ def _value(hint: Any, value: Any, key_path: _KeyPath, key: str, current: Any) ->
     if get_origin(hint) in (typing.Union, UnionType):
         raise AssertionError(f"{key_path.key}: a union needs presets")
     return _plain(hint, value, key_path)
+
+
+def _one_precision(word: Any, key_path: _KeyPath) -> PrecisionConfig:
+    """Build the precision of all devices from one word."""
+    precision = _value(Precision, word, key_path, "", None)
+    return PrecisionConfig(CPU=precision, GPU=precision, Ascend=precision)
 
 
 def _from_preset(presets: dict[str, Any], value: Any, key_path: _KeyPath, current: Any) -> Any:

@@ -53,6 +53,12 @@ class Recipe:
             except FieldError as error:
                 raise FieldError(f"stages.{number}", f"{error.key.removeprefix('encoder.')}: {error}") from None
 
+    def without_machine(self) -> Recipe:
+        """Return the recipe without the settings for the machine of a training: kernels, threads, precision."""
+        default = TrainConfig()
+        train = replace(self.train, kernels=default.kernels, threads=default.threads, precision=default.precision)
+        return replace(self, train=train)
+
     @property
     def trained_encoder(self) -> EncoderConfig:
         """The encoder that the run builds, cut to `method.encoder_blocks`."""

@@ -14,6 +14,9 @@ from .paths import PathText
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Kernels = Literal["auto", "builtin"]
+Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugmentConfig:
@@ -116,6 +119,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """Precision of matrix products on each kind of device. A recipe may also have one word, for all of them."""
+
+    CPU: Precision = "float32"
+    GPU: Precision = "float32"
+    Ascend: Precision = "float32"
+
+    def on(self, device: str) -> Precision:
+        """The precision on a device (`CPU`, `GPU`, `Ascend`)."""
+        precision: Precision = getattr(self, device)
+        return precision
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimisation, schedule, and intervals of logging, evaluation and saving."""
 
@@ -148,6 +165,9 @@ class TrainConfig:
     save_every: int = 1  # epochs between checkpoints; the last epoch is always saved
     gallery_every: int = 0  # epochs between galleries of reconstructions; 0: at the end only
     knn: int = 0  # neighbours of the k-NN probe of the frozen encoder, before training and at evaluations; 0: off
+    kernels: Kernels = "auto"  # on CPU: our own kernels where they can be compiled, or MindSpore's (builtin)
+    threads: int = 0  # CPU threads of a machine, divided among its ranks; 0: one for each core
+    precision: PrecisionConfig = PrecisionConfig()  # of matrix products; the rest is always float32
 
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
@@ -155,7 +175,7 @@ class TrainConfig:
         check_not_negative(
             self, "effective_batch", "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm"
         )
-        check_not_negative(self, "effective_batch", "eval_every", "gallery_every", "knn", "cosine_epochs")
+        check_not_negative(self, "effective_batch", "eval_every", "gallery_every", "knn", "cosine_epochs", "threads")
         shapes = {"mae": ("cosine", "step"), "mmengine": ("cosine", "multistep")}
         need(
             self.schedule in shapes.get(self.rule, (self.schedule,)),

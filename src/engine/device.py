@@ -1,4 +1,4 @@
-"""Mode, device and seeds; no other file sets them."""
+"""Mode, device, seeds and CPU kernels; no other file sets them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import mindspore as ms
 import psutil  # a requirement of MindSpore too
 
+from ..config import Precision, TrainConfig
 from ..errors import UserError
+from ..operations import kernels
 from . import parallel
 
 
@@ -17,14 +19,18 @@ class DeviceError(UserError):
     """An unavailable device; the text is one line for the user."""
 
 
-def set_up(device: str, seed: int) -> str:
-    """Set graph mode, device (auto: Ascend, else GPU, else CPU) and seed, and join the other ranks.
+def set_up(device: str, seed: int, train: TrainConfig) -> str:
+    """Set graph mode, device (auto: Ascend, else GPU, else CPU), seed, and kernels; join the other ranks.
+
+    Args:
+        device, seed: as in a recipe.
+        train: has kernels, threads and precision.
 
     Returns:
         The device.
 
     Raises:
-        DeviceError: MindSpore has no such device here.
+        DeviceError: MindSpore has no such device here, or the device lacks the precision.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
     if device == "auto":
@@ -34,17 +40,39 @@ def set_up(device: str, seed: int) -> str:
     ms.set_device(device)  # under msrun MindSpore assigns each rank another device
     parallel.start()
     if device == "CPU":
-        share_cpu()
+        threads = share_of_cpu(train.threads)
+        with contextlib.suppress(RuntimeError):  # only the first call of a process has an effect
+            ms.device_context.cpu.op_tuning.threads_num(threads)
         one_memory_block()
+        kernels.set_up(train.kernels, threads, train.precision.on(device))
+    check_precision(device, train.precision.on(device))
     ms.set_seed(seed)
     return device
 
 
-def share_cpu() -> None:
-    """Give each rank its share of the CPU cores as threads; MindSpore's default of 25 slows a step on few cores."""
-    threads = max(1, (psutil.cpu_count() or 1) // parallel.size())
-    with contextlib.suppress(RuntimeError):  # only the first call of a process has an effect
-        ms.device_context.cpu.op_tuning.threads_num(threads)
+def check_precision(device: str, precision: Precision) -> None:
+    """Check that a device has a precision; nothing else is used instead.
+
+    Raises:
+        DeviceError: it does not have it.
+    """
+    if precision == "float32":
+        return
+    if device != "CPU":
+        raise DeviceError(f"train.precision: {precision} is not supported on {device} yet; write float32")
+    if kernels.reason():
+        raise DeviceError(
+            f"train.precision: {precision} on CPU needs our own kernels ({kernels.reason()}); write float32"
+        )
+
+
+def share_of_cpu(threads: int) -> int:
+    """Return the CPU threads of this rank; MindSpore's default of 25 in each process slows a step on few cores.
+
+    Args:
+        threads: of all ranks of this machine, 0: one for each core.
+    """
+    return max(1, (threads or psutil.cpu_count() or 1) // parallel.local_size())
 
 
 def one_memory_block() -> None:
@@ -52,7 +80,7 @@ def one_memory_block() -> None:
 
     Only touched memory counts. A ViT-B step at batch 32 peaks at 5.8 GB instead of 6.7 GB.
     """
-    half = psutil.virtual_memory().total // 2**31 // parallel.size()
+    half = psutil.virtual_memory().total // 2**31 // parallel.local_size()
     with contextlib.suppress(RuntimeError):  # only the first call of a process has an effect
         ms.runtime.set_memory(init_size=f"{max(half, 1)}GB")
 

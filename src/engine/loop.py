@@ -20,6 +20,8 @@ from .optim import build_optimizer
 from .schedule import effective_batch, learning_rate, peak_rate, position
 from .step import Accumulate, TrainStep
 
+WATCHED_SIZE = 2**14  # largest parameter of the check of the first update
+
 
 @dataclass
 class State:
@@ -92,6 +94,7 @@ class Fit:
         self.accumulate = Accumulate(self.step) if self.passes > 1 else None
         self.draws = method.draws()
         self.compiled = False
+        self.moved = False  # whether an update has changed the weights
         self.clock = Clock()
 
     def restore(self, arrays: dict[str, np.ndarray], source: Path) -> None:
@@ -141,7 +144,7 @@ class Fit:
                 assert self.accumulate is not None
                 passes.append(self._pass(self.accumulate, *self._next(batches)))
             rate, values = self._values(epoch, number)
-            passes.append(self._update(values, self._next(batches)))
+            passes.append(self._update(rate, values, self._next(batches)))
             pending.append(passes)
             self.state.step += 1
             if (number + 1) % self.train.log_every == 0 or number + 1 == self.updates:
@@ -166,7 +169,15 @@ class Fit:
 
         return rate_of(1.0), self.optimizer.step_values(rate_of, self.state.step + 1)
 
-    def _update(self, values: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _update(self, rate: float, values: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.moved or not rate:
+            return self._last_pass(values, batch)
+        before = self._small_weights()
+        outputs = self._last_pass(values, batch)
+        self._check_moved(before, float(outputs[-1]))
+        return outputs
+
+    def _last_pass(self, values: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.compiled:
             return self._pass(self.step, values, *batch)
         self.folder.info("compiling the graph; the first step takes a while")
@@ -177,6 +188,24 @@ class Fit:
         self.compiled = True
         self.clock.reset()
         return outputs
+
+    def _small_weights(self) -> list[np.ndarray]:
+        """Copy the trained parameters of at most `WATCHED_SIZE` values, such as biases."""
+        return [p.asnumpy().copy() for p in self.optimizer.weights if p.size <= WATCHED_SIZE]
+
+    def _check_moved(self, before: list[np.ndarray], norm: float) -> None:
+        """Check that the first update changed the weights, which a damaged kernel might not.
+
+        Raises:
+            RunError: none of the small ones changed although the gradient norm is above 0.
+        """
+        self.moved = True
+        same = all(map(np.array_equal, before, self._small_weights()))
+        if before and same and norm > 0:
+            raise RunError(
+                f"the first update changed no weight although the gradient norm is {norm:.3g}; write "
+                "train.kernels=builtin"
+            )
 
     def _pass(self, cell: nn.Cell, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = cell(*inputs)

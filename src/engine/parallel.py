@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.communication import get_group_size, get_rank, init
+from mindspore.communication import get_group_size, get_local_rank_size, get_rank, init
 
 from ..errors import UserError
 from .contracts import Batches
@@ -45,6 +45,11 @@ def rank() -> int:
 def size() -> int:
     """Return the number of ranks."""
     return int(get_group_size())
+
+
+def local_size() -> int:
+    """Return the number of ranks on this machine."""
+    return int(get_local_rank_size())
 
 
 # --- sums -------------------------------------------------------------------------------------------------------

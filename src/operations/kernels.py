@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -26,6 +27,8 @@ import psutil  # a requirement of MindSpore too
 from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.ops.signature import make_sig, sig_rw
 
+from ..config import Kernels, Precision
+from ..errors import UserError
 from .forms import kernel_form
 from .rows import (
     Affine,
@@ -60,12 +63,13 @@ FLAGS = [
 COMPILE_SECONDS = 300  # limit of a compilation; it takes three seconds
 CHECK_ERROR = 1e-4  # largest relative error of the self-check in float32; bfloat16 has 100 times that
 
-Kernels = Literal["auto", "builtin"]
-Precision = Literal["float32", "bfloat16"]
-
 
 class KernelError(Exception):
     """The kernels cannot be used; the text is the reason."""
+
+
+class ExportError(UserError):
+    """A network with our kernels cannot be written to a file for other machines."""
 
 
 @dataclass
@@ -74,12 +78,14 @@ class State:
 
     Attributes:
         kernels, precision: as in `train`.
+        threads: of our kernels.
         library: path of the compiled kernels; empty: not in use; None: not looked for yet.
         reason: why they are not in use.
     """
 
     kernels: Kernels = "auto"
     precision: Precision = "float32"
+    threads: int = 1
     library: str | None = None
     reason: str = ""
 
@@ -99,11 +105,12 @@ def set_up(kernels: Kernels = "auto", threads: int = 0, precision: Precision = "
         A line for the log.
     """
     _state.kernels, _state.precision = kernels, precision
+    _state.threads = threads or psutil.cpu_count() or 1
     _state.library, _state.reason = "", "train.kernels is builtin"
     if kernels == "auto":
         try:
             _state.library = str(library())
-            open_library(_state.library).set_threads(threads or psutil.cpu_count() or 1)
+            open_library(_state.library).set_threads(_state.threads)
             check(_state.library, precision)
         except KernelError as error:
             _state.library, _state.reason = "", str(error)
@@ -114,8 +121,8 @@ def description() -> str:
     """Return a line on the kernels in use."""
     if not _state.library:
         return f"CPU kernels: MindSpore's, since {_state.reason}"
-    products = "" if _state.precision == "float32" else f", products in {_state.precision}"
-    return f"CPU kernels: our own ({Path(_state.library).name}){products}"
+    count = f"{_state.threads} thread{'s' * (_state.threads > 1)}"
+    return f"CPU kernels: our own ({Path(_state.library).name}), {count}, products in {_state.precision}"
 
 
 def available() -> bool:
@@ -150,43 +157,57 @@ def library() -> Path:
     Raises:
         KernelError: they cannot be compiled here.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        raise KernelError(f"they are for x86-64 processors, and this is {platform.machine()}")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        raise KernelError("there is no C++ compiler (g++ or clang++) on the path")
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise KernelError(f"they are for Linux on x86-64, and this is {platform.system()} on {platform.machine()}")
+    import fcntl  # Linux only
+
+    compiler = find_compiler()
     libraries = Path(ms.__file__).parent / "lib"
     products = sorted(libraries.glob("libdnnl.so*"))
     if not products:
         raise KernelError(f"this MindSpore has no oneDNN in {libraries}")
-    command = [compiler, *FLAGS, str(SOURCE), f"-L{libraries}", f"-l:{products[0].name}", f"-Wl,-rpath,{libraries}"]
-    target = cache_folder() / f"kernels-{key(command)}.so"
+    command = [*compiler, *FLAGS]
+    links = [f"-L{libraries}", f"-l:{products[0].name}", f"-Wl,-rpath,{libraries}"]
+    target = cache_folder() / f"kernels-{key(compiler, [*command, *links])}.so"
     if ":" in str(target) or "MS_CUSTOM_AOT_WHITE_LIST" in os.environ:
         raise KernelError(f"MindSpore cannot load {target}: a colon, or MS_CUSTOM_AOT_WHITE_LIST, is in the way")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a machine wait for the first
-            if not target.exists():
-                compile_into(target, command)
+            if not is_whole(target):
+                compile_into(target, [*command, str(SOURCE), *links])
     except OSError as error:
-        raise KernelError(f"{target.parent}: {error.strerror or error}") from None
+        raise KernelError(f"the cache folder {target.parent} cannot be used ({error.strerror or error})") from None
     return target
+
+
+def find_compiler() -> list[str]:
+    """Return the program of the C++ compiler, with its arguments if the variable CXX has some."""
+    named = os.environ.get("CXX", "")
+    found = named or shutil.which("g++") or shutil.which("clang++")
+    if not found:
+        raise KernelError("there is no C++ compiler (g++ or clang++) on the path")
+    try:
+        return shlex.split(named) or [found]
+    except ValueError as error:
+        raise KernelError(f"CXX={named} is not a command ({error})") from None
 
 
 def cache_folder() -> Path:
     """The user's cache folder for compiled files."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mim_mindspore"
-
-
-def key(command: list[str]) -> str:
-    """Return a hash of all that the compiled kernels depend on: source, command, compiler, processor, MindSpore."""
+    folder = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        compiler = subprocess.run([command[0], "--version"], capture_output=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise KernelError(f"{command[0]} does not run ({error})") from None
+        return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "mim_mindspore"
+    except RuntimeError:  # a user without a home folder
+        raise KernelError("there is no home folder for the compiled file; set XDG_CACHE_HOME") from None
+
+
+def key(compiler: list[str], command: list[str]) -> str:
+    """Return a hash of all that the compiled kernels depend on: source, command, compiler, processor, MindSpore."""
+    version = run_compiler([*compiler, "--version"])[1].encode()
     flags = next((line for line in processor().splitlines() if line.startswith("flags")), "")
-    parts = [SOURCE.read_bytes(), *map(str.encode, command), compiler, flags.encode(), ms.__version__.encode()]
+    parts = [SOURCE.read_bytes(), *map(str.encode, command), version, flags.encode(), ms.__version__.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -197,17 +218,51 @@ def processor() -> str:
 
 
 def compile_into(target: Path, command: list[str]) -> None:
-    """Compile into a temporary file, then rename it."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        try:
-            done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, timeout=COMPILE_SECONDS)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise KernelError(f"{command[0]} does not run ({error})") from None
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise KernelError(f"{command[0]} fails: {' '.join(errors[:1])[:200]}")
-        made.replace(target)
+    """Compile into a partial file, append its SHA-256, then rename it; the caller holds the lock."""
+    partial = target.with_suffix(".partial")
+    try:
+        code, output = run_compiler([*command, "-o", str(partial)])
+        if code or not partial.is_file():
+            lines = output.splitlines()
+            errors = [line for line in lines if "error" in line] or lines or [f"exit code {code}"]
+            raise KernelError(f"{shlex.join(command[:1])} fails: {errors[0][:200]}")
+        content = partial.read_bytes()
+        partial.write_bytes(content + hashlib.sha256(content).digest())  # what follows the end of a library is not read
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_whole(target: Path) -> bool:
+    """Whether a compiled file exists with the bytes that were compiled; loading a damaged one can end the process."""
+    content = target.read_bytes() if target.is_file() else b""
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]
+
+
+def run_compiler(command: list[str]) -> tuple[int, str]:
+    """Run a compiler for at most `COMPILE_SECONDS`; returns exit code and all output.
+
+    Raises:
+        KernelError: it does not start, or does not end in time.
+    """
+    out, merged = subprocess.PIPE, subprocess.STDOUT
+    try:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=merged, text=True, errors="replace", start_new_session=True
+        )
+    except OSError as error:
+        raise KernelError(f"{command[0]} does not run ({error.strerror or error})") from None
+    try:
+        output, _ = process.communicate(timeout=COMPILE_SECONDS)
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a compiler starts processes of its own
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise KernelError(f"{command[0]} does not end within {COMPILE_SECONDS} seconds") from None
+        raise
+    return process.returncode, output
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -224,7 +279,7 @@ def open_library(path: str) -> ctypes.CDLL:
         opened.set_threads  # noqa: B018 # a file that is not ours lacks it
         return opened
     except (OSError, AttributeError) as error:
-        raise KernelError(f"{path} cannot be loaded ({error}); remove it") from None
+        raise KernelError(f"{path} cannot be loaded ({error})") from None
 
 
 def call(path: str, name: str, *arrays: np.ndarray) -> None:
@@ -232,7 +287,7 @@ def call(path: str, name: str, *arrays: np.ndarray) -> None:
     count = len(arrays)
     data = (ctypes.c_void_p * count)(*[array.ctypes.data for array in arrays])
     ranks = (ctypes.c_int * count)(*[array.ndim for array in arrays])
-    shapes = [(ctypes.c_int64 * max(array.ndim, 1))(*array.shape) for array in arrays]
+    shapes: list[Any] = [(ctypes.c_int64 * max(array.ndim, 1))(*array.shape) for array in arrays]
     table = (ctypes.POINTER(ctypes.c_int64) * count)(*shapes)
     getattr(open_library(path), name)(count, data, ranks, table, None, None, None)
 
@@ -271,7 +326,27 @@ def compare(what: str, actual: np.ndarray, expected: np.ndarray, limit: float) -
 
 def kernel(name: str, shapes: Any, kinds: Any) -> ops.Custom:
     """A kernel as an operation; `shapes` and `kinds` infer shapes and types of the outputs from those of the inputs."""
-    return ops.Custom(f"{_state.library}:{name}", shapes, kinds, "aot")
+
+    def checked_shapes(*inputs: Any) -> Any:
+        refuse_export()
+        return shapes(*inputs)
+
+    return ops.Custom(f"{_state.library}:{name}", checked_shapes, kinds, "aot")
+
+
+def refuse_export() -> None:
+    """Raise `ExportError` if MindSpore compiles for a file, which would contain the path of our kernels here.
+
+    MindSpore infers shapes while it compiles, so the caller of the compilation is on the stack.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "export" and str(frame.f_globals.get("__name__")).startswith("mindspore."):
+            raise ExportError(
+                "export: this network has CPU kernels that were compiled for this machine; build it inside "
+                "`with src.operations.kernels.builtin():`, or use export.py"
+            )
 
 
 def same(*kinds: Any) -> Any:

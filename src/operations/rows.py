@@ -423,7 +423,9 @@ def swap_middle(x: Tensor, known: int) -> Tensor:
 
     `known` is axis 1 or 2, whichever has a fixed size in every export.
     """
-    if x.shape[3 - known] == 1 or x.shape[known] == 1:  # unstacking a single piece fails in some gradients
+    other = x.shape[3 - known]
+    single = ops.isconstant(other) and other == 1  # a branch on a size that varies cannot be exported
+    if single or x.shape[known] == 1:  # unstacking a single piece fails in some gradients
         return x.reshape(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
     return ops.stack(ops.unstack(x, known), 3 - known)
 

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from ..config import Recipe, plural
-from ..config.files import ConfigError, load_recipe, override, parse_recipe
+from ..config.files import ConfigError, load_recipe, override
 from ..data.sources import DataError, ImageFolder, image_folder
 from ..engine import checkpoint, device
 from ..engine.evaluate import confusion_matrix, evaluate, features
 from ..methods import build_method
 from ..models.graph import AsGraph
 from .images import loader
-from .networks import classifier_recipe, deployed, fill
+from .networks import classifier_recipe, deployed, fill, stored_recipe
 
 
 def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
     """Load a checkpoint and the recipe stored in it, with overrides."""
     loaded = checkpoint.load(Path(path))
-    recipe = parse_recipe(loaded.meta["recipe"], path)
+    recipe = stored_recipe(loaded)
     return (override(recipe, overrides, path) if overrides else recipe), loaded
 
 
@@ -61,7 +61,7 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     """Return the result of `evaluate_checkpoint` and a readable line about it."""
     recipe, loaded = open_classifier(path, overrides, config)
     source = images_for(recipe, loaded, data)
-    device.set_up(recipe.device, recipe.seed)
+    device.set_up(recipe.device, recipe.seed, recipe.train)
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), loaded.weights, loaded.path)
     batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
@@ -86,7 +86,7 @@ def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]
     """
     recipe, loaded = open_classifier(path, [])
     source = images_for(recipe, loaded, data)
-    device.set_up(recipe.device, recipe.seed)
+    device.set_up(recipe.device, recipe.seed, recipe.train)
     batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
     logits = features(fill(deployed(recipe), loaded), batches)
     return source.classes, confusion_matrix(np.array(source.labels), logits.argmax(axis=1), len(source.classes))

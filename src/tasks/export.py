@@ -15,6 +15,7 @@ from ..config import Recipe
 from ..data.sources import DataError, image_folder
 from ..engine import device
 from ..engine.log import RunError
+from ..operations import kernels
 from .command import check_export
 from .evaluate import open_checkpoint
 from .images import evaluation_batches
@@ -60,22 +61,25 @@ def export_checkpoint(path: str, file_format: str, output: str, batch: int, over
     """
     recipe, loaded = open_checkpoint(path, overrides)
     check_export(output, file_format, batch)
-    used = device.set_up(recipe.device, recipe.seed)
+    used = device.set_up(recipe.device, recipe.seed, recipe.train)
+    if recipe.train.precision.on(used) != "float32":
+        raise RunError("train.precision: an exported file has float32 only; write float32")
     if file_format == "air" and used != "Ascend":
         raise RunError(f"--format air: MindSpore writes AIR on Ascend only, not on {used}; write --format mindir")
     target = Path(output) if output else Path(path).with_suffix(f".{file_format}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    network = fill(deployed(recipe), loaded)
+    with kernels.builtin():
+        network, compared = (fill(deployed(recipe), loaded) for _ in range(2))
     sizes = (batch,) if batch else COMPARED_BATCHES
     images, description = example_images(recipe, max(sizes))
     temporary = target.with_name(f".{target.stem}.partial.{file_format}")
     try:
-        # ms.export fixes the input shapes of its network, so the comparison builds a second one
+        # ms.export fixes the input shapes of its network, so the comparison needs a second one
         example = example_input(recipe, batch or (1 if file_format == "air" else 0))
         ms.export(network, example, file_name=str(temporary.with_suffix("")), file_format=file_format.upper())
         difference = float("nan")
         if file_format == "mindir":
-            difference = largest_difference(temporary, fill(deployed(recipe), loaded), images, sizes)
+            difference = largest_difference(temporary, compared, images, sizes)
             if not difference <= EXPORT_TOLERANCE:
                 raise RunError(
                     f"{target}: the exported network differs from the checkpoint by {difference:.3g}; not written"

@@ -201,13 +201,18 @@ def model_recipe(name: str) -> Recipe:
     return load_recipe(MODELS / f"{name.lower()}.yaml")
 
 
+def stored_recipe(loaded: checkpoint.Checkpoint) -> Recipe:
+    """Return the recipe stored in a checkpoint, without the settings for the machine that it was trained on."""
+    return parse_recipe(loaded.meta["recipe"], str(loaded.path)).without_machine()
+
+
 def classifier_recipe(loaded: checkpoint.Checkpoint) -> Recipe:
     """Return the recipe stored in a checkpoint with its plain classifier as the method, also after distillation.
 
     Raises:
         CheckpointError: the checkpoint is from pre-training.
     """
-    recipe = parse_recipe(loaded.meta["recipe"], str(loaded.path))
+    recipe = stored_recipe(loaded)
     if recipe.method.classifier is None:
         raise checkpoint.CheckpointError(
             f"{loaded.path}: a pre-training checkpoint ({recipe.method.name}) has no classifier; fine-tune it first "

@@ -24,6 +24,7 @@ from ..engine.schedule import effective_batch, peak_rate
 from ..engine.step import TrainStep
 from ..methods import build_method
 from ..models import build_network
+from ..operations import kernels
 
 IMAGENET = 1_281_167  # training images of ImageNet-1K
 STATE = 16  # bytes per trained parameter: weight, gradient and two moments in float32
@@ -142,7 +143,7 @@ def count_images(recipe: Recipe) -> tuple[int | None, str]:
 
 def count_parameters(recipe: Recipe) -> dict[str, int]:
     """Count the trained parameters, all parameters (with fixed position tables) and those of the encoder."""
-    with no_init_parameters():  # names and shapes only
+    with no_init_parameters(), kernels.builtin():  # names and shapes only
         weights = checkpoint.weights_of(build_method(recipe))
     return {
         "trained": sum(p.size for p in weights.values() if p.requires_grad),
@@ -156,7 +157,7 @@ def teacher_of(recipe: Recipe) -> dict[str, Any] | None:
     teacher = recipe.method.teacher_network
     if teacher is None:
         return None
-    with no_init_parameters():
+    with no_init_parameters(), kernels.builtin():
         network = build_network(teacher.encoder, teacher.classifier)
     flops = teacher.classifier.flops(teacher.encoder).values() if teacher.classifier else [teacher.encoder.flops()]
     size = sum(p.size for p in checkpoint.weights_of(network).values())
@@ -179,7 +180,7 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
     """Run two training steps on random images with the recipe's batch size; return seconds and peak memory."""
     recipe = replace(recipe, method=recipe.method.without_cache())  # random images have no stored teacher outputs
     train, encoder = recipe.train, recipe.trained_encoder
-    used = device.set_up(recipe.device, recipe.seed)
+    used = device.set_up(recipe.device, recipe.seed, recipe.train)
     start = time.perf_counter()
     method = build_method(recipe)
     optimizer = build_optimizer(method, train)
@@ -200,6 +201,7 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
         start = time.perf_counter()
     return {
         "device": used,
+        "kernels": kernels.description().removeprefix("CPU kernels: ") if used == "CPU" else "",
         "first_step_seconds": seconds[0],  # with compiling
         "step_seconds": seconds[1],
         "images_per_second": train.batch_size / seconds[1],
@@ -250,6 +252,8 @@ def as_table(plan: dict[str, Any]) -> str:
             ),
             ("time", show_time(measured["training_seconds"])),
         ]
+        if measured["kernels"]:
+            lines.append(("kernels", measured["kernels"]))
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
 

@@ -34,7 +34,7 @@ def predict(path: str, images: list[str], top: int, overrides: list[str]) -> Ite
     """
     recipe, loaded = open_classifier(path, overrides)
     files = image_files(images)
-    device.set_up(recipe.device, recipe.seed)
+    device.set_up(recipe.device, recipe.seed, recipe.train)
     network = fill(deployed(recipe), loaded)
     batch = min(recipe.train.batch_size, len(files))
     for start in range(0, len(files), batch):

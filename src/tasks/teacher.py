@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 
@@ -116,7 +117,7 @@ def digest_of(path: str | Path) -> str:
 def outputs_folder(recipe: Recipe, method: Method, batches: Loader) -> Path:
     """Return the folder for the outputs of this teacher for these images.
 
-    It differs for another teacher, another set of blocks, another list of files or another transform.
+    It differs for another teacher, another set of blocks, another list of files, transform or precision.
     """
     return Path(recipe.method.cache) / hashlib.sha256(outputs_key(recipe, method, batches).encode()).hexdigest()[:16]
 
@@ -133,6 +134,9 @@ def outputs_key(recipe: Recipe, method: Method, batches: Loader) -> str:
         "mean": list(recipe.data.mean),
         "std": list(recipe.data.std),
     }
+    precision = recipe.train.precision.on(ms.get_context("device_target"))
+    if precision != "float32":
+        key["precision"] = precision
     return json.dumps(key)
 
 

@@ -23,6 +23,7 @@ from ..engine.loop import Fit, Hooks, State, attempt
 from ..engine.schedule import effective_batch, peak_rate
 from ..methods import Method, build_method
 from ..models.graph import AsGraph
+from ..operations import kernels
 from ..visual.curves import draw_curves
 from ..visual.gallery import write_grid
 from ..weights.load import Origin, carry_over, load_encoder_weights
@@ -43,7 +44,7 @@ def train(recipe: Recipe, resume: str = "", stop_after: int = 0) -> dict[str, fl
             starts from the beginning and logs that.
         stop_after: epoch after which this call ends, with `last.ckpt` written; `resume` continues. 0 trains to the end.
     """
-    used = device.set_up(recipe.device, recipe.seed)
+    used = device.set_up(recipe.device, recipe.seed, recipe.train)
     loaded = parallel.together(lambda: resume_checkpoint(recipe, resume))
     ends = recipe.stage_ends()
     stop = min(stop_after or ends[-1], ends[-1])
@@ -215,13 +216,15 @@ class Training:
         self.folder.info(f"{done}: {self.folder.path}")
 
     def _log_setup(self) -> None:
-        """Log output folder, device, network, teacher and images."""
+        """Log output folder, device, kernels, network, teacher and images."""
         recipe = self.recipe
         weights = checkpoint.weights_of(self.method)
         size = sum(p.size for p in weights.values() if p.requires_grad) / 1e6
         ranks = parallel.size()
         where = f"{self.used}, rank {parallel.rank()} of {ranks}" if ranks > 1 else self.used
         self.folder.info(f"output {self.folder.path}, device {where}, seed {recipe.seed}")
+        if self.used == "CPU":
+            self.folder.info(kernels.description())
         height, width = recipe.encoder.image_size
         self.folder.info(
             f"{height}x{width} pixels, {recipe.encoder.name} + {recipe.method.name}: {size:.2f} M trained parameters"
