@@ -21,7 +21,7 @@ from mindspore import Tensor
 from serve import Times, resident, serve, timed
 
 from src import load_model
-from src.config import Recipe
+from src.config import Recipe, TrainConfig
 from src.engine import device
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
@@ -41,7 +41,7 @@ class Stepper:
         self.rng = np.random.default_rng(0)
         self.shape = (batch, recipe.encoder.in_chans, *recipe.encoder.image_size)
         self.columns, self.classes = method.columns, getattr(method, "num_classes", 1)
-        self.done = 0
+        self.draws, self.done = method.draws(), 0
 
     def run(self) -> Times:
         """Run one step; returns its seconds."""
@@ -52,14 +52,16 @@ class Stepper:
     def update(self, batch: list[Tensor]) -> float:
         self.done += 1
         values = self.optimizer.step_values(lambda scale: 1.5e-4 * scale, self.done)
-        return float(self.step(values, *batch)[0])
+        loss = float(self.step(values, *batch)[0])
+        self.draws.advance(self.shape[0])
+        return loss
 
 
 class Classifier:
     """A classifier with initial weights on new random images."""
 
     def __init__(self, name: str, batch: int):
-        device.set_up("CPU", 0)
+        device.set_up("CPU", 0, TrainConfig())
         self.network = load_model(name, image_size=224)
         self.parameters = sum(parameter.size for parameter in self.network.get_parameters())
         self.rng = np.random.default_rng(0)

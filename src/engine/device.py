@@ -72,7 +72,7 @@ def share_of_cpu(threads: int) -> int:
     Args:
         threads: of all ranks of this machine, 0: one for each core.
     """
-    return max(1, (threads or psutil.cpu_count() or 1) // parallel.local_size())
+    return max(1, (threads or kernels.cores()) // parallel.local_size())
 
 
 def one_memory_block() -> None:

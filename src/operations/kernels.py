@@ -23,7 +23,6 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-import psutil  # a requirement of MindSpore too
 from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.ops.signature import make_sig, sig_rw
 
@@ -105,7 +104,7 @@ def set_up(kernels: Kernels = "auto", threads: int = 0, precision: Precision = "
         A line for the log.
     """
     _state.kernels, _state.precision = kernels, precision
-    _state.threads = threads or psutil.cpu_count() or 1
+    _state.threads = threads or cores()
     _state.library, _state.reason = "", "train.kernels is builtin"
     if kernels == "auto":
         try:
@@ -115,6 +114,11 @@ def set_up(kernels: Kernels = "auto", threads: int = 0, precision: Precision = "
         except KernelError as error:
             _state.library, _state.reason = "", str(error)
     return description()
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use; `taskset` and job schedulers limit them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def description() -> str:
