@@ -28,11 +28,13 @@ from .layers import (
 from .tokens import TakeTokens
 
 
-class HeadMixing(Linear):
+class HeadMixing(nn.Cell):
     """A linear layer over the heads: (B, heads, N, N) -> the same shape."""
 
     def __init__(self, num_heads: int, init: Initializer):
-        super().__init__(num_heads, num_heads, init=init)
+        super().__init__()
+        self.weight = parameter(init, num_heads, num_heads)
+        self.bias = parameter("zeros", num_heads)
         self.affine = build(rows.ChannelAffine)
 
     def construct(self, x: Tensor) -> Tensor:
