@@ -23,10 +23,11 @@ ALLOWED: dict[str, set[str] | None] = {
     "__init__": {"tasks"},  # inside load_model
     "errors": set(),
     "config": {"errors"},
-    "models": {"config"},
-    "methods": {"config", "models"},
+    "operations": set(),
+    "models": {"config", "operations"},
+    "methods": {"config", "models", "operations"},
     "data": {"config", "errors"},
-    "engine": {"config", "errors", "__init__"},  # __init__: the version, for checkpoints
+    "engine": {"config", "errors", "operations", "__init__"},  # __init__: the version, for checkpoints
     "weights": {"config", "errors", "models"},
     "visual": {"config", "engine", "methods"},
     "tasks": None,

@@ -26,7 +26,7 @@ from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
 from src.models.graph import AsGraph
-from tests.helpers import numbers, snapshot
+from tests.helpers import counted, numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -72,7 +72,8 @@ class Course:
         self.start = snapshot(optimizer.weights)
         self.losses, self.norms = [], []
         for number in range(30):
-            loss, sums, norm = step(optimizer.step_values(lambda scale: 3e-3 * scale, number + 1), *batch_of(name))
+            values = optimizer.step_values(lambda scale: 3e-3 * scale, number + 1)
+            loss, sums, norm = counted(step, BATCH, values, *batch_of(name))
             assert self.method.baseline(sums.asnumpy()) > 0
             self.losses.append(float(loss))
             self.norms.append(float(norm))
