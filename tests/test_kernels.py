@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 
 from src.operations import kernels
 from src.operations.kernels import KernelError
-from tests.helpers import numbers
+from tests.helpers import ROOT, numbers
 
 #: Largest error relative to the largest value. Rounding a float32 costs 6e-8, our exp and erf 2e-7 (kernels.cpp), and
 #: sums over some hundred terms in several registers add a few roundings; a wrong term or index costs 1e-2 and more.
@@ -623,3 +626,40 @@ def test_several_callers_take_turns(library: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda name: (name, BITS[name](library, name)), names * 20))
     assert all(bits == expected[name] for name, bits in found)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+SANITIZERS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-pthread",
+    "-fopenmp-simd",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+]
+
+
+@pytest.mark.compiles
+def test_every_kernel_stays_inside_its_arrays(tmp_path: Path) -> None:
+    """tests/kernels_driver.cpp calls them with arrays of exactly their size, under the compiler's checks."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        pytest.skip("no C++ compiler")
+
+    def compiled(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [compiler, *SANITIZERS, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    (tmp_path / "empty.cpp").write_text("int main() {}\n")
+    if compiled(tmp_path / "empty.cpp", "-o", tmp_path / "empty").returncode:
+        pytest.skip(f"{compiler} has no sanitizers")
+    program = tmp_path / "driver"
+    done = compiled("-march=native", ROOT / "tests" / "kernels_driver.cpp", kernels.SOURCE, "-o", program)
+    assert done.returncode == 0, done.stderr
+    # another number of threads leaves those of before asleep, which counts as a leak
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1000
