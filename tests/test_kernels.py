@@ -630,15 +630,8 @@ def test_several_callers_take_turns(library: str) -> None:
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-SANITIZERS = [
-    "-std=c++17",
-    "-O1",
-    "-g",
-    "-pthread",
-    "-fopenmp-simd",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+OPTIONS = ["-std=c++17", "-O1", "-g", "-pthread", "-fopenmp-simd", *SANITIZERS]
 
 
 @pytest.mark.compiles
@@ -649,7 +642,7 @@ def test_every_kernel_stays_inside_its_arrays(tmp_path: Path) -> None:
         pytest.skip("no C++ compiler")
 
     def compiled(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [compiler, *SANITIZERS, *map(str, arguments)]
+        command = [compiler, *OPTIONS, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     (tmp_path / "empty.cpp").write_text("int main() {}\n")

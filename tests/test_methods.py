@@ -178,7 +178,7 @@ def test_the_mask_changes_from_step_to_step_but_not_in_evaluation() -> None:
     assert first.shape == (BATCH, 4, 4) and len({sample.tobytes() for sample in first}) == BATCH
     np.testing.assert_array_equal(first.sum(axis=(1, 2)), 12)
     (image,) = batch_of("hog")
-    losses = {float(method(image)[0]) for _ in range(3)}
+    losses = {float(counted(method, BATCH, image)[0]) for _ in range(3)}
     assert len(losses) == 3
 
 
