@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ..operations.forms import build
-from ..operations.updates import Accumulation, GlobalNorm, MeanGradients
+from ..operations.updates import GlobalNorm
 from . import parallel
 from .contracts import Trainable
 from .optim import AdamW
@@ -32,10 +32,8 @@ class TrainStep(nn.Cell):
         self.norm = build(GlobalNorm)
         self.over_ranks = parallel.Mean() if parallel.size() > 1 else None
         self.value_and_grad = ops.value_and_grad(method, None, optimizer.weights, has_aux=True)
-        self.mean: Any = None
-        if accumulate > 1:
-            self.sums = optimizer.weights.clone(prefix="gradient_sum", init="zeros")
-            self.mean = build(MeanGradients, self.sums, accumulate)
+        self.map = ops.HyperMap()
+        self.sums: Any = optimizer.weights.clone(prefix="gradient_sum", init="zeros") if accumulate > 1 else None
 
     def construct(self, values: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         """`values` from AdamW.step_values and a batch -> (loss, *parts, sums, gradient norm before clipping).
@@ -43,8 +41,8 @@ class TrainStep(nn.Cell):
         The norm is of the mean gradient over passes and ranks; the other outputs are of this batch.
         """
         outputs, grads = self.value_and_grad(*batch)
-        if self.mean is not None:
-            grads = self.mean(grads)
+        if self.sums is not None:  # means over the accumulated passes and this one; the sums become zero
+            grads = self.map(ops.partial(mean_of, self.accumulate), self.sums, grads)
         if self.over_ranks is not None:  # once per update, after accumulation
             grads = self.over_ranks(grads)
         norm = self.norm(grads)
@@ -62,9 +60,23 @@ class Accumulate(nn.Cell):
         super().__init__(auto_prefix=False)
         self.method = step.method
         self.value_and_grad = step.value_and_grad
-        self.accumulation = build(Accumulation, step.sums)
+        self.sums: ParameterTuple = step.sums
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """A batch -> (loss, *parts, sums)."""
         outputs, grads = self.value_and_grad(*batch)
-        return ops.depend(outputs, self.accumulation(grads))
+        for number in range(len(grads)):
+            outputs = ops.depend(outputs, ops.assign_add(self.sums[number], grads[number]))
+        return outputs
+
+
+_MUL = ops.Mul()
+_ADD = ops.Add()
+_ASSIGN = ops.Assign()
+_ZEROS = ops.ZerosLike()
+
+
+def mean_of(count: int, total: Parameter, x: Tensor) -> Tensor:
+    """Return (total + x) / count and set `total` to zero."""
+    mean = _MUL(_ADD(total, x), 1.0 / count)
+    return ops.depend(mean, _ASSIGN(total, _ZEROS(mean)))

@@ -27,15 +27,24 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.ops.signature import make_sig, sig_rw
 
 from .forms import kernel_form
-from .rows import Affine, Attend, AttendCosine, ExactGelu, Normalize, Product
-from .updates import Accumulation, AdamWUpdate, GlobalNorm, MeanGradients
+from .rows import Affine, Attend, AttendCosine, GeluAffine, Normalize, Product
+from .updates import AdamWUpdate, GlobalNorm
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 #: of a C++ compiler; NaN and infinity keep their meaning
-FLAGS = (
-    "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -fopenmp-simd -fno-math-errno -fno-trapping-math "
-    "-fno-signed-zeros -shared -fPIC -pthread"
-).split()
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+]
 COMPILE_SECONDS = 300  # limit of a compilation; it takes three seconds
 CHECK_ERROR = 1e-4  # largest relative error of the self-check in float32; bfloat16 has 100 times that
 
@@ -180,9 +189,7 @@ def compile_into(target: Path, command: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         try:
-            done = subprocess.run(
-                [*command, "-o", str(made)], capture_output=True, text=True, timeout=COMPILE_SECONDS
-            )
+            done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, timeout=COMPILE_SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
             raise KernelError(f"{command[0]} does not run ({error})") from None
         if done.returncode:
@@ -229,7 +236,7 @@ def check(path: str, precision: Precision) -> None:
     out = np.zeros((33, 24), np.float32)
     if precision == "bfloat16" and not {"avx512_bf16", "amx_bf16"} & set(processor().split()):
         raise KernelError("this processor has neither avx512_bf16 nor AMX, which bfloat16 needs")
-    call(path, linear_name(precision), x, weight, bias, out)
+    call(path, f"linear_{precision}", x, weight, bias, out)
     compare("product", out, x @ weight.T + bias, CHECK_ERROR * (1 if precision == "float32" else 100))
     values = np.array([0.1, 0.01, 1e-8], np.float32)
     betas, group, one, no = np.array([0.9, 0.99], np.float32), np.zeros(1, np.int32), np.ones(1), np.zeros(1)
@@ -248,10 +255,6 @@ def compare(what: str, actual: np.ndarray, expected: np.ndarray, limit: float) -
 
 
 # --- forms -------------------------------------------------------------------------------------------------------
-
-
-def linear_name(precision: Precision) -> str:
-    return "linear" if precision == "float32" else f"linear_{precision}"
 
 
 def kernel(name: str, shapes: Any, kinds: Any) -> ops.Custom:
@@ -275,9 +278,11 @@ def writing(custom: ops.Custom, *written: bool) -> ops.Custom:
 class AffineKernel(nn.Cell):
     """`Affine` with our kernel."""
 
+    name = "linear"
+
     def __init__(self) -> None:
         super().__init__()
-        name = linear_name(_state.precision)
+        name = f"{self.name}_{_state.precision}"
         self.forward = kernel(name, lambda x, w, b: [x[0], w[0]], same)
         self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w, [w[0]]), lambda x, w, g: (x, x, x))
 
@@ -294,7 +299,7 @@ class ProductKernel(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        name = linear_name(_state.precision)
+        name = f"linear_{_state.precision}"
         self.forward = kernel(name, lambda x, w: [x[0], w[0]], same)
         self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w), lambda x, w, g: (x, x))
 
@@ -322,20 +327,11 @@ class NormalizeKernel(nn.Cell):
         return self.backward(x, weight, self.eps, dout[0])
 
 
-@kernel_form(ExactGelu)
-class ExactGeluKernel(nn.Cell):
-    """`ExactGelu` with our kernel; returns the values only."""
+@kernel_form(GeluAffine)
+class GeluAffineKernel(AffineKernel):
+    """`GeluAffine` with our kernel, which computes GELU again for the gradient instead of keeping it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = kernel("gelu", lambda x: x, same)
-        self.backward = kernel("gelu_grad", lambda x, g: x, same)
-
-    def construct(self, x: Tensor) -> tuple[Tensor]:
-        return (self.forward(x),)
-
-    def bprop(self, x: Tensor, out: Any, dout: Any) -> tuple[Tensor]:
-        return (self.backward(x, dout[0]),)
+    name = "gelu_linear"
 
 
 class Mix(nn.Cell):
@@ -443,36 +439,6 @@ class GlobalNormKernel(nn.Cell):
 
     def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
         return self.sqrt(self.squares(*grads)).reshape(())
-
-
-@kernel_form(Accumulation)
-class AccumulationKernel(nn.Cell):
-    """`Accumulation` with our kernel."""
-
-    def __init__(self, sums: ParameterTuple):
-        super().__init__(auto_prefix=False)
-        self.sums = sums
-        count = len(sums)
-        self.add = writing(kernel("accumulate", lambda *shapes: [1], same), *[True] * count, *[False] * count)
-
-    def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
-        return self.add(*self.sums, *grads)
-
-
-@kernel_form(MeanGradients)
-class MeanGradientsKernel(nn.Cell):
-    """`MeanGradients` with our kernel."""
-
-    def __init__(self, sums: ParameterTuple, passes: int):
-        super().__init__(auto_prefix=False)
-        self.sums = sums
-        self.share = Tensor(np.array([1.0 / passes], np.float32))
-        count = len(sums)
-        mean = kernel("mean", lambda share, *shapes: shapes[count:], lambda share, *kinds: kinds[count:])
-        self.mean = writing(mean, False, *[True] * count, *[False] * count)
-
-    def construct(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return self.mean(self.share, *self.sums, *grads)
 
 
 @kernel_form(AdamWUpdate)

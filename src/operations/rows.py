@@ -158,6 +158,19 @@ class ExactGeluCPU(ExactGelu):
         return (dout[0] * (out[1] + x * density),)
 
 
+class GeluAffine(nn.Cell):
+    """`Affine` of the exact GELU of x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gelu = build(ExactGelu)
+        self.affine = build(Affine)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(rows, in), weight (out, in), bias (out,) -> (rows, out)."""
+        return self.affine(self.gelu(x)[0], weight, bias)
+
+
 class Softmax(nn.Cell):
     """Softmax over the last axis."""
 

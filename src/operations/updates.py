@@ -1,4 +1,4 @@
-"""What follows the gradients in a training step: sums over passes, norm, AdamW.
+"""What follows the gradients in a training step: norm and AdamW.
 
 These operations act on all parameters at once. They use HyperMap and primitives, because those compile fast: the
 compile time of a loop that appends to a list grows with the square of the number of parameters, and each operator on
@@ -7,13 +7,10 @@ tensors becomes a separate graph.
 
 from __future__ import annotations
 
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 
 _MUL = ops.Mul()
-_ADD = ops.Add()
 _SUM = ops.ReduceSum()
-_ASSIGN = ops.Assign()
-_ZEROS = ops.ZerosLike()
 
 
 class GlobalNorm(nn.Cell):
@@ -27,42 +24,6 @@ class GlobalNorm(nn.Cell):
 
     def construct(self, grads: tuple[Tensor, ...]) -> Tensor:
         return self.sqrt(self.add(self.map(sum_of_squares, grads)))
-
-
-class Accumulation(nn.Cell):
-    """Adds gradients to sums, in place.
-
-    Args:
-        sums: a sum for each parameter.
-    """
-
-    def __init__(self, sums: ParameterTuple):
-        super().__init__(auto_prefix=False)
-        self.sums = sums
-
-    def construct(self, grads: tuple[Tensor, ...]) -> Tensor | bool:
-        done = True
-        for number in range(len(grads)):
-            done = ops.depend(done, ops.assign_add(self.sums[number], grads[number]))
-        return done
-
-
-class MeanGradients(nn.Cell):
-    """Means of the gradients over accumulated passes and a last one; sets the sums to zero.
-
-    Args:
-        sums: of all passes but the last.
-        passes: their number with the last.
-    """
-
-    def __init__(self, sums: ParameterTuple, passes: int):
-        super().__init__(auto_prefix=False)
-        self.sums = sums
-        self.share = 1.0 / passes
-        self.map = ops.HyperMap()
-
-    def construct(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return self.map(ops.partial(mean_of, self.share), self.sums, grads)
 
 
 class AdamWUpdate(nn.Cell):
@@ -125,9 +86,3 @@ def times(factor: Tensor, x: Tensor) -> Tensor:
 
 def sum_of_squares(x: Tensor) -> Tensor:
     return _SUM(_SUM(_MUL(x, x), -1), ())
-
-
-def mean_of(share: float, total: Parameter, x: Tensor) -> Tensor:
-    """Return (total + x) * share and set `total` to zero."""
-    mean = _MUL(_ADD(total, x), share)
-    return ops.depend(mean, _ASSIGN(total, _ZEROS(mean)))
