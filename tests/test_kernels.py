@@ -56,12 +56,22 @@ def phi(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.vectorize(math.erf)(x * math.sqrt(0.5)))
 
 
-def gelu(x: np.ndarray) -> Arrays:
-    return (x * phi(x),)
+def gelu(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isneginf(x), 0, x * phi(x))
 
 
-def gelu_grad(x: np.ndarray, grad: np.ndarray) -> Arrays:
-    return (grad * (phi(x) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)),)
+def slope(x: np.ndarray) -> np.ndarray:
+    """The derivative of GELU."""
+    return np.where(np.isinf(x), x > 0, phi(x) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+def gelu_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> Arrays:
+    return linear(gelu(x), weight, bias)
+
+
+def gelu_linear_grad(x: np.ndarray, weight: np.ndarray, grad: np.ndarray) -> Arrays:
+    dx, *others = linear_grad(gelu(x), weight, grad)
+    return dx * slope(x), *others
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: np.ndarray) -> Arrays:
@@ -188,22 +198,37 @@ def linear_inputs(rows: int, out: int, width: int) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_linear(library: str, sizes: tuple[int, int, int]) -> None:
     x, weight, bias, grad = linear_inputs(*sizes)
-    check(library, "linear", linear, (x, weight, bias))
-    check(library, "linear", linear, (x, weight))
-    check(library, "linear_grad", linear_grad, (x, weight, grad))
-    check(library, "linear_grad", lambda *inputs: linear_grad(*inputs)[:2], (x, weight, grad))
+    check(library, "linear_float32", linear, (x, weight, bias))
+    check(library, "linear_float32", linear, (x, weight))
+    check(library, "linear_float32_grad", linear_grad, (x, weight, grad))
+    check(library, "linear_float32_grad", lambda *inputs: linear_grad(*inputs)[:2], (x, weight, grad))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_gelu_linear(library: str, sizes: tuple[int, int, int]) -> None:
+    x, weight, bias, grad = linear_inputs(*sizes)
+    check(library, "gelu_linear_float32", gelu_linear, (2 * x, weight, bias))
+    check(library, "gelu_linear_float32_grad", gelu_linear_grad, (2 * x, weight, grad))
+
+
+def gelu_of(library: str, x: np.ndarray) -> np.ndarray:
+    """What the kernel takes for GELU(x): its product with 1."""
+    one = np.ones((1, 1), np.float32)
+    (found,) = run(library, "gelu_linear_float32", (x.reshape(-1, 1), one), (x.size, 1))
+    return found.reshape(x.shape)
 
 
 def test_gelu(library: str) -> None:
     """From -30 to 30 and where it bends; the error is that of erf times x, so also in the tails."""
-    for x in (np.linspace(-30, 30, 4001), np.linspace(-6, 6, 4001), np.array([0.0]), np.zeros((3, 1)), [[-1e30, 1e30]]):
-        x = np.asarray(x, np.float32)
-        grad = numbers(1, *x.shape)
-        (expected,), (slope,) = exact(gelu, (x,)), exact(gelu_grad, (x, grad))
-        (found,) = run(library, "gelu", (x,), x.shape)
-        (found_slope,) = run(library, "gelu_grad", (x, grad), x.shape)
-        assert (np.abs(found - expected) <= 3e-7 * np.abs(x)).all()
-        assert (np.abs(found_slope - slope) <= 1e-6 * np.abs(grad)).all()
+    ranges = np.linspace(-30, 30, 4001), np.linspace(-6, 6, 4001), np.array([0.0, -0.0, 1e-30, 1e30, -1e30])
+    for x in (part.astype(np.float32) for part in ranges):
+        (expected,), (steepness,) = exact(lambda x: (gelu(x),), (x,)), exact(lambda x: (slope(x),), (x,))
+        assert (np.abs(gelu_of(library, x) - expected) <= 3e-7 * np.abs(x)).all()
+        column, grad = x.reshape(-1, 1), numbers(1, x.size, 1)
+        inputs = (column, np.ones((1, 1), np.float32), grad)
+        dx, dw = run(library, "gelu_linear_float32_grad", inputs, column.shape, (1, 1))
+        assert (np.abs(dx[:, 0] - grad[:, 0] * steepness) <= 1e-6 * np.abs(grad[:, 0])).all()
+        assert np.abs(dw - (grad[:, 0] * expected).sum()) <= 1e-6 * np.abs(grad[:, 0] * x).sum()
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 8, 17, 96, 768])
@@ -326,24 +351,6 @@ def test_square_sum(library: str) -> None:
         check(library, "square_sum", square_sum, some)
 
 
-def test_accumulate(library: str) -> None:
-    sums, grads, done = drawn(0), drawn(100), np.zeros(1, np.float32)
-    expected = [total + grad for total, grad in zip(sums, grads, strict=True)]
-    kernels.call(library, "accumulate", *sums, *grads, done)
-    for found, wanted in zip(sums, expected, strict=True):
-        np.testing.assert_array_equal(found, wanted)  # one rounding, as in numpy
-    assert done == 1
-
-
-def test_mean(library: str) -> None:
-    share, sums, grads, out = np.array([1 / 3], np.float32), drawn(0), drawn(100), drawn(200)
-    expected = [share * (total + grad) for total, grad in zip(sums, grads, strict=True)]
-    kernels.call(library, "mean", share, *sums, *grads, *out)
-    for found, wanted, total in zip(out, expected, sums, strict=True):
-        np.testing.assert_allclose(found.reshape(-1), wanted.reshape(-1), rtol=2e-7)
-        np.testing.assert_array_equal(total, 0)
-
-
 def adamw_inputs(factor: float, skip: float) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """The first five inputs, and weights, both moments and gradients, for parameters in three groups."""
     values = np.array([0.1, 0.02, 0.003, 0.1, 0.0, 0.05, 1e-3], np.float32)  # rates, decays, epsilon
@@ -426,6 +433,20 @@ def test_linear_bfloat16(bfloat16_library: str, sizes: tuple[int, int, int]) -> 
     np.testing.assert_array_equal(pair[1], dw)
 
 
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_gelu_linear_bfloat16(bfloat16_library: str, sizes: tuple[int, int, int]) -> None:
+    """GELU and its slope in float32, then products of rounded numbers."""
+    x, weight, bias, grad = linear_inputs(*sizes)
+    rx, rw, rg = rounded(gelu_of(bfloat16_library, x)), rounded(weight), rounded(grad)
+    (found,) = run(bfloat16_library, "gelu_linear_bfloat16", (x, weight, bias), grad.shape)
+    assert (np.abs(found - rx @ rw.T - bias) <= 1e-6 * (np.abs(rx) @ np.abs(rw).T + np.abs(bias))).all()
+    inputs, shapes = (x, weight, grad), (x.shape, weight.shape, bias.shape)
+    dx, dw, db = run(bfloat16_library, "gelu_linear_bfloat16_grad", inputs, *shapes)
+    assert (np.abs(dx - rg @ rw * slope(x.astype(np.float64))) <= 2e-6 * (np.abs(rg) @ np.abs(rw))).all()
+    assert (np.abs(dw - rg.T @ rx) <= 1e-6 * (np.abs(rg).T @ np.abs(rx))).all()
+    assert_close(db, grad.astype(np.float64).sum(axis=0), ERROR, "the bias gradient is not rounded")
+
+
 def test_rounding_to_bfloat16(bfloat16_library: str) -> None:
     """A product with 1 is the rounded number: ties, the largest numbers, zeros, infinity, NaN, subnormal numbers."""
     bits = np.random.default_rng(0).integers(0, 2**32, 4000, np.uint32)
@@ -463,10 +484,10 @@ EPS = np.array([1e-5], np.float32)
 QKV, FACTOR, QKV_GRAD = numbers(1, 37, 3, 2, 20), numbers(2, 2), numbers(3, 37, 3, 2, 20)
 #: kernel -> its formula, inputs, and which of them are drawn a bad number into
 CASES: dict[str, tuple[Callable[..., Arrays], Arrays, tuple[int, ...]]] = {
-    "linear": (linear, (X, WEIGHT, BIAS), (0, 1, 2)),
-    "linear_grad": (linear_grad, (X, WEIGHT, GRAD), (0, 1, 2)),
-    "gelu": (gelu, (X,), (0,)),
-    "gelu_grad": (gelu_grad, (X, X[::-1].copy()), (0, 1)),
+    "linear_float32": (linear, (X, WEIGHT, BIAS), (0, 1, 2)),
+    "linear_float32_grad": (linear_grad, (X, WEIGHT, GRAD), (0, 1, 2)),
+    "gelu_linear_float32": (gelu_linear, (X, WEIGHT, BIAS), (0, 1, 2)),
+    "gelu_linear_float32_grad": (gelu_linear_grad, (X, WEIGHT, GRAD), (0, 1, 2)),
     "layer_norm": (layer_norm, (X, X[0].copy(), X[1].copy(), EPS), (0, 1, 2)),
     "layer_norm_grad": (layer_norm_grad, (X, X[0].copy(), EPS, X[::-1].copy()), (0, 1, 3)),
     "attention": (attention, attention_case(True)[:4], (0, 1, 2)),
@@ -510,17 +531,13 @@ def test_a_nan_in_q_k_or_v_reaches_all_that_depend_on_it(library: str) -> None:
         np.testing.assert_array_equal(np.isnan(mixed), expected)
 
 
-def test_nan_in_updates_shows(library: str) -> None:
-    sums, grads, out, done = drawn(0), drawn(100), drawn(200), np.zeros(1, np.float32)
-    grads[0][1, 2] = sums[3][0, 0, 0] = np.nan
+def test_nan_in_gradients_shows(library: str) -> None:
+    """In the one weight and its moments."""
     head, state = adamw_inputs(1.0, skip=0)
     state[3][0][1, 2] = np.nan
-    kernels.call(library, "adamw", *head, *(array for arrays in state for array in arrays), done)
-    assert all(np.isnan(arrays[0][1, 2]) and np.isnan(arrays[0]).sum() == 1 for arrays in state)
-    kernels.call(library, "accumulate", *[array.copy() for array in sums], *grads, done)
-    kernels.call(library, "mean", np.ones(1, np.float32), *sums, *grads, *out)
-    assert np.isnan(out[0][1, 2]) and np.isnan(out[3][0, 0, 0])
-    assert sum(int(np.isnan(array).sum()) for array in out) == 2
+    kernels.call(library, "adamw", *head, *(array for arrays in state for array in arrays), np.zeros(1, np.float32))
+    assert all(np.isnan(arrays[0][1, 2]) for arrays in state)
+    assert sum(int(np.isnan(array).sum()) for arrays in state for array in arrays) == 4
 
 
 # --- threads, repetitions, forks ----------------------------------------------------------------------------------
@@ -534,10 +551,10 @@ def large_cases() -> dict[str, tuple[Arrays, list[tuple[int, ...]]]]:
     rows, factor, rows_grad = numbers(1, 700, 3, 2, 20), numbers(2, 2), numbers(3, 700, 3, 2, 20)
     tall = numbers(5, 1100, 33)
     cases: dict[str, tuple[Arrays, list[tuple[int, ...]]]] = {
-        "linear": ((x, weight, bias), [grad.shape]),
-        "linear_grad": ((x, weight, grad), [x.shape, weight.shape, bias.shape]),
-        "gelu": ((tall,), [tall.shape]),
-        "gelu_grad": ((tall, tall), [tall.shape]),
+        "linear_float32": ((x, weight, bias), [grad.shape]),
+        "linear_float32_grad": ((x, weight, grad), [x.shape, weight.shape, bias.shape]),
+        "gelu_linear_float32": ((x, weight, bias), [grad.shape]),
+        "gelu_linear_float32_grad": ((x, weight, grad), [x.shape, weight.shape, bias.shape]),
         "layer_norm": ((tall, tall[0], tall[1], EPS), [tall.shape]),
         "layer_norm_grad": ((tall, tall[0], EPS, tall), [tall.shape, (33,), (33,)]),
         "attention": (forward, [others[3].shape, areas]),
@@ -553,40 +570,27 @@ LARGE = large_cases()
 
 
 def all_bits(library: str, name: str) -> bytes:
-    inputs, shapes = LARGE[name]
-    return b"".join(array.tobytes() for array in run(library, name, inputs, *shapes))
-
-
-def update_bits(library: str, name: str) -> bytes:
-    """What a kernel that changes its inputs leaves."""
-    done = np.zeros(1, np.float32)
+    """What a kernel returns, or leaves of the arrays that it changes."""
     if name == "adamw":
         head, state = adamw_inputs(0.5, skip=0)
-        arrays = [*head, *(array for arrays in state for array in arrays), done]
-    elif name == "mean":
-        arrays = [np.array([0.3], np.float32), *drawn(0), *drawn(100), *drawn(200)]
+        arrays = [*head, *(array for arrays in state for array in arrays), np.zeros(1, np.float32)]
+        kernels.call(library, name, *arrays)
     else:
-        arrays = [*drawn(0), *drawn(100), done]
-    kernels.call(library, name, *arrays)
+        inputs, shapes = LARGE[name]
+        arrays = run(library, name, inputs, *shapes)
     return b"".join(array.tobytes() for array in arrays)
 
 
-BITS: dict[str, Callable[[str, str], bytes]] = {
-    **dict.fromkeys(LARGE, all_bits),
-    **dict.fromkeys(("accumulate", "mean", "adamw"), update_bits),
-}
-
-
-@pytest.mark.parametrize("name", BITS)
+@pytest.mark.parametrize("name", [*LARGE, "adamw"])
 def test_the_bits_depend_on_neither_the_number_of_threads_nor_chance(library: str, name: str) -> None:
     """Products are oneDNN's: shared among another number of threads they may be rounded otherwise."""
     for threads in (1, 2, 3, 7):
         kernels.open_library(library).set_threads(threads)
-        expected = BITS[name](library, name)
-        assert all(BITS[name](library, name) == expected for _ in range(20)), threads
+        expected = all_bits(library, name)
+        assert all(all_bits(library, name) == expected for _ in range(20)), threads
         if threads == 1:
             alone = expected
-        elif not name.startswith("linear"):
+        elif "linear" not in name:
             assert expected == alone, threads
 
 
@@ -603,28 +607,28 @@ def in_a_fork(work: Callable[[], bool], seconds: int = 30) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.parametrize("name", ["gelu", "linear", "attention", "layer_norm_grad", "adamw"])
+@pytest.mark.parametrize("name", ["gelu_linear_float32", "linear_float32", "attention", "layer_norm_grad", "adamw"])
 def test_a_forked_process_has_threads_of_its_own(library: str, name: str) -> None:
     kernels.open_library(library).set_threads(3)
-    expected = BITS[name](library, name)  # starts the threads, which the child does not have
-    assert in_a_fork(lambda: all(BITS[name](library, name) == expected for _ in range(3)))
-    assert BITS[name](library, name) == expected
+    expected = all_bits(library, name)  # starts the threads, which the child does not have
+    assert in_a_fork(lambda: all(all_bits(library, name) == expected for _ in range(3)))
+    assert all_bits(library, name) == expected
 
 
 def test_a_fork_while_another_thread_runs_kernels(library: str) -> None:
-    expected = BITS["attention"](library, "attention")
+    expected = all_bits(library, "attention")
     with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(lambda: [BITS["attention"](library, "attention") for _ in range(60)])
+        busy = pool.submit(lambda: [all_bits(library, "attention") for _ in range(60)])
         for _ in range(5):
-            assert in_a_fork(lambda: BITS["attention"](library, "attention") == expected)
+            assert in_a_fork(lambda: all_bits(library, "attention") == expected)
         assert set(busy.result()) == {expected}
 
 
 def test_several_callers_take_turns(library: str) -> None:
-    names: list[Any] = ["gelu", "attention", "layer_norm_grad", "square_sum"]
-    expected = {name: BITS[name](library, name) for name in names}
+    names: list[Any] = ["gelu_linear_float32", "attention", "layer_norm_grad", "square_sum"]
+    expected = {name: all_bits(library, name) for name in names}
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda name: (name, BITS[name](library, name)), names * 20))
+        found = list(pool.map(lambda name: (name, all_bits(library, name)), names * 20))
     assert all(bits == expected[name] for name, bits in found)
 
 
