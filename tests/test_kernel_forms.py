@@ -146,6 +146,31 @@ def test_a_kernel_gives_values_and_gradients_of_mindspores_operations(name: str,
         assert_close(one, other, ERROR, f"gradient {number}")
 
 
+@pytest.fixture
+def bfloat16(our_kernels: None) -> Iterator[None]:
+    description = kernels.set_up(threads=2, precision="bfloat16")
+    usable = kernels.available()
+    if usable:
+        yield
+    kernels.set_up(threads=2)
+    if not usable:
+        pytest.skip(description)
+
+
+@pytest.mark.parametrize("name", ["affine", "product", "gelu and affine"])
+def test_products_in_bfloat16_are_exact_to_its_eight_bits(bfloat16: None, name: str) -> None:
+    case = CASES[name]
+    inputs = [Tensor(numbers(number, *shape)) for number, shape in enumerate(case.shapes)]
+    factor = Tensor(numbers(9, *case.out))
+    cells = (WithGradients(cell, case.several, len(inputs)) for cell in both(case.operation))
+    (found, ours), (expected, theirs) = (cell(factor, *inputs) for cell in cells)
+    for one, other in zip((found, *ours[:2]), (expected, *theirs[:2]), strict=True):
+        assert_close(one, other, 1e-2, name)
+        assert np.abs(one.asnumpy() - other.asnumpy()).max() > 1e-4 * np.abs(other.asnumpy()).max()  # not float32
+    for one, other in zip(ours[2:], theirs[2:], strict=True):  # the bias
+        assert_close(one, other, ERROR, name)
+
+
 def operations_used(cell: nn.Cell) -> set[str]:
     return {type(part).__name__ for _, part in cell.cells_and_names()}
 
