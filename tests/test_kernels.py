@@ -599,6 +599,7 @@ def in_a_fork(work: Callable[[], bool], seconds: int = 30) -> bool:
     """Whether a child process returned True in time."""
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not pytest's, which waits for the kernel to return
         signal.alarm(seconds)  # ends the child
         code = 1
         try:
