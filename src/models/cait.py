@@ -49,12 +49,14 @@ class TalkingHeads(Attention):
         self.proj_l = HeadMixing(num_heads, init[0])
         self.proj_w = HeadMixing(num_heads, init[0])
 
-    def build_attend(self) -> nn.Cell:
+    def build_attend(self, positions: rows.Positions | None) -> nn.Cell:
         return build(rows.HeadScores, self.num_heads, self.head_dim**-0.5)
 
-    def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
-        scores, v = self.attend.scores(self.qkv(x), batch, tokens)
-        return self.proj(self.attend.mixed(self.proj_w(self.attend.softmax(self.proj_l(scores))), v, batch))
+    def construct(
+        self, qkv: Tensor, batch: int, tokens: int, bias: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor:
+        scores, v = self.attend.scores(qkv, batch, tokens)
+        return self.proj(self.attend.mixed(self.proj_w(self.attend.softmax(self.proj_l(scores))), v, batch), onto)
 
 
 class ClassAttention(nn.Cell):

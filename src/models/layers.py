@@ -8,7 +8,6 @@ epsilon 1e-7, random bias). Operations whose fastest form depends on the device 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import mindspore
 import numpy as np
@@ -57,30 +56,15 @@ class Linear(nn.Cell):
         self.weight = parameter(init or XavierUniform(), out_dim, in_dim)
         self.bias = parameter("zeros", out_dim) if bias else None
         self.affine = build(rows.Affine if bias else rows.Product)
+        self.affine_onto = build(rows.AffineOnto)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.affine(x, self.weight) if self.bias is None else self.affine(x, self.weight, self.bias)
-
-
-class QKV(Linear):
-    """The linear layer of q, k and v; without a bias for k, the biases of q and v are given (BEiT, Swin V2).
-
-    Args:
-        dim: width.
-        bias: whether q, k and v have biases.
-        k_bias: whether k has one too; without it the weight is this layer's only parameter.
-        init: as in `Linear`.
-    """
-
-    def __init__(self, dim: int, bias: bool, k_bias: bool, init: str | Initializer | None = None):
-        super().__init__(dim, 3 * dim, bias and k_bias, init)
-        self.biased: Any = build(rows.Affine) if bias and not k_bias else None
-
-    def construct(self, x: Tensor, q_bias: Tensor | None = None, v_bias: Tensor | None = None) -> Tensor:
-        """(rows, dim) -> (rows, 3 * dim)."""
-        if self.biased is None:
-            return super().construct(x)
-        return self.biased(x, self.weight, ops.cat((q_bias, ops.zeros_like(v_bias), v_bias)))
+    def construct(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The result is added to `onto` (rows, out_dim), if it is given."""
+        if self.bias is None:
+            return self.affine(x, self.weight)
+        if onto is None:
+            return self.affine(x, self.weight, self.bias)
+        return self.affine_onto(x, self.weight, self.bias, onto)
 
 
 class LayerNorm(nn.Cell):
@@ -91,9 +75,17 @@ class LayerNorm(nn.Cell):
         self.weight = parameter("ones", dim)
         self.bias = parameter("zeros", dim)
         self.normalize = build(rows.Normalize, eps)
+        self.norm_affine = build(rows.NormAffine, eps)
+        self.norm_product = build(rows.NormProduct, eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.weight, self.bias)[0]
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A linear layer, of this weight and bias, of the normalised rows."""
+        if bias is None:
+            return self.norm_product(x, self.weight, self.bias, weight)
+        return self.norm_affine(x, self.weight, self.bias, weight, bias)
 
 
 class Mlp(nn.Cell):
@@ -103,10 +95,17 @@ class Mlp(nn.Cell):
         super().__init__()
         self.fc1 = Linear(dim, hidden, init=init[0])
         self.fc2 = Linear(hidden, dim, init=init[1])
-        self.gelu_fc2 = build(rows.GeluAffine)
+        self.gelu_affine = build(rows.GeluAffine)
+        self.gelu_affine_onto = build(rows.GeluAffineOnto)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.gelu_fc2(self.fc1(x), self.fc2.weight, self.fc2.bias)
+        return self.second(self.fc1(x))
+
+    def second(self, hidden: Tensor, onto: Tensor | None = None) -> Tensor:
+        """GELU and the second layer: (rows, hidden) -> (rows, dim), added to `onto` if it is given."""
+        if onto is None:
+            return self.gelu_affine(hidden, self.fc2.weight, self.fc2.bias)
+        return self.gelu_affine_onto(hidden, self.fc2.weight, self.fc2.bias, onto)
 
 
 class Attention(nn.Cell):
@@ -116,7 +115,8 @@ class Attention(nn.Cell):
         dim, num_heads: width and heads.
         qkv_bias: whether q, k and v have biases.
         k_bias: False omits the bias of k (BEiT, SimMIM's ViT).
-        table: entries of the layer's relative position table, 0 for none.
+        positions: of the relative position bias, if there is one.
+        table: entries of the layer's own relative position table, 0 for none.
         init: initialisers from `weight_init`.
     """
 
@@ -126,6 +126,7 @@ class Attention(nn.Cell):
         num_heads: int,
         qkv_bias: bool = True,
         k_bias: bool = True,
+        positions: rows.Positions | None = None,
         table: int = 0,
         init: tuple[Initializer, Initializer] | None = None,
     ):
@@ -136,16 +137,36 @@ class Attention(nn.Cell):
         self.relative_position_bias_table = parameter("zeros", table, num_heads) if table else None
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.qkv = QKV(dim, qkv_bias, k_bias, init[0])
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias, init=init[0])
         self.proj = Linear(dim, dim, init=init[1])
-        self.attend = self.build_attend()
+        self.attend = self.build_attend(positions)
 
-    def build_attend(self) -> nn.Cell:
-        return build(rows.Attend, self.num_heads, self.head_dim**-0.5)
+    def build_attend(self, positions: rows.Positions | None) -> nn.Cell:
+        return build(rows.Attend, self.num_heads, self.head_dim**-0.5, positions)
 
-    def construct(self, x: Tensor, batch: int, tokens: int, bias: Tensor | None = None) -> Tensor:
-        """(B*N, C) -> (B*N, C); `bias` (heads, N, N) is added to the scores."""
-        return self.proj(self.attend(self.qkv(x, self.q_bias, self.v_bias), batch, tokens, 1, bias))
+    def qkv_bias(self) -> Tensor | None:
+        """The bias of q, k and v, (3C,)."""
+        return self.qkv.bias if self.q_bias is None else without_k(self.q_bias, self.v_bias)
+
+    def construct(
+        self, qkv: Tensor, batch: int, tokens: int, bias: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor:
+        """Attention and projection.
+
+        Args:
+            qkv: output of the layer `qkv` (B*N, 3C).
+            batch, tokens: B and N.
+            bias: of a table that layers share, from `attend.bias_of`.
+            onto: (B*N, C), what the result (B*N, C) is added to, or None.
+        """
+        if self.relative_position_bias_table is not None:
+            bias = self.attend.bias_of(self.relative_position_bias_table)
+        return self.proj(self.attend(qkv, batch, tokens, 1, bias), onto)
+
+
+def without_k(q_bias: Tensor, v_bias: Tensor) -> Tensor:
+    """The bias of q, k and v, (3C,), if k has none."""
+    return ops.cat((q_bias, ops.zeros_like(v_bias), v_bias))
 
 
 class Block(nn.Cell):
@@ -155,9 +176,9 @@ class Block(nn.Cell):
         dim, num_heads, mlp_ratio, qkv_bias, k_bias: sizes and biases.
         norm_eps: epsilon of the norms.
         layer_scale: initial value of the layer scale of both branches, 0 for none.
-        table: entries of the block's relative position table, 0 for none.
+        positions, table: as in `Attention`.
         init: initialisers from `weight_init`; Xavier if omitted.
-        attention: replaces `Attention`; then `qkv_bias`, `k_bias` and `table` have no effect.
+        attention: replaces `Attention`; then `qkv_bias`, `k_bias`, `positions` and `table` have no effect.
     """
 
     def __init__(
@@ -169,6 +190,7 @@ class Block(nn.Cell):
         k_bias: bool = True,
         norm_eps: float = 1e-6,
         layer_scale: float = 0.0,
+        positions: rows.Positions | None = None,
         table: int = 0,
         init: tuple[Initializer, Initializer] | None = None,
         attention: nn.Cell | None = None,
@@ -178,7 +200,7 @@ class Block(nn.Cell):
         self.gamma_1 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.gamma_2 = parameter(Constant(layer_scale), dim) if layer_scale else None
         self.norm1 = LayerNorm(dim, norm_eps)
-        self.attn = attention or Attention(dim, num_heads, qkv_bias, k_bias, table, init)
+        self.attn = attention or Attention(dim, num_heads, qkv_bias, k_bias, positions, table, init)
         self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), init)
 
@@ -196,16 +218,20 @@ class Block(nn.Cell):
             x: rows.
             batch, tokens: B and N.
             factors: drop path factors (B*N, 1) of the two branches.
-            bias: (heads, N, N), added to the attention scores.
+            bias: as in `Attention`.
         """
-        return self.add_branches(x, self.attn(self.norm1(x), batch, tokens, bias), factors)
+        qkv = self.norm1.linear(x, self.attn.qkv.weight, self.attn.qkv_bias())
+        if factors is None and self.gamma_1 is None:
+            x = self.attn(qkv, batch, tokens, bias, x)
+            return self.mlp.second(self.norm2.linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias), x)
+        return self.add_branches(x, self.attn(qkv, batch, tokens, bias), factors)
 
     def add_branches(self, x: Tensor, attended: Tensor, factors: tuple[Tensor, Tensor] | None) -> Tensor:
         """x (rows, C) plus both branches, given the output of its attention."""
         if self.gamma_1 is not None:
             attended = rows.scale_columns(attended, self.gamma_1)
         x = x + (attended if factors is None else rows.scale_rows(attended, factors[0]))
-        hidden = self.mlp(self.norm2(x))
+        hidden = self.mlp.second(self.norm2.linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias))
         if self.gamma_2 is not None:
             hidden = rows.scale_columns(hidden, self.gamma_2)
         return x + (hidden if factors is None else rows.scale_rows(hidden, factors[1]))

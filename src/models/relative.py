@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ..operations.rows import Positions
 from .layers import parameter
 
 
@@ -14,7 +15,7 @@ def one_hot_offsets(side: int) -> np.ndarray:
     return np.eye(2 * side - 1, dtype=np.float32)[(i - j + side - 1).reshape(-1)]
 
 
-class SpreadBias(nn.Cell):
+class SpreadBias(Positions):
     """A table over offsets -> the bias of every pair of tokens in a grid.
 
     Two products with small one-hot matrices, one per axis: a gather would have a slow gradient, and a one-hot matrix
@@ -41,6 +42,11 @@ class SpreadBias(nn.Cell):
         spread = self.matmul(self.x_offsets, spread).reshape(w, w, h, h, heads)  # (x1, x2, y1, y2, heads)
         return spread.transpose(4, 2, 0, 3, 1).reshape(heads, h * w, h * w)
 
+    def index(self) -> np.ndarray:
+        y, x = (part.reshape(-1) for part in np.indices(self.grid))
+        height, width = self.grid
+        return (y[:, None] - y + height - 1) * (2 * width - 1) + x[:, None] - x + width - 1
+
 
 def table_entries(grid: tuple[int, int]) -> int:
     """Entries of BEiT's table: all offsets, and three for the class token."""
@@ -55,7 +61,7 @@ class SharedTable(nn.Cell):
         self.relative_position_bias_table = parameter("zeros", entries, num_heads)
 
 
-class RelativeBias(nn.Cell):
+class RelativeBias(Positions):
     """BEiT's bias of every pair of tokens, class token included (SimMIM models/vision_transformer.py).
 
     The last three table entries are class token to patch, patch to class token, class token to itself.
@@ -80,3 +86,9 @@ class RelativeBias(nn.Cell):
         top = ops.cat((to_itself, from_class), axis=2)
         rest = ops.cat((to_class, self.spread(table[: self.pairs])), axis=2)
         return ops.cat((top, rest), axis=1)
+
+    def index(self) -> np.ndarray:
+        index = np.empty((1 + self.tokens, 1 + self.tokens), np.int64)
+        index[0], index[:, 0], index[0, 0] = self.pairs, self.pairs + 1, self.pairs + 2
+        index[1:, 1:] = self.spread.index()
+        return index

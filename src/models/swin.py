@@ -20,7 +20,7 @@ from ..config import SwinConfig, window_side
 from ..operations import rows
 from ..operations.forms import build
 from .encoder import Encoder
-from .layers import QKV, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
+from .layers import DropPath, LayerNorm, Linear, Mlp, PatchEmbed, parameter, trunc_normal, weight_init
 from .relative import SpreadBias
 
 BLOCKED = -100.0  # added to scores between tokens that only the shift made neighbours
@@ -161,20 +161,29 @@ class WindowAttention(nn.Cell):
         self.relative_position_bias_table = parameter(trunc_normal(), entries, num_heads) if table else None
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.area = window**2
-        self.qkv = QKV(dim, qkv_bias, table, init[0])
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and table, init=init[0])
         self.proj = Linear(dim, dim, init=init[1])
-        self.spread = SpreadBias((window, window), num_heads)
         self.mask = None if mask is None else Tensor(mask)
-        self.attend = self.build_attend()
+        self.attend = self.build_attend(SpreadBias((window, window), num_heads))
 
-    def build_attend(self) -> nn.Cell:
-        return build(rows.Attend, self.num_heads, self.head_dim**-0.5)
+    def build_attend(self, positions: rows.Positions) -> nn.Cell:
+        return build(rows.Attend, self.num_heads, self.head_dim**-0.5, positions)
 
-    def construct(self, x: Tensor, batch: int) -> Tensor:
-        """(N*B, C) -> (N*B, C), N tokens in window order."""
-        bias = self.spread(self.relative_position_bias_table)
-        windows = x.shape[0] // (self.area * batch)
-        return self.proj(self.attend(self.qkv(x), windows, self.area, batch, bias, self.mask))
+    def project(self, x: Tensor) -> Tensor:
+        """The layer `qkv`: (N*B, C) -> (N*B, 3C)."""
+        return self.qkv(x)
+
+    def construct(self, qkv: Tensor, batch: int, onto: Tensor | None = None) -> Tensor:
+        """Attention and projection.
+
+        Args:
+            qkv: output of the layer `qkv` (N*B, 3C), N tokens in window order.
+            batch: B.
+            onto: (N*B, C), what the result (N*B, C) is added to, or None.
+        """
+        bias = self.attend.bias_of(self.relative_position_bias_table)
+        windows = qkv.shape[0] // (self.area * batch)
+        return self.proj(self.attend(qkv, windows, self.area, batch, bias, self.mask), onto)
 
 
 class SwinBlock(nn.Cell):
@@ -198,18 +207,26 @@ class SwinBlock(nn.Cell):
 
     def construct(self, x: Tensor, batch: int, factors: tuple[Tensor, Tensor] | None) -> Tensor:
         """(N*B, C) -> (N*B, C); `factors`: drop path factors (N*B, 1) of the two branches, None in evaluation."""
-        attended = self.attend(self.norm1(x), batch)
-        x = x + (attended if factors is None else rows.scale_rows(attended, factors[0]))
-        hidden = self.mlp(self.norm2(x))
-        return x + (hidden if factors is None else rows.scale_rows(hidden, factors[1]))
+        onto = x if factors is None else None
+        if self.to_windows is None:
+            attended = self.attn(self.norm1.linear(x, self.attn.qkv.weight, self.attn.qkv.bias), batch, onto)
+        else:
+            attended = self.attend(self.norm1(x), batch)
+            attended = attended if onto is None else onto + attended
+        x = attended if factors is None else x + rows.scale_rows(attended, factors[0])
+        hidden = self.norm2.linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias)
+        if factors is None:
+            return self.mlp.second(hidden, x)
+        return x + rows.scale_rows(self.mlp.second(hidden), factors[1])
 
     def attend(self, x: Tensor, batch: int) -> Tensor:
         """Window attention, (N*B, C) -> (N*B, C); gathers padded windows if the stage is in raster order."""
         if self.to_windows is None:
-            return self.attn(x, batch)
+            return self.attn(self.attn.project(x), batch)
         dim = x.shape[1]
         padded = self.to_windows(x.reshape(-1, batch, dim)).reshape(-1, dim)
-        return self.from_windows(self.attn(padded, batch).reshape(-1, batch, dim)).reshape(-1, dim)
+        attended = self.attn(self.attn.project(padded), batch).reshape(-1, batch, dim)
+        return self.from_windows(attended).reshape(-1, dim)
 
 
 class PatchMerging(nn.Cell):
@@ -222,7 +239,7 @@ class PatchMerging(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """(N/4 * B, 4C) -> (N/4 * B, 2C)."""
-        return self.reduction(self.norm(x))
+        return self.norm.linear(x, self.reduction.weight, None)
 
 
 def merging_order(order: np.ndarray, size: tuple[int, int], next_order: np.ndarray) -> np.ndarray:

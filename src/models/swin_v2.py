@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 from ..config import SwinConfig, SwinV2Config
 from ..operations import rows
 from ..operations.forms import build
-from .layers import LayerNorm, Linear, parameter, trunc_normal, weight_init
+from .layers import LayerNorm, Linear, parameter, trunc_normal, weight_init, without_k
 from .swin import PatchMerging, Swin, SwinBlock, SwinStage, WindowAttention, WindowLayout
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -59,18 +59,22 @@ class CosineWindowAttention(WindowAttention):
         )
         self.q_bias = parameter("zeros", dim) if config.qkv_bias else None
         self.v_bias = parameter("zeros", dim) if config.qkv_bias else None
+        self.biased = build(rows.Affine)
         self.coordinates = Tensor(log_coordinates(layout.window, pretrained))
 
-    def build_attend(self) -> nn.Cell:
-        return build(rows.AttendCosine, self.num_heads)
+    def build_attend(self, positions: rows.Positions) -> nn.Cell:
+        return build(rows.AttendCosine, self.num_heads, positions)
 
-    def construct(self, x: Tensor, batch: int) -> Tensor:
-        """(N*B, C) -> (N*B, C), N tokens in window order."""
-        qkv = self.qkv(x, self.q_bias, self.v_bias)
+    def project(self, x: Tensor) -> Tensor:
+        if self.q_bias is None:
+            return self.qkv(x)
+        return self.biased(x, self.qkv.weight, without_k(self.q_bias, self.v_bias))
+
+    def construct(self, qkv: Tensor, batch: int, onto: Tensor | None = None) -> Tensor:
         factor = ops.exp(ops.minimum(self.logit_scale, MAX_LOGIT_SCALE)).reshape(-1)
-        windows = x.shape[0] // (self.area * batch)
-        bias = self.spread(self.table())
-        return self.proj(self.attend(qkv, factor, windows, self.area, batch, bias, self.mask))
+        windows = qkv.shape[0] // (self.area * batch)
+        bias = self.attend.bias_of(self.table())
+        return self.proj(self.attend(qkv, factor, windows, self.area, batch, bias, self.mask), onto)
 
     def table(self) -> Tensor:
         """Bias of every offset, ((2w-1)**2, heads)."""

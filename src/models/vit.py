@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal
@@ -38,9 +36,9 @@ class ViT(Encoder):
         grid = self.grid(config.image_size)
         self.pos_embed = position_table(config, grid) if config.position != "none" else None
         self.patch_embed = PatchEmbed(config.in_chans, config.patch_size, dim, xavier=config.init == "xavier")
-        shared = config.relative_position == "shared"
+        shared, self.relative = config.relative_position == "shared", config.relative_position != "none"
         self.rel_pos_bias = SharedTable(table_entries(grid), config.num_heads) if shared else None
-        self.spread: Any = None if config.relative_position == "none" else RelativeBias(grid, config.num_heads)
+        positions = RelativeBias(grid, config.num_heads) if self.relative else None
         self.blocks = nn.CellList(
             [
                 Block(
@@ -51,6 +49,7 @@ class ViT(Encoder):
                     config.k_bias,
                     config.norm_eps,
                     config.layer_scale,
+                    positions,
                     table_entries(grid) if config.relative_position == "block" else 0,
                     weight_init(config.init, number),
                 )
@@ -83,7 +82,7 @@ class ViT(Encoder):
 
     def _positioned_visible(self, tokens: Tensor, keep: Tensor) -> Tensor:
         """`_positioned` with only the patch tokens in `keep` (B, K), at their positions in the image."""
-        if self.spread is not None:
+        if self.relative:
             raise ValueError("relative position tables need all tokens")
         batch, num_prefix = tokens.shape[0], self.num_prefix_tokens
         if self.pos_embed is None:
@@ -113,15 +112,13 @@ class ViT(Encoder):
         rows = x.reshape(batch * length, dim)
         bias = None
         if self.rel_pos_bias is not None:
-            bias = self.spread(self.rel_pos_bias.relative_position_bias_table)
+            bias = self.blocks[0].attn.attend.bias_of(self.rel_pos_bias.relative_position_bias_table)
         factors = None
         if self.drop_path is not None and self.training:
             factors = self.drop_path.of_rows(batch, length)
         selected = []
         for number in range(self.depth):
             block_factors = None if factors is None else (factors[number, 0], factors[number, 1])
-            if self.spread is not None and self.rel_pos_bias is None:
-                bias = self.spread(self.blocks[number].attn.relative_position_bias_table)
             rows = self.blocks[number](rows, batch, length, block_factors, bias)
             if number in indices:
                 selected.append(rows)

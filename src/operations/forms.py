@@ -15,6 +15,9 @@ Form = TypeVar("Form", bound=type)
 #: operation -> its form for MindSpore's operations on CPU, and its form with our own kernels
 _CPU_FORMS: dict[type, type] = {}
 _KERNEL_FORMS: dict[type, type] = {}
+_STATELESS: set[type] = set()
+#: form, kernels and arguments -> the cell that layers share
+_shared: dict[tuple[Any, ...], nn.Cell] = {}
 
 
 def on_cpu() -> bool:
@@ -40,11 +43,24 @@ def _register(forms: dict[type, type], operation: type) -> Callable[[Form], Form
     return register
 
 
+def stateless(operation: Form) -> Form:
+    """Mark an operation without state: all layers share one cell of it, which MindSpore parses once."""
+    _STATELESS.add(operation)
+    return operation
+
+
 def build(operation: type, *arguments: Any) -> nn.Cell:
     """A cell of an operation, in the form for the current device and the kernels in use (`kernels.set_up`)."""
-    if not on_cpu():
-        return operation(*arguments)
-    from . import kernels  # registers its forms; it needs the general ones
+    form, setting = operation, ""
+    if on_cpu():
+        from . import kernels  # registers its forms; it needs the general ones
 
-    form = _CPU_FORMS.get(operation, operation)
-    return (_KERNEL_FORMS.get(operation, form) if kernels.available() else form)(*arguments)
+        form = _CPU_FORMS.get(operation, operation)
+        if kernels.available():
+            form, setting = _KERNEL_FORMS.get(operation, form), kernels.description()
+    if operation not in _STATELESS:
+        return form(*arguments)
+    key = (form, setting, *arguments)
+    if key not in _shared:
+        _shared[key] = form(*arguments)
+    return _shared[key]

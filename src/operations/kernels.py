@@ -27,7 +27,19 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.ops.signature import make_sig, sig_rw
 
 from .forms import kernel_form
-from .rows import Affine, Attend, AttendCosine, GeluAffine, Normalize, Product
+from .rows import (
+    Affine,
+    AffineOnto,
+    Attend,
+    AttendCosine,
+    GeluAffine,
+    GeluAffineOnto,
+    NormAffine,
+    Normalize,
+    NormProduct,
+    Positions,
+    Product,
+)
 from .updates import AdamWUpdate, GlobalNorm
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -274,40 +286,106 @@ def writing(custom: ops.Custom, *written: bool) -> ops.Custom:
     return custom
 
 
-@kernel_form(Affine)
-class AffineKernel(nn.Cell):
-    """`Affine` with our kernel."""
+class LinearKernel(nn.Cell):
+    """A linear kernel as a form: `name` in kernels.cpp, whose arrays are those of `construct`."""
 
     name = "linear"
 
     def __init__(self) -> None:
         super().__init__()
         name = f"{self.name}_{_state.precision}"
-        self.forward = kernel(name, lambda x, w, b: [x[0], w[0]], same)
-        self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w, [w[0]]), lambda x, w, g: (x, x, x))
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.forward(x, weight, bias)
-
-    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, dout)
+        self.forward = kernel(name, lambda x, w, *others: [x[0], w[0]], same)
+        self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w), lambda x, w, g: (x, x))
+        self.backward_biased = kernel(f"{name}_grad", lambda x, w, g: (x, w, [w[0]]), lambda x, w, g: (x, x, x))
 
 
 @kernel_form(Product)
-class ProductKernel(nn.Cell):
+class ProductKernel(LinearKernel):
     """`Product` with our kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        name = f"linear_{_state.precision}"
-        self.forward = kernel(name, lambda x, w: [x[0], w[0]], same)
-        self.backward = kernel(f"{name}_grad", lambda x, w, g: (x, w), lambda x, w, g: (x, x))
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(x, weight)
 
     def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return self.backward(x, weight, dout)
+
+
+@kernel_form(Affine)
+class AffineKernel(LinearKernel):
+    """`Affine` with our kernel."""
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward_biased(x, weight, dout)
+
+
+@kernel_form(AffineOnto)
+class AffineOntoKernel(LinearKernel):
+    """`AffineOnto` with our kernel."""
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor, onto: Tensor) -> Tensor:
+        return self.forward(x, weight, bias, onto)
+
+    def bprop(
+        self, x: Tensor, weight: Tensor, bias: Tensor, onto: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, ...]:
+        return (*self.backward_biased(x, weight, dout), dout)
+
+
+@kernel_form(GeluAffine)
+class GeluAffineKernel(AffineKernel):
+    """`GeluAffine` with our kernel, which computes GELU again for the gradient instead of keeping it."""
+
+    name = "gelu_linear"
+
+
+@kernel_form(GeluAffineOnto)
+class GeluAffineOntoKernel(AffineOntoKernel):
+    """`GeluAffineOnto` with our kernel."""
+
+    name = "gelu_linear"
+
+
+class NormLinearKernel(nn.Cell):
+    """A linear kernel after a layer norm, which it computes again for the gradient instead of keeping it."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        name = f"norm_linear_{_state.precision}"
+        self.eps = Tensor(np.array([eps], np.float32))
+        self.forward = kernel(name, lambda x, nw, nb, e, w, *others: [x[0], w[0]], same)
+        self.backward = kernel(f"{name}_grad", lambda x, nw, nb, e, w, g: (x, nw, nb, w), lambda *kinds: kinds[:1] * 4)
+        self.backward_biased = kernel(
+            f"{name}_grad", lambda x, nw, nb, e, w, g: (x, nw, nb, w, [w[0]]), lambda *kinds: kinds[:1] * 5
+        )
+
+
+@kernel_form(NormProduct)
+class NormProductKernel(NormLinearKernel):
+    """`NormProduct` with our kernel."""
+
+    def construct(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> Tensor:
+        return self.forward(x, norm_weight, norm_bias, self.eps, weight)
+
+    def bprop(
+        self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, ...]:
+        return self.backward(x, norm_weight, norm_bias, self.eps, weight, dout)
+
+
+@kernel_form(NormAffine)
+class NormAffineKernel(NormLinearKernel):
+    """`NormAffine` with our kernel."""
+
+    def construct(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, norm_weight, norm_bias, self.eps, weight, bias)
+
+    def bprop(
+        self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, ...]:
+        return self.backward_biased(x, norm_weight, norm_bias, self.eps, weight, dout)
 
 
 @kernel_form(Normalize)
@@ -318,59 +396,60 @@ class NormalizeKernel(nn.Cell):
         super().__init__()
         self.eps = Tensor(np.array([eps], np.float32))
         self.forward = kernel("layer_norm", lambda x, w, b, e: x, same)
-        self.backward = kernel("layer_norm_grad", lambda x, w, e, g: (x, w, w), lambda x, w, e, g: (x, x, x))
+        self.backward = kernel("layer_norm_grad", lambda x, w, b, e, g: (x, w, b), lambda x, *kinds: (x, x, x))
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
         return (self.forward(x, weight, bias, self.eps),)
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.eps, dout[0])
-
-
-@kernel_form(GeluAffine)
-class GeluAffineKernel(AffineKernel):
-    """`GeluAffine` with our kernel, which computes GELU again for the gradient instead of keeping it."""
-
-    name = "gelu_linear"
+        return self.backward(x, weight, bias, self.eps, dout[0])
 
 
 class Mix(nn.Cell):
-    """The attention kernel: qkv (outer, tokens, inner, 3, heads, dim), bias, mask -> (outer, tokens, inner, heads, dim).
+    """The attention kernel: (outer, tokens, inner, 3, heads, dim) -> (outer, tokens, inner, heads, dim).
 
-    Bias and mask as in `Attend`; `none` stands for no bias or no mask. In training the shares of each query are kept.
+    Args:
+        scale: factor of the scores.
+        index: (tokens, tokens) int32, the entry of the position table for each query and key; None for no table.
     """
 
-    def __init__(self, scale: float):
+    def __init__(self, scale: float, index: np.ndarray | None):
         super().__init__()
         self.scale = Tensor(np.array([scale], np.float32))
-        self.none = Tensor(np.zeros(1, np.float32))
+        self.index = Tensor(np.zeros(1, np.int32) if index is None else index.astype(np.int32))
         self.forward = kernel("attention", lambda q, *others: [*q[:3], *q[4:]], same)
         self.kept = kernel(
             "attention",
             lambda q, *others: ([*q[:3], *q[4:]], [q[0], q[2], q[4], q[1], q[1]]),
             lambda q, *others: (q, q),
         )
-        self.backward = kernel("attention_grad", lambda q, b, *others: (q, b), lambda q, *others: (q, q))
+        self.backward = kernel("attention_grad", lambda q, table, *others: (q, table), lambda q, *others: (q, q))
 
-    def construct(self, qkv: Tensor, bias: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def construct(self, qkv: Tensor, table: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Table (entries, heads) and mask (windows, tokens, tokens), each (1,) for none; training keeps the weights."""
         if not self.training:
-            return (self.forward(qkv, bias, mask, self.scale),)
-        return self.kept(qkv, bias, mask, self.scale)
+            return (self.forward(qkv, table, self.index, mask, self.scale),)
+        return self.kept(qkv, table, self.index, mask, self.scale)
 
-    def bprop(self, qkv: Tensor, bias: Tensor, mask: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
-        shares = out[1] if self.training else self.kept(qkv, bias, mask, self.scale)[1]
-        qkv_grad, bias_grad = self.backward(qkv, bias, mask, self.scale, shares, dout[0])
-        return qkv_grad, bias_grad, ops.zeros_like(mask)
+    def bprop(self, qkv: Tensor, table: Tensor, mask: Tensor, out: Any, dout: Any) -> tuple[Tensor, ...]:
+        inputs = (qkv, table, self.index, mask, self.scale)
+        weights = out[1] if self.training else self.kept(*inputs)[1]
+        qkv_grad, table_grad = self.backward(*inputs, weights, dout[0])
+        return qkv_grad, table_grad, ops.zeros_like(mask)
 
 
 @kernel_form(Attend)
 class AttendKernel(nn.Cell):
-    """`Attend` with our kernel."""
+    """`Attend` with our kernel, which looks up the position table itself."""
 
-    def __init__(self, num_heads: int, scale: float):
+    def __init__(self, num_heads: int, scale: float, positions: Positions | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.mix = Mix(scale)
+        self.none = Tensor(np.zeros(1, np.float32))
+        self.mix = Mix(scale, None if positions is None else positions.index())
+
+    def bias_of(self, table: Tensor) -> Tensor:
+        return table
 
     def construct(
         self,
@@ -383,8 +462,7 @@ class AttendKernel(nn.Cell):
     ) -> Tensor:
         rows, width = qkv.shape
         parts = qkv.reshape(outer, tokens, inner, 3, self.num_heads, width // 3 // self.num_heads)
-        none = self.mix.none
-        mixed = self.mix(parts, none if bias is None else bias, none if mask is None else mask)
+        mixed = self.mix(parts, self.none if bias is None else bias, self.none if mask is None else mask)
         return mixed[0].reshape(rows, width // 3)
 
 
@@ -407,11 +485,14 @@ class Cosine(nn.Cell):
 class AttendCosineKernel(nn.Cell):
     """`AttendCosine` with our kernels."""
 
-    def __init__(self, num_heads: int):
+    def __init__(self, num_heads: int, positions: Positions | None = None):
         super().__init__()
         self.num_heads = num_heads
         self.cosine = Cosine()
-        self.attend = AttendKernel(num_heads, 1.0)
+        self.attend = AttendKernel(num_heads, 1.0, positions)
+
+    def bias_of(self, table: Tensor) -> Tensor:
+        return table
 
     def construct(
         self,

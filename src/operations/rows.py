@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 
-from .forms import build, cpu_form
+from .forms import build, cpu_form, stateless
 
 
+@stateless
 class Affine(nn.Cell):
     """(rows, in), weight (out, in), bias (out,) -> (rows, out)."""
 
@@ -50,6 +52,7 @@ class AffineCPU(Affine):
         return self.product(dout, weight), self.weight_gradient(dout, x), self.product(rows, dout).reshape(-1)
 
 
+@stateless
 class Product(nn.Cell):
     """`Affine` without bias: (rows, in), weight (out, in) -> (rows, out)."""
 
@@ -61,6 +64,20 @@ class Product(nn.Cell):
         return self.matmul(x, weight)
 
 
+@stateless
+class AffineOnto(nn.Cell):
+    """`Affine` plus rows of the same shape, as at the end of a residual branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.affine = build(Affine)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor, onto: Tensor) -> Tensor:
+        """(rows, in), weight (out, in), bias (out,), onto (rows, out) -> (rows, out)."""
+        return onto + self.affine(x, weight, bias)
+
+
+@stateless
 class ChannelAffine(nn.Cell):
     """`Affine` over the middle axis: x (B, in, n), weight (out, in), bias (out,) -> (B, out, n)."""
 
@@ -96,6 +113,7 @@ class ChannelAffineCPU(ChannelAffine):
         )
 
 
+@stateless
 class Normalize(nn.Cell):
     """Layer norm of rows: x (rows, dim), weight and bias (dim,) -> (rows, dim)."""
 
@@ -137,6 +155,35 @@ class NormalizeCPU(Normalize):
         return inner * wide, weight_grad, bias_grad
 
 
+@stateless
+class NormAffine(nn.Cell):
+    """`Affine` of the layer norm of x."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.normalize = build(Normalize, eps)
+        self.affine = build(Affine)
+
+    def construct(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(rows, in), (in,), (in,), weight (out, in), bias (out,) -> (rows, out)."""
+        return self.affine(self.normalize(x, norm_weight, norm_bias)[0], weight, bias)
+
+
+@stateless
+class NormProduct(nn.Cell):
+    """`Product` of the layer norm of x."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.normalize = build(Normalize, eps)
+        self.product = build(Product)
+
+    def construct(self, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> Tensor:
+        """(rows, in), (in,), (in,), weight (out, in) -> (rows, out)."""
+        return self.product(self.normalize(x, norm_weight, norm_bias)[0], weight)
+
+
+@stateless
 class ExactGelu(nn.Cell):
     """x -> x * Phi(x) with the error function, and Phi(x), which the gradient needs."""
 
@@ -158,6 +205,7 @@ class ExactGeluCPU(ExactGelu):
         return (dout[0] * (out[1] + x * density),)
 
 
+@stateless
 class GeluAffine(nn.Cell):
     """`Affine` of the exact GELU of x."""
 
@@ -171,6 +219,21 @@ class GeluAffine(nn.Cell):
         return self.affine(self.gelu(x)[0], weight, bias)
 
 
+@stateless
+class GeluAffineOnto(nn.Cell):
+    """`AffineOnto` of the exact GELU of x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gelu = build(ExactGelu)
+        self.affine = build(AffineOnto)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor, onto: Tensor) -> Tensor:
+        """(rows, in), weight (out, in), bias (out,), onto (rows, out) -> (rows, out)."""
+        return self.affine(self.gelu(x)[0], weight, bias, onto)
+
+
+@stateless
 class Softmax(nn.Cell):
     """Softmax over the last axis."""
 
@@ -197,6 +260,7 @@ class SoftmaxCPU(Softmax):
         return (weighted - out * self.tile(total, (1, dim)).reshape(out.shape),)
 
 
+@stateless
 class SplitHeads(nn.Cell):
     """Rows (B*N, C) -> (B, heads, N, C / heads)."""
 
@@ -218,6 +282,17 @@ def split_heads(x: Tensor, batch: int, tokens: int, heads: int) -> Tensor:
     if heads == 1:
         return x.reshape(batch, 1, tokens, dim)
     return ops.stack(ops.split(x.reshape(batch, tokens, dim), dim // heads, -1), 1)
+
+
+class Positions(nn.Cell):
+    """A position table (entries, heads) -> the bias of every query and key (heads, tokens, tokens)."""
+
+    def construct(self, table: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def index(self) -> np.ndarray:
+        """The entry of each query and key, (tokens, tokens)."""
+        raise NotImplementedError
 
 
 class HeadScores(nn.Cell):
@@ -292,7 +367,20 @@ class HeadScoresCPU(WithoutTranspositions, HeadScores):
 
 
 class Attend(HeadScores):
-    """Softmax attention of all heads, from q, k and v on rows: (outer*tokens*inner, 3C) -> (outer*tokens*inner, C)."""
+    """Softmax attention of all heads, from q, k and v on rows: (outer*tokens*inner, 3C) -> (outer*tokens*inner, C).
+
+    Args:
+        num_heads, scale: as in `HeadScores`.
+        positions: of the position table, if there is one.
+    """
+
+    def __init__(self, num_heads: int, scale: float, positions: Positions | None = None):
+        super().__init__(num_heads, scale)
+        self.positions: Any = positions
+
+    def bias_of(self, table: Tensor) -> Tensor:
+        """Position table (entries, heads) -> the argument `bias` of `construct`."""
+        return self.positions(table)
 
     def construct(
         self,
@@ -308,7 +396,7 @@ class Attend(HeadScores):
         Args:
             qkv: rows in the order (outer, tokens, inner); q, k and v side by side, each (heads, dim).
             outer, tokens, inner: sizes.
-            bias: (heads, tokens, tokens), added to the scores.
+            bias: of `bias_of`, added to the scores.
             mask: (windows, tokens, tokens), a constant, added to the scores of outer = window.
         """
         q, k, v = self.heads(qkv, outer, tokens, inner)
@@ -344,11 +432,11 @@ class AttendCosine(Attend):
     """`Attend` whose scores are cosines times a factor of each head (Swin V2).
 
     Args:
-        num_heads: attention heads.
+        num_heads, positions: as in `Attend`.
     """
 
-    def __init__(self, num_heads: int):
-        super().__init__(num_heads, 1.0)
+    def __init__(self, num_heads: int, positions: Positions | None = None):
+        super().__init__(num_heads, 1.0, positions)
 
     def construct(  # type: ignore[override] # one argument more
         self,
@@ -379,6 +467,7 @@ def direction(x: Tensor) -> Tensor:
     return x / ops.tile(ops.sqrt(square), (1, 1, 1, x.shape[-1]))
 
 
+@stateless
 class SwapMiddle(nn.Cell):
     """(A, M, N, C) -> (A, N, M, C); `known` as in `swap_middle`."""
 
