@@ -15,6 +15,7 @@ using Kernel = int(int, void **, int *, int64_t **, const char *, void *, void *
 #define NAMES(use)                                                                                                \
   use(linear_float32) use(linear_float32_grad) use(linear_bfloat16) use(linear_bfloat16_grad)                     \
   use(gelu_linear_float32) use(gelu_linear_float32_grad) use(gelu_linear_bfloat16) use(gelu_linear_bfloat16_grad) \
+  use(norm_linear_float32) use(norm_linear_float32_grad) use(norm_linear_bfloat16) use(norm_linear_bfloat16_grad) \
   use(layer_norm) use(layer_norm_grad) use(attention) use(attention_grad) use(cosine) use(cosine_grad)            \
   use(square_sum) use(adamw)
 #define DECLARE(name) Kernel name;
@@ -77,8 +78,20 @@ void products(Kernel forward, Kernel backward) {
       for (int64_t k : {1, 5, 40}) {
         Call({{m, k}, {n, k}, {n}, {m, n}})(forward);
         Call({{m, k}, {n, k}, {m, n}})(forward);
+        Call({{m, k}, {n, k}, {n}, {m, n}, {m, n}})(forward);
         Call({{m, k}, {n, k}, {m, n}, {m, k}, {n, k}, {n}})(backward);
         Call({{m, k}, {n, k}, {m, n}, {m, k}, {n, k}})(backward);
+      }
+}
+
+void normed(Kernel forward, Kernel backward) {
+  for (int64_t m : {1, 50})
+    for (int64_t n : {1, 33})
+      for (int64_t k : {1, 5, 40}) {
+        Call({{m, k}, {k}, {k}, {1}, {n, k}, {n}, {m, n}})(forward);
+        Call({{m, k}, {k}, {k}, {1}, {n, k}, {m, n}})(forward);
+        Call({{m, k}, {k}, {k}, {1}, {n, k}, {m, n}, {m, k}, {k}, {k}, {n, k}, {n}})(backward);
+        Call({{m, k}, {k}, {k}, {1}, {n, k}, {m, n}, {m, k}, {k}, {k}, {n, k}})(backward);
       }
 }
 
@@ -86,7 +99,7 @@ void rows() {
   for (int64_t m : {1, 7, 300})
     for (int64_t n : {1, 3, 65}) {
       Call({{m, n}, {n}, {n}, {1}, {m, n}})(layer_norm);
-      Call({{m, n}, {n}, {1}, {m, n}, {m, n}, {n}, {n}})(layer_norm_grad);
+      Call({{m, n}, {n}, {n}, {1}, {m, n}, {m, n}, {n}, {n}})(layer_norm_grad);
       for (int64_t h : {1, 3}) {
         Call({{m, 3, h, n}, {h}, {m, 3, h, n}})(cosine);
         Call({{m, 3, h, n}, {h}, {m, 3, h, n}, {m, 3, h, n}, {h}})(cosine_grad);
@@ -101,11 +114,19 @@ void attentions() {
         const int64_t outer = turn == 1 ? 1 : 4, inner = turn == 2 ? 3 : 1, heads = turn == 3 ? 1 : 3;
         const Shape qkv{outer, tokens, inner, 3, heads, dim}, mixed{outer, tokens, inner, heads, dim};
         const Shape shares{outer, inner, heads, tokens, tokens};
-        const Shape bias = turn % 2 ? Shape{heads, tokens, tokens} : Shape{1};
+        const int64_t entries = 2 * tokens + 1;
+        const Shape table = turn % 2 ? Shape{entries, heads} : Shape{1};
+        const Shape index = turn % 2 ? Shape{tokens, tokens} : Shape{1};
         const Shape mask = turn < 2 ? Shape{outer, tokens, tokens} : Shape{1};
-        Call({qkv, bias, mask, {1}, mixed})(attention);
-        Call({qkv, bias, mask, {1}, mixed, shares})(attention);
-        Call({qkv, bias, mask, {1}, shares, mixed, qkv, bias})(attention_grad);
+        const auto call = [&](std::vector<Shape> all, Kernel kernel) {
+          Call made(std::move(all));
+          int32_t *entry = reinterpret_cast<int32_t *>(made.arrays[2].get());
+          for (int64_t i = 0; i < (turn % 2 ? tokens * tokens : 1); i++) entry[i] = static_cast<int32_t>(i * 7 % entries);
+          made(kernel);
+        };
+        call({qkv, table, index, mask, {1}, mixed}, attention);
+        call({qkv, table, index, mask, {1}, mixed, shares}, attention);
+        call({qkv, table, index, mask, {1}, shares, mixed, qkv, table}, attention_grad);
       }
 }
 
@@ -152,6 +173,8 @@ int main() {
     products(linear_bfloat16, linear_bfloat16_grad);
     products(gelu_linear_float32, gelu_linear_float32_grad);
     products(gelu_linear_bfloat16, gelu_linear_bfloat16_grad);
+    normed(norm_linear_float32, norm_linear_float32_grad);
+    normed(norm_linear_bfloat16, norm_linear_bfloat16_grad);
     rows();
     attentions();
     updates();

@@ -44,8 +44,9 @@ def two_threads(library: str) -> Iterator[None]:
 # --- formulas: each takes the inputs of a kernel in float64 and returns its outputs ----------------------------------
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> Arrays:
-    return (x @ weight.T + (0 if bias is None else bias),)
+def linear(x: np.ndarray, weight: np.ndarray, *added: np.ndarray) -> Arrays:
+    """`added`: nothing, a bias, or a bias and rows."""
+    return (x @ weight.T + sum(added),)
 
 
 def linear_grad(x: np.ndarray, weight: np.ndarray, grad: np.ndarray) -> Arrays:
@@ -65,8 +66,8 @@ def slope(x: np.ndarray) -> np.ndarray:
     return np.where(np.isinf(x), x > 0, phi(x) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
 
 
-def gelu_linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> Arrays:
-    return linear(gelu(x), weight, bias)
+def gelu_linear(x: np.ndarray, *others: np.ndarray) -> Arrays:
+    return linear(gelu(x), *others)
 
 
 def gelu_linear_grad(x: np.ndarray, weight: np.ndarray, grad: np.ndarray) -> Arrays:
@@ -84,12 +85,22 @@ def unit(x: np.ndarray, eps: np.ndarray) -> Arrays:
     return (x - x.mean(axis=-1, keepdims=True)) * rate, rate
 
 
-def layer_norm_grad(x: np.ndarray, weight: np.ndarray, eps: np.ndarray, grad: np.ndarray) -> Arrays:
+def layer_norm_grad(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: np.ndarray, grad: np.ndarray) -> Arrays:
     normed, rate = unit(x, eps)
     inner = grad * weight
     slope = (inner * normed).mean(axis=-1, keepdims=True)
     dx = rate * (inner - inner.mean(axis=-1, keepdims=True) - normed * slope)
     return dx, (grad * normed).sum(axis=0), grad.sum(axis=0)
+
+
+def norm_linear(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, eps: np.ndarray, *others: np.ndarray) -> Arrays:
+    return linear(*layer_norm(x, scale, shift, eps), *others)
+
+
+def norm_linear_grad(*inputs: np.ndarray) -> Arrays:
+    *norm, weight, grad = inputs
+    dx, dw, db = linear_grad(*layer_norm(*norm), weight, grad)
+    return *layer_norm_grad(*norm, dx), dw, db
 
 
 def heads_first(x: np.ndarray) -> np.ndarray:
@@ -101,12 +112,12 @@ def tokens_first(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 3, 1, 2, 4)
 
 
-def attention(qkv: np.ndarray, bias: np.ndarray, mask: np.ndarray, scale: np.ndarray) -> Arrays:
+def attention(qkv: np.ndarray, table: np.ndarray, index: np.ndarray, mask: np.ndarray, scale: np.ndarray) -> Arrays:
     """Mixed values (outer, tokens, inner, heads, dim) and shares (outer, inner, heads, tokens, tokens)."""
     q, k, v = (heads_first(qkv[:, :, :, part]) for part in range(3))
     scores = scale * (q @ k.swapaxes(-1, -2))
-    if bias.ndim == 3:
-        scores = scores + bias
+    if table.ndim == 2:
+        scores = scores + table[index.astype(int)].transpose(2, 0, 1)
     if mask.ndim == 3:
         scores = scores + mask[:, None, None]
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -115,15 +126,23 @@ def attention(qkv: np.ndarray, bias: np.ndarray, mask: np.ndarray, scale: np.nda
 
 
 def attention_grad(
-    qkv: np.ndarray, bias: np.ndarray, mask: np.ndarray, scale: np.ndarray, shares: np.ndarray, grad: np.ndarray
+    qkv: np.ndarray,
+    table: np.ndarray,
+    index: np.ndarray,
+    mask: np.ndarray,
+    scale: np.ndarray,
+    shares: np.ndarray,
+    grad: np.ndarray,
 ) -> Arrays:
     q, k, v = (heads_first(qkv[:, :, :, part]) for part in range(3))
     g = heads_first(grad)
     of_shares = g @ v.swapaxes(-1, -2)
     of_scores = shares * (of_shares - (of_shares * shares).sum(axis=-1, keepdims=True))
     parts = (scale * (of_scores @ k), scale * (of_scores.swapaxes(-1, -2) @ q), shares.swapaxes(-1, -2) @ g)
-    of_bias = of_scores.sum(axis=(0, 1)) if bias.ndim == 3 else np.zeros(1)
-    return np.stack([tokens_first(part) for part in parts], axis=3), of_bias
+    of_table = np.zeros(table.shape)
+    if table.ndim == 2:
+        np.add.at(of_table, index.astype(int), of_scores.sum(axis=(0, 1)).transpose(1, 2, 0))
+    return np.stack([tokens_first(part) for part in parts], axis=3), of_table
 
 
 def cosine(qkv: np.ndarray, scale: np.ndarray) -> Arrays:
@@ -200,8 +219,22 @@ def test_linear(library: str, sizes: tuple[int, int, int]) -> None:
     x, weight, bias, grad = linear_inputs(*sizes)
     check(library, "linear_float32", linear, (x, weight, bias))
     check(library, "linear_float32", linear, (x, weight))
+    check(library, "linear_float32", linear, (x, weight, bias, grad))
     check(library, "linear_float32_grad", linear_grad, (x, weight, grad))
     check(library, "linear_float32_grad", lambda *inputs: linear_grad(*inputs)[:2], (x, weight, grad))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_norm_linear(library: str, sizes: tuple[int, int, int]) -> None:
+    x, weight, bias, grad = linear_inputs(*sizes)
+    norm = (x, numbers(5, x.shape[1]), numbers(6, x.shape[1]), np.array([1e-1], np.float32))
+    check(library, "norm_linear_float32", norm_linear, (*norm, weight, bias))
+    check(library, "norm_linear_float32", norm_linear, (*norm, weight))
+    found = run(library, "norm_linear_float32_grad", (*norm, weight, grad), x.shape, *[x[0].shape] * 2, weight.shape)
+    expected = exact(norm_linear_grad, (*norm, weight, grad))
+    term = (np.abs(grad) @ np.abs(weight)).max() * 3  # in one or two dimensions, the terms of the gradient cancel
+    for ours, theirs, size in zip(found, expected, (term, term * len(x), term * len(x), np.inf), strict=False):
+        assert np.abs(ours - theirs).max() <= ERROR * min(size, max(np.abs(theirs).max(), term))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -237,8 +270,8 @@ def test_layer_norm(library: str, rows: int, dim: int) -> None:
     x, weight, bias, grad = 2 * numbers(1, rows, dim) + 1, numbers(2, dim), numbers(3, dim), numbers(4, rows, dim)
     eps = np.array([1e-2], np.float32)
     check(library, "layer_norm", layer_norm, (x, weight, bias, eps))
-    found = run(library, "layer_norm_grad", (x, weight, eps, grad), (rows, dim), (dim,), (dim,))
-    expected = exact(layer_norm_grad, (x, weight, eps, grad))
+    found = run(library, "layer_norm_grad", (x, weight, bias, eps, grad), (rows, dim), (dim,), (dim,))
+    expected = exact(layer_norm_grad, (x, weight, bias, eps, grad))
     # in one or two dimensions, the terms of the gradient cancel: the error is relative to them
     term = (unit(x.astype(np.float64), eps)[1] * np.abs(grad * weight).max(axis=-1, keepdims=True)).max()
     assert np.abs(found[0] - expected[0]).max() <= ERROR * term
@@ -252,7 +285,7 @@ def test_layer_norm_of_rows_that_hardly_vary(library: str) -> None:
     for x in (1e-5 * numbers(1, 5, 48), 1e4 * numbers(2, 5, 48), 100 + numbers(3, 5, 48), np.full((5, 48), 7.0)):
         x = x.astype(np.float32)
         check(library, "layer_norm", layer_norm, (x, weight, bias, eps), 2e-5)
-        check(library, "layer_norm_grad", layer_norm_grad, (x, weight, eps, numbers(4, 5, 48)), 2e-5)
+        check(library, "layer_norm_grad", layer_norm_grad, (x, weight, bias, eps, numbers(4, 5, 48)), 2e-5)
 
 
 TOKENS = [1, 2, 16, 36, 49, 50, 196, 197]
@@ -261,13 +294,14 @@ NONE = np.zeros(1, np.float32)
 
 
 def attention_inputs(outer: int, tokens: int, inner: int, heads: int, dim: int, biased: bool, masked: bool) -> Arrays:
-    """qkv, bias, mask (about a third of the pairs are -100), scale, and the gradient of the result."""
+    """qkv, table, index, mask (about a third of the pairs are -100), scale, and the gradient of the result."""
     qkv, grad = numbers(1, outer, tokens, inner, 3, heads, dim), numbers(2, outer, tokens, inner, heads, dim)
-    bias = numbers(3, heads, tokens, tokens) if biased else NONE
+    table = numbers(3, 2 * tokens + 3, heads) if biased else NONE
+    index = np.random.default_rng(5).integers(0, 2 * tokens + 3, (tokens, tokens), np.int32)
     mask = NONE
     if masked:
         mask = np.where(numbers(4, outer, tokens, tokens) < -0.4, np.float32(-100), np.float32(0))
-    return qkv, bias, mask, np.array([dim**-0.5], np.float32), grad
+    return qkv, table, index, mask, np.array([dim**-0.5], np.float32), grad
 
 
 def check_attention(library: str, inputs: Arrays, error: float = ERROR) -> None:
@@ -305,11 +339,12 @@ def test_shares_far_below_the_largest(library: str) -> None:
     """exp as far as float32 reaches, 1e-38; below, a share may be that small, or 0."""
     tokens = 512
     below = np.linspace(0, 200, tokens).astype(np.float32)
-    bias = np.stack([np.roll(-below, turn) for turn in range(tokens)])[None]
+    table = -below[:, None]
+    index = np.stack([np.roll(np.arange(tokens, dtype=np.int32), turn) for turn in range(tokens)])
     qkv = np.zeros((1, tokens, 1, 3, 1, 8), np.float32)
     shapes = ((1, tokens, 1, 1, 8), (1, 1, 1, tokens, tokens))
-    _, shares = run(library, "attention", (qkv, bias, NONE, np.ones(1, np.float32)), *shapes)
-    expected = exact(attention, (qkv, bias, NONE, np.ones(1)))[1]
+    _, shares = run(library, "attention", (qkv, table, index, NONE, np.ones(1, np.float32)), *shapes)
+    expected = exact(attention, (qkv, table, index, NONE, np.ones(1)))[1]
     assert (np.abs(shares - expected) <= 1e-6 * expected + 2e-38).all()
     np.testing.assert_allclose(shares.sum(axis=-1, dtype=np.float64), 1, rtol=1e-6)
 
@@ -490,9 +525,11 @@ CASES: dict[str, tuple[Callable[..., Arrays], Arrays, tuple[int, ...]]] = {
     "gelu_linear_float32": (gelu_linear, (X, WEIGHT, BIAS), (0, 1, 2)),
     "gelu_linear_float32_grad": (gelu_linear_grad, (X, WEIGHT, GRAD), (0, 1, 2)),
     "layer_norm": (layer_norm, (X, X[0].copy(), X[1].copy(), EPS), (0, 1, 2)),
-    "layer_norm_grad": (layer_norm_grad, (X, X[0].copy(), EPS, X[::-1].copy()), (0, 1, 3)),
-    "attention": (attention, attention_case(True)[:4], (0, 1, 2)),
-    "attention_grad": (attention_grad, with_shares(*attention_case(True)), (0, 4, 5)),
+    "layer_norm_grad": (layer_norm_grad, (X, X[0].copy(), X[1].copy(), EPS, X[::-1].copy()), (0, 1, 4)),
+    "norm_linear_float32": (norm_linear, (X, X[0].copy(), X[1].copy(), EPS, WEIGHT, BIAS), (0, 1, 2, 4, 5)),
+    "norm_linear_float32_grad": (norm_linear_grad, (X, X[0].copy(), X[1].copy(), EPS, WEIGHT, GRAD), (0, 1, 4, 5)),
+    "attention": (attention, attention_case(True)[:5], (0, 1, 3)),
+    "attention_grad": (attention_grad, with_shares(*attention_case(True)), (0, 5, 6)),
     "cosine": (cosine, (QKV, FACTOR), (0, 1)),
     "cosine_grad": (cosine_grad, (QKV, FACTOR, QKV_GRAD), (0, 1, 2)),
     "square_sum": (square_sum, (X, WEIGHT, np.array(3.0, np.float32)), (0, 1, 2)),
@@ -522,11 +559,11 @@ def test_nan_and_infinity_show(library: str, name: str, bad: float) -> None:
 
 def test_a_nan_in_q_k_or_v_reaches_all_that_depend_on_it(library: str) -> None:
     """In q: the row of its token; in k: all rows of its head; in v: its column; nothing in other areas and heads."""
-    qkv, bias, mask, scale, _ = attention_inputs(2, 7, 2, 3, 8, False, False)
+    qkv, *others, _ = attention_inputs(2, 7, 2, 3, 8, False, False)
     for part in range(3):
         given = qkv.copy()
         given[1, 4, 0, part, 2, 5] = np.nan
-        (mixed,) = run(library, "attention", (given, bias, mask, scale), (2, 7, 2, 3, 8))
+        (mixed,) = run(library, "attention", (given, *others), (2, 7, 2, 3, 8))
         expected = np.zeros(mixed.shape, bool)
         expected[1, 4 if part == 0 else slice(None), 0, 2, 5 if part == 2 else slice(None)] = True
         np.testing.assert_array_equal(np.isnan(mixed), expected)
@@ -548,7 +585,7 @@ def large_cases() -> dict[str, tuple[Arrays, list[tuple[int, ...]]]]:
     """Kernel -> inputs that are shared among threads, and shapes of the outputs."""
     x, weight, bias, grad = linear_inputs(301, 67, 257)
     qkv, *others = attention_inputs(5, 49, 3, 3, 20, True, True)
-    forward, areas = (qkv, *others[:3]), (5, 3, 3, 49, 49)
+    forward, areas = (qkv, *others[:4]), (5, 3, 3, 49, 49)
     rows, factor, rows_grad = numbers(1, 700, 3, 2, 20), numbers(2, 2), numbers(3, 700, 3, 2, 20)
     tall = numbers(5, 1100, 33)
     cases: dict[str, tuple[Arrays, list[tuple[int, ...]]]] = {
@@ -557,9 +594,9 @@ def large_cases() -> dict[str, tuple[Arrays, list[tuple[int, ...]]]]:
         "gelu_linear_float32": ((x, weight, bias), [grad.shape]),
         "gelu_linear_float32_grad": ((x, weight, grad), [x.shape, weight.shape, bias.shape]),
         "layer_norm": ((tall, tall[0], tall[1], EPS), [tall.shape]),
-        "layer_norm_grad": ((tall, tall[0], EPS, tall), [tall.shape, (33,), (33,)]),
-        "attention": (forward, [others[3].shape, areas]),
-        "attention_grad": (with_shares(*forward, others[3]), [qkv.shape, others[0].shape]),
+        "layer_norm_grad": ((tall, tall[0], tall[1], EPS, tall), [tall.shape, (33,), (33,)]),
+        "attention": (forward, [others[4].shape, areas]),
+        "attention_grad": (with_shares(*forward, others[4]), [qkv.shape, others[0].shape]),
         "cosine": ((rows, factor), [rows.shape]),
         "cosine_grad": ((rows, factor, rows_grad), [rows.shape, (2,)]),
         "square_sum": (tuple(drawn(0) * 3), [(1,)]),
