@@ -25,6 +25,7 @@ from src.config import (
 from src.engine.optim import build_optimizer
 from src.engine.step import Accumulate, TrainStep
 from src.methods import build_method
+from src.models.relative import SpreadBias
 from src.operations import kernels, rows, updates
 from src.operations.forms import build
 from tests.helpers import WithGradients, counted, numbers, snapshot
@@ -60,13 +61,17 @@ def both(make: Callable[[], Any]) -> tuple[Any, Any]:
 # --- operations on rows -----------------------------------------------------------------------------------------------
 
 
+#: tokens of a window -> its rows and columns
+GRIDS = {9: (3, 3), 10: (2, 5), 16: (4, 4)}
+
+
 class Attending(nn.Cell):
     """An attention on rows with fixed sizes and mask.
 
     Args:
         attend: the cell.
         sizes: outer, tokens, inner.
-        biased: whether the last input is a bias.
+        biased: whether the last input is a position table.
         mask: constant, or None.
     """
 
@@ -79,7 +84,8 @@ class Attending(nn.Cell):
         outer, tokens, inner = self.sizes
         if not self.biased:
             return self.attend(*inputs, outer, tokens, inner, None, self.mask)
-        return self.attend(*inputs[:-1], outer, tokens, inner, inputs[-1], self.mask)
+        bias = self.attend.bias_of(inputs[-1])
+        return self.attend(*inputs[:-1], outer, tokens, inner, bias, self.mask)
 
 
 @dataclass(frozen=True)
@@ -106,19 +112,27 @@ class Case:
 
         def make() -> nn.Cell:
             arguments = (rows.AttendCosine, heads) if cosine else (rows.Attend, heads, dim**-0.5)
-            return Attending(build(*arguments), sizes, biased, mask)
+            positions = SpreadBias(GRIDS[tokens], heads) if biased else None
+            return Attending(build(*arguments, positions), sizes, biased, mask)
 
         shapes: list[tuple[int, ...]] = [(outer * tokens * inner, 3 * heads * dim)]
         shapes += [(heads,)] if cosine else []
-        shapes += [(heads, tokens, tokens)] if biased else []
+        shapes += [((2 * GRIDS[tokens][0] - 1) * (2 * GRIDS[tokens][1] - 1), heads)] if biased else []
         return cls(make, tuple(shapes), (outer * tokens * inner, heads * dim))
 
 
+NORM = ((24,), (24,))
 CASES = {
     "affine": Case(partial(build, rows.Affine), ((37, 24), (19, 24), (19,)), (37, 19)),
     "affine of one row": Case(partial(build, rows.Affine), ((1, 8), (3, 8), (3,)), (1, 3)),
     "product": Case(partial(build, rows.Product), ((37, 24), (19, 24)), (37, 19)),
     "normalize": Case(partial(build, rows.Normalize, 1e-3), ((37, 24), (24,), (24,)), (37, 24), several=True),
+    "affine onto rows": Case(partial(build, rows.AffineOnto), ((37, 24), (19, 24), (19,), (37, 19)), (37, 19)),
+    "gelu and affine onto rows": Case(
+        partial(build, rows.GeluAffineOnto), ((37, 24), (19, 24), (19,), (37, 19)), (37, 19)
+    ),
+    "norm and affine": Case(partial(build, rows.NormAffine, 1e-3), ((37, 24), *NORM, (19, 24), (19,)), (37, 19)),
+    "norm and product": Case(partial(build, rows.NormProduct, 1e-3), ((37, 24), *NORM, (19, 24)), (37, 19)),
     "gelu and affine": Case(partial(build, rows.GeluAffine), ((37, 24), (19, 24), (19,)), (37, 19)),
     "attend": Case.attention((3, 17, 1), 2, 12, biased=False, masked=False),
     "attend, bias": Case.attention((2, 10, 1), 3, 16, biased=True, masked=False),
@@ -179,7 +193,8 @@ def test_every_form_with_kernels_is_tested() -> None:
     """By the cases above and by the updates below."""
     tested = {name for case in CASES.values() for name in operations_used(case.operation())}
     tested |= {"GlobalNormKernel", "AdamWUpdateKernel"}
-    assert {name for name in vars(kernels) if name.endswith("Kernel")} <= tested
+    forms = {name: form for name, form in vars(kernels).items() if name.endswith("Kernel")}
+    assert {name for name, form in forms.items() if form.construct is not nn.Cell.construct} <= tested  # others: bases
     with kernels.builtin():
         assert not any(name.endswith("Kernel") for case in CASES.values() for name in operations_used(case.operation()))
 
