@@ -144,6 +144,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = (
     *("test_launchers", "test_pairs", "test_end_to_end", "test_stages", "test_cait", "test_readme", "test_teacher"),
     *("test_same_figures", "test_parity", "test_written_before", "test_deploy", "test_run_folder", "test_manifold"),
+    "test_kernel_forms",
 )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.models.random import Draws
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +45,39 @@ class Contract(nn.Cell):
 def numbers(seed: int, *shape: int) -> np.ndarray:
     """Standard normal float32 numbers."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def counted(cell: nn.Cell, batch: int, *inputs: Tensor) -> Any:
+    """Outputs of a pass of `batch` samples, which is counted as in training: the next pass draws other numbers."""
+    outputs = cell(*inputs)
+    Draws(cell).advance(batch)
+    return outputs
+
+
+class FirstOutput(nn.Cell):
+    """Weighted sum of an operation's (first) output, so that every element has a gradient of its own."""
+
+    def __init__(self, cell: nn.Cell, several: bool):
+        super().__init__(auto_prefix=False)
+        self.cell, self.several = cell, several
+
+    def construct(self, factor: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.cell(*inputs)
+        out = out[0] if self.several else out
+        return (out * factor).sum(), out
+
+
+class WithGradients(nn.Cell):
+    """Output and gradients with respect to all inputs."""
+
+    def __init__(self, cell: nn.Cell, several: bool, count: int):
+        super().__init__(auto_prefix=False)
+        positions = tuple(range(count + 1))  # the factor too: a single input gives no tuple
+        self.run = ops.value_and_grad(FirstOutput(cell, several), positions, None, has_aux=True)
+
+    def construct(self, factor: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        (_, out), grads = self.run(factor, *inputs)
+        return out, grads[1:]
 
 
 def snapshot(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:

@@ -96,6 +96,7 @@ def test_adamw_equals_pytorchs_order_of_operations() -> None:
         before = snapshot(optimizer.weights)
         optimizer(
             optimizer.step_values(lambda scale, rate=rate: rate * scale, step),
+            None,
             tuple(Tensor(grads[name]) for name in order),
         )
         for name, grad in grads.items():

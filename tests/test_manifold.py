@@ -18,7 +18,7 @@ from src.methods import build_method
 from src.methods.manifold import Relations, draw_tokens, merge, soft_distance
 from src.models import build_classifier
 from src.models.graph import AsGraph
-from tests.helpers import numbers, snapshot
+from tests.helpers import counted, numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -181,7 +181,7 @@ def test_every_step_and_pair_draws_its_own_tokens_and_the_counter_gives_them_aga
     ms.set_seed(3)
     drawing = Drawing(Relations(CONFIG, (((4, 4), (4, 4), (4, 4)),) * 2))
     inputs = Tensor(numbers(0, BATCH, 16, 3)), Tensor(numbers(1, BATCH, 16, 3))
-    calls = [[part.asnumpy().tolist() for part in drawing(*inputs)] for _ in range(3)]
+    calls = [[part.asnumpy().tolist() for part in counted(drawing, BATCH, *inputs)] for _ in range(3)]
     drawn = [tuple(part) for call in calls for part in call]
     assert len(set(drawn)) == 6 and all(len(set(part)) == 10 and max(part) < 64 for part in drawn)
     counter = drawing.relations.drawn.draws
@@ -224,7 +224,7 @@ def trained(graph_mode: None) -> tuple[Any, list[dict[str, float]], dict[str, np
     step.set_train(True)
     found = []
     for number in range(12):
-        outputs = step(optimizer.step_values(lambda scale: 5e-3 * scale, number + 1), *batch())
+        outputs = counted(step, BATCH, optimizer.step_values(lambda scale: 5e-3 * scale, number + 1), *batch())
         *scalars, _, norm = [part.asnumpy() for part in outputs]
         found.append(dict(zip(("loss", *method.parts, "norm"), map(float, (*scalars, norm)), strict=True)))
     return method, found, before, snapshot(method.teacher.get_parameters())

@@ -26,7 +26,7 @@ from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
 from src.models.graph import AsGraph
-from tests.helpers import numbers, snapshot
+from tests.helpers import counted, numbers, snapshot
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -72,7 +72,8 @@ class Course:
         self.start = snapshot(optimizer.weights)
         self.losses, self.norms = [], []
         for number in range(30):
-            loss, sums, norm = step(optimizer.step_values(lambda scale: 3e-3 * scale, number + 1), *batch_of(name))
+            values = optimizer.step_values(lambda scale: 3e-3 * scale, number + 1)
+            loss, sums, norm = counted(step, BATCH, values, *batch_of(name))
             assert self.method.baseline(sums.asnumpy()) > 0
             self.losses.append(float(loss))
             self.norms.append(float(norm))
@@ -177,7 +178,7 @@ def test_the_mask_changes_from_step_to_step_but_not_in_evaluation() -> None:
     assert first.shape == (BATCH, 4, 4) and len({sample.tobytes() for sample in first}) == BATCH
     np.testing.assert_array_equal(first.sum(axis=(1, 2)), 12)
     (image,) = batch_of("hog")
-    losses = {float(method(image)[0]) for _ in range(3)}
+    losses = {float(counted(method, BATCH, image)[0]) for _ in range(3)}
     assert len(losses) == 3
 
 

@@ -465,8 +465,8 @@ class AttendCosineCPU(WithoutTranspositions, AttendCosine):
 
 def direction(x: Tensor) -> Tensor:
     """Vectors along the last axis, scaled to length 1 (PyTorch's normalize, eps 1e-12)."""
-    length = ops.sqrt((x * x).sum(axis=-1, keepdims=True))
-    return x / ops.tile(ops.maximum(length, 1e-12), (1, 1, 1, x.shape[-1]))
+    square = ops.maximum((x * x).sum(axis=-1, keepdims=True), 1e-24)  # the root of zero has no gradient
+    return x / ops.tile(ops.sqrt(square), (1, 1, 1, x.shape[-1]))
 
 
 @stateless
