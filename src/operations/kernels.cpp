@@ -11,7 +11,6 @@
 #include <numeric>
 #include <thread>
 #include <tuple>
-#include <type_traits>
 #include <unistd.h>
 #include <vector>
 
@@ -168,7 +167,7 @@ inline float exponential(float x) {  // Cephes expf, relative error 2e-7; NaN st
   float y = 1.9875691500e-4f;
   y = y * f + 1.3981999507e-3f, y = y * f + 8.3334519073e-3f, y = y * f + 4.1665795894e-2f;
   y = y * f + 1.6666665459e-1f, y = y * f + 5.0000001201e-1f, y = y * f * f + f + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, 4);
   return y * power;
@@ -443,8 +442,8 @@ KERNEL(attention_grad) {  // qkv, table, index, mask, scale, weights, gradient o
     }
   });
   std::memset(dtable, 0, a.size(1) * 4);
-  for (int64_t i = 0; i < s.heads * parts * s.pairs; i++)
-    dtable[index[i % s.pairs] * s.heads + i / s.pairs % s.heads] += added[i];
+  for (int64_t piece = 0; piece < s.heads * parts; piece++)
+    for (int64_t i = 0; i < s.pairs; i++) dtable[index[i] * s.heads + piece % s.heads] += added[piece * s.pairs + i];
 }
 
 // qkv (rows, 3, heads, dim), factor (heads,) -> q / |q| * factor, k / |k|, v (Swin V2); with the gradient of that, the
