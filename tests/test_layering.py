@@ -152,6 +152,15 @@ def test_inference_imports_no_trainer(run_entry: Run, task: str) -> None:
     assert done.stdout.split() == ["[]"], done.stdout + done.stderr
 
 
+@pytest.mark.compiles
+def test_what_few_commands_need_is_imported_when_used(run_entry: Run) -> None:
+    """MindSpore itself loads parts of SciPy and Pillow."""
+    own = "import sys, mindspore.dataset.vision; before = set(sys.modules); import src.tasks.train"
+    found = "{name.split('.')[0] for name in set(sys.modules) - before} & {'matplotlib', 'scipy', 'PIL', 'cv2'}"
+    done = run_entry("-c", f"{own}; print(sorted({found}))")
+    assert done.stdout.split() == ["[]"], done.stdout + done.stderr
+
+
 def docstrings(tree: ast.Module) -> set[int]:
     """Ids of the constants that are docstrings."""
     found = set()

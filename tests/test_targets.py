@@ -86,6 +86,52 @@ def test_hog_of_a_flat_image_is_zero() -> None:
     np.testing.assert_array_equal(tokens, 0)
 
 
+def bins_of_the_reference(gx: np.ndarray, gy: np.ndarray, bins: int) -> np.ndarray:
+    """HOGLayerC's formula on the nearest float32 angle, in float32 as there."""
+    angle = np.arctan2(gx.astype(np.float64), gy.astype(np.float64)).astype(np.float32)
+    return np.floor(angle / np.float32(np.pi) * np.float32(bins)).astype(int) % bins
+
+
+def bins_of_ours(gx: np.ndarray, gy: np.ndarray, bins: int) -> np.ndarray:
+    """The bin with the length of each gradient, bins if there is none; the other bins hold exactly 0."""
+    target = HOG(HOGConfig(bins=bins, cell=1, normalize=False), 1, 1)
+    votes = AsGraph(target, target.votes)(Tensor(gx.reshape(1, 1, -1, 16)), Tensor(gy.reshape(1, 1, -1, 16))).asnumpy()
+    length = np.sqrt(gx * gx + gy * gy).ravel()
+    np.testing.assert_allclose(votes.sum(axis=0), length, rtol=1e-6)
+    np.testing.assert_array_equal((votes != 0).sum(axis=0), length > 0)
+    return np.where(length > 0, votes.argmax(axis=0), bins)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("bins", [1, 2, 4, 6, 8, 9, 12, 18])
+def test_bins_on_axes_and_diagonals_are_those_of_the_arc_tangent(bins: int) -> None:
+    """Zeros of both signs, axes and diagonals lie on borders of bins."""
+    values = np.array([0.0, -0.0, 1.0, -1.0, 0.375, -0.375, 3.0, -3.0], np.float32)
+    gx, gy = np.meshgrid(values, values)
+    exact = (gx == 0) | (gy == 0) | (np.abs(gx) == np.abs(gy))
+    expected = np.where((gx == 0) & (gy == 0), bins, bins_of_the_reference(gx, gy, bins))
+    ours = bins_of_ours(gx, gy, bins).reshape(gx.shape)
+    np.testing.assert_array_equal(ours[exact], expected[exact])
+    assert set(np.unique(expected[exact])) > {0, bins // 2}
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("bins", [3, 5, 6, 9, 12, 18])
+def test_bins_are_those_of_the_arc_tangent_but_for_rounding(bins: int) -> None:
+    """Random gradients, and gradients within a few units in the last place of a border."""
+    rng = np.random.default_rng(bins)
+    border = rng.integers(-bins, bins + 1, 200_000) * np.pi / bins
+    near = border * (1 + rng.integers(-8, 9, border.shape) * 2.0**-24)
+    angle = np.concatenate([near, rng.uniform(-np.pi, np.pi, 800_000)])
+    size = np.exp(rng.normal(scale=3, size=angle.shape))
+    gx, gy = (size * np.sin(angle)).astype(np.float32), (size * np.cos(angle)).astype(np.float32)
+    differ = bins_of_ours(gx, gy, bins) != bins_of_the_reference(gx, gy, bins)
+    assert 0 < differ.mean() < 0.1  # of those at borders
+    angle = np.arctan2(gx.astype(np.float64), gy.astype(np.float64))[differ]
+    distance = np.abs(angle - np.round(angle * bins / np.pi) * np.pi / bins)
+    assert (distance / np.spacing(np.abs(angle).astype(np.float32))).max() < 2
+
+
 # --- weights ----------------------------------------------------------------------------------------------------
 
 TARGETS = [HOG(HOGConfig(bins=3, cell=4), 8, 2), Pixels(PixelsConfig(), 8, 2)]

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import mindspore.dataset as ds
 import numpy as np
 from mindspore import Tensor
@@ -141,6 +140,8 @@ class Loader:
 
     def _unreadable(self, order: np.ndarray, error: Exception) -> DataError:
         """Return an error that names the first file of `order` that cannot be decoded; MindSpore's error does not."""
+        import cv2  # takes a tenth of a second
+
         for path in (self.source.files[max(int(index), 0)] for index in order):
             content = np.fromfile(path, np.uint8)
             if not content.size or cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_8) is None:

@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, nn
 
 from ..config import TrainConfig, plural
 from . import checkpoint, parallel
+from .compile_cache import compile_graph
 from .contracts import Batches, Trainable
 from .log import Clock, Progress, RunError, RunFolder, duration, finite
 from .optim import build_optimizer
@@ -142,7 +143,9 @@ class Fit:
             passes = []
             for _ in range(self.passes - 1):
                 assert self.accumulate is not None
-                passes.append(self._pass(self.accumulate, *self._next(batches)))
+                batch = self._next(batches)
+                compile_graph(self.accumulate, *batch)
+                passes.append(self._pass(self.accumulate, *batch))
             rate, values = self._values(epoch, number)
             passes.append(self._update(rate, values, self._next(batches)))
             pending.append(passes)
@@ -182,6 +185,8 @@ class Fit:
             return self._pass(self.step, values, *batch)
         self.folder.info("compiling the graph; the first step takes a while")
         start = time.perf_counter()
+        if compile_graph(self.step, values, *batch):
+            self.folder.info("the graph is that of an earlier run")
         outputs = self._pass(self.step, values, *batch)
         float(outputs[0])  # waits for the step
         self.folder.info(f"first step done after {duration(time.perf_counter() - start)}")

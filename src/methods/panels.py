@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 VISIBLE, HIDDEN = (0.62, 0.66, 0.70), (1.0, 0.72, 0.25)  # glyph colours of visible and predicted cells
@@ -66,6 +65,8 @@ def glyphs(hist: np.ndarray, bins: int, side: int, highlight: np.ndarray) -> np.
     The brightness of a bin's line is its share of the strongest bin in the cell, squared so that the main directions
     stand out; image channels are averaged. Cells in `highlight` (h, w) bool have the colour `HIDDEN`.
     """
+    import cv2  # takes a tenth of a second
+
     hist = np.maximum(hist.reshape(-1, bins, *hist.shape[1:]).mean(axis=0), 0)
     hist = (hist / np.maximum(hist.max(axis=0, keepdims=True), 1e-12)) ** 2
     thickness = max(1, side // 14)

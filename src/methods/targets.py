@@ -6,7 +6,6 @@ with mean and std; tokens are in raster order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -59,6 +58,10 @@ class HOG(Target):
     `bins` bins, with the length of the gradient as weight (times a tiled Gaussian if `gaussian_window` is set). Sums
     over cells of cell x cell pixels, L2-normalised over the bins of each cell and channel.
 
+    The tangent gx / gy is compared with those of the bins' lower borders, so that no arc tangent is computed. Only
+    directions within 2 units in the last place of a border can fall on its other side (tests/test_targets.py).
+    Differences and sums are products with constant matrices, since slices and sums over rows are slow on CPU.
+
     Order inside a token: image channel, bin, y and x of the cell.
 
     Args:
@@ -77,40 +80,49 @@ class HOG(Target):
         self.dim = config.values(stride, in_chans)
         window = config.gaussian_window
         self.window = Tensor(gaussian_window(window)) if window else None
-        self.atan2 = ops.Atan2()
+        self.borders = tuple(np.tan(np.arange(self.bins) * np.pi / self.bins).astype(np.float32).tolist())
+        self.of_steps = Tensor(differences(self.bins))
+        self.ones = Tensor(np.ones((self.bins, self.bins), np.float32))
+        self.matmul, self.batch_matmul = ops.MatMul(), ops.BatchMatMul()
 
     def histograms(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> histograms (B, C*bins, H/cell, W/cell)."""
         batch, chans, height, width = image.shape
-        gx, gy = self.gradients(image)
+        hist = self.votes(*self.gradients(image))
+        if self.normalize:
+            norm = ops.sqrt(self.matmul(self.ones, hist * hist))
+            hist = hist / ops.maximum(norm, 1e-12)
+        down, across = height // self.cell, width // self.cell
+        hist = hist.reshape(self.bins, batch, chans, down, across).transpose(1, 2, 0, 3, 4)
+        return hist.reshape(batch, chans * self.bins, down, across)
+
+    def votes(self, gx: Tensor, gy: Tensor) -> Tensor:
+        """Gradients (B, C, H, W) -> sums of their lengths by bin, (bins, B * C * H/cell * W/cell)."""
+        batch, chans, height, width = gx.shape
+        across = width // self.cell
         length = ops.sqrt(gx * gx + gy * gy)
         if self.window is not None:
             size = self.window.shape[0]
             length = length * ops.tile(self.window, (batch, chans, height // size, width // size))
-        bin_of = ops.floor(self.atan2(gx, gy) / math.pi * self.bins)
-        bin_of = bin_of - self.bins * ops.floor(bin_of / self.bins)
-        hist = [self.pool(length * ops.relu(1.0 - ops.abs(bin_of - number))) for number in range(self.bins)]
-        hist = ops.stack(hist, axis=2)  # (B, C, bins, H/cell, W/cell)
-        if self.normalize:
-            norm = ops.sqrt((hist * hist).sum(axis=2, keepdims=True))
-            hist = hist / ops.tile(ops.maximum(norm, 1e-12), (1, 1, self.bins, 1, 1))
-        return hist.reshape(batch, chans * self.bins, height // self.cell, width // self.cell)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Sums over cells: (B, C, H, W) -> (B, C, H/cell, W/cell)."""
-        batch, chans, height, width = x.shape
-        down, across = height // self.cell, width // self.cell
-        bands = x.reshape(batch * chans * down, self.cell, width).sum(axis=1)
-        return bands.reshape(batch, chans, down, across, self.cell).sum(axis=-1)
+        tangent = gx / gy  # not a number without gradient; the length is 0 then
+        along_x, along_y = Tensor(cell_sums(across, self.cell)), Tensor(cell_sums(across, self.cell, rows=True))
+        # of all gradients, and of those beyond each border; then their sums along x, along y, and by bin
+        steps = [length] + [length * (tangent >= border).astype(length.dtype) for border in self.borders]
+        steps = ops.cat([self.matmul(step.reshape(-1, width), along_x) for step in steps])
+        steps = self.matmul(steps.reshape(-1, self.cell * across), along_y).reshape(self.bins + 1, -1)
+        return self.matmul(self.of_steps, steps)
 
     def gradients(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Sobel differences left - right and top - bottom; borders are reflected without repeating the edge."""
-        height, width = image.shape[2], image.shape[3]
-        padded = ops.cat((image[:, :, 1:2], image, image[:, :, height - 2 : height - 1]), axis=2)
-        padded = ops.cat((padded[:, :, :, 1:2], padded, padded[:, :, :, width - 2 : width - 1]), axis=3)
-        smooth_y = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
-        smooth_x = padded[:, :, :, :-2] + 2.0 * padded[:, :, :, 1:-1] + padded[:, :, :, 2:]
-        return smooth_y[:, :, :, :-2] - smooth_y[:, :, :, 2:], smooth_x[:, :, :-2] - smooth_x[:, :, 2:]
+        batch, chans, height, width = image.shape
+        smooth_x, difference_x = sobel(width)
+        smooth_y, difference_y = sobel(height)
+        smooth_x, difference_x = Tensor(smooth_x.T), Tensor(difference_x.T)
+        smooth_y = ops.tile(Tensor(smooth_y[None]), (batch * chans, 1, 1))
+        difference_y = ops.tile(Tensor(difference_y[None]), (batch * chans, 1, 1))
+        gx = self.matmul(self.batch_matmul(smooth_y, image.reshape(-1, height, width)).reshape(-1, width), difference_x)
+        gy = self.batch_matmul(difference_y, self.matmul(image.reshape(-1, width), smooth_x).reshape(-1, height, width))
+        return gx.reshape(image.shape), gy.reshape(image.shape)
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, dim)."""
@@ -149,6 +161,30 @@ class HOG(Target):
                 np.stack([glyphs(one, self.bins, side, where) for one, where in zip(mixed, hidden, strict=True)]),
             ),
         ]
+
+
+def sobel(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices (side, side) of before + 2 here + after, and of before - after, with reflected borders."""
+    place, eye = np.arange(side), np.eye(side, dtype=np.float32)
+    before, after = eye[np.abs(place - 1)], eye[side - 1 - np.abs(side - 2 - place)]
+    return before + 2 * eye + after, before - after
+
+
+def cell_sums(cells: int, cell: int, rows: bool = False) -> np.ndarray:
+    """(cells * cell, cells): sums of `cell` neighbours; with `rows` of every `cells`-th value, the rows of a cell."""
+    eye = np.eye(cells, dtype=np.float32)
+    return np.tile(eye, (cell, 1)) if rows else np.repeat(eye, cell, axis=0)
+
+
+def differences(bins: int) -> np.ndarray:
+    """(bins, bins + 1): sums over all gradients and over those whose tangent reaches border 0, 1, ... -> sums by bin.
+
+    A bin has the tangents from its border to the next one. The tangent jumps from +inf to -inf inside the bin of 90
+    degrees, or at its border, so that this bin has all tangents outside the range.
+    """
+    matrix = np.eye(bins, dtype=np.float32)
+    matrix = matrix - np.roll(matrix, 1, axis=1)
+    return np.concatenate([(np.arange(bins) == bins // 2).astype(np.float32)[:, None], matrix], axis=1)
 
 
 def gaussian_window(size: int) -> np.ndarray:

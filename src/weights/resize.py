@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import RectBivariateSpline
 
 Size = tuple[int, int]
 A = -0.75  # parameter of PyTorch's bicubic kernel
@@ -48,6 +47,8 @@ class Progression:
 
     def __call__(self, values: np.ndarray, size: Size) -> np.ndarray:
         """(height, width) -> size. Along an axis: cubic from 4 offsets on, linear for 3 or 2, constant for one."""
+        from scipy.interpolate import RectBivariateSpline  # takes a fifth of a second
+
         old_offsets = [self.offsets(old // 2, new // 2) for old, new in zip(values.shape, size, strict=True)]
         new_offsets = [np.arange(-(new // 2), new // 2 + 1, dtype=np.float64) for new in size]
         for axis in (0, 1):
