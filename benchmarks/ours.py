@@ -23,6 +23,7 @@ from serve import Times, resident, serve, timed
 from src import load_model
 from src.config import Recipe, TrainConfig
 from src.engine import device
+from src.engine.compile_cache import compile_graph
 from src.engine.optim import build_optimizer
 from src.engine.step import TrainStep
 from src.methods import build_method
@@ -52,6 +53,7 @@ class Stepper:
     def update(self, batch: list[Tensor]) -> float:
         self.done += 1
         values = self.optimizer.step_values(lambda scale: 1.5e-4 * scale, self.done)
+        compile_graph(self.step, values, *batch)  # does nothing after the first step
         loss = float(self.step(values, *batch)[0])
         self.draws.advance(self.shape[0])
         return loss
