@@ -17,7 +17,8 @@ thread they are of CPU seconds, which other programs hardly change. The last lin
 ratio: images/s relative to the fastest peer, compiled or not. memory, first: peak memory relative to the fastest peer
 that is not compiled, and the seconds from the start to the end of the first step of both; compilation makes the peer's
 larger. ratio_installed: images/s relative to the peer as installed. limit: the share of our step that its matrix
-products take in PyTorch; nan if they are on the slow path. first_again: as first, with the graph of an earlier run (training).
+products take in PyTorch; nan if they are on the slow path. first_again: as first, of a training run that takes the graph of the
+run before.
 """
 
 from __future__ import annotations
@@ -208,8 +209,7 @@ def our_process(
 
 
 def first_step_with_stored_graph(case: str, batch: int, threads: int, *overrides: str) -> list[float]:
-    """Return wall and CPU seconds to the end of the first step of the second of two runs, which takes the graph of the
-    first."""
+    """Return wall and CPU seconds to the end of the first step of a run that takes the graph of the run before."""
     for _ in range(2):
         process = our_process(case, batch, threads, *overrides, stored_graph=True)
         process.quit()
