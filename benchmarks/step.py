@@ -17,7 +17,7 @@ thread they are of CPU seconds, which other programs hardly change. The last lin
 ratio: images/s relative to the fastest peer, compiled or not. memory, first: peak memory relative to the fastest peer
 that is not compiled, and the seconds from the start to the end of the first step of both; compilation makes the peer's
 larger. ratio_installed: images/s relative to the peer as installed. limit: the share of our step that its matrix
-products take in PyTorch; nan if they are on the slow path. first_again: as first, of a training run that takes the graph of the
+products take in PyTorch; nan if they are on the slow path. first_again: as first, of a run that takes the graph of the
 run before.
 """
 
