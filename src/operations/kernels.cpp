@@ -2,6 +2,7 @@
 // those of the oneDNN that MindSpore brings along. Arrays are dense float32 in row order.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -10,7 +11,6 @@
 #include <mutex>
 #include <numeric>
 #include <thread>
-#include <tuple>
 #include <unistd.h>
 #include <vector>
 
@@ -46,7 +46,6 @@ struct Arrays {
 };
 
 int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 // Threads of this process: each takes the next piece of the work until none is left.
 struct Pool {
   explicit Pool(int count) : threads(count) {}
@@ -64,18 +63,19 @@ struct Pool {
     lock.unlock();
     if (!alone) wake.notify_all();
     for (int64_t i; (i = next++) < count;) work(i);
-    wait([this] { return busy == 0; });
+    wait([this] { return busy == 0; }, 1000);
   }
   template <class Done>
-  void wait(Done done) {
-    for (int spins = 0; spins < 4000; spins++)
+  void wait(Done done, int microseconds) {  // busy for a while, then asleep
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(microseconds);
+    while (std::chrono::steady_clock::now() < end)
       if (done()) return;
     std::unique_lock<std::mutex> lock(sleep);
     wake.wait(lock, done);
   }
   void serve(int seen) {
     for (;; seen++) {
-      wait([this, seen] { return round != seen; });
+      wait([this, seen] { return round != seen; }, 50);
       for (int64_t i; (i = next++) < count;) (*todo)(i);
       std::lock_guard<std::mutex> lock(sleep);
       if (--busy == 0) wake.notify_all();
