@@ -52,7 +52,7 @@ def recipe(tmp_path: Path) -> Path:
 def step_of(path: Path, *overrides: str, passes: int = 1, batch: int = 4) -> tuple[TrainStep, list[Tensor]]:
     """The training step of a recipe with its first inputs."""
     recipe = load_recipe(path, list(overrides))
-    device.set_up("CPU", recipe.seed)
+    device.set_up("CPU", recipe.seed, recipe.train)
     method = build_method(recipe)
     optimizer = build_optimizer(method, recipe.train)
     step = TrainStep(method, optimizer, recipe.train.clip_norm, passes)

@@ -173,7 +173,7 @@ def test_the_ranks_of_a_machine_share_its_threads(
     monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, ranks: int, share: int
 ) -> None:
     monkeypatch.setattr(parallel, "local_size", lambda: ranks)
-    monkeypatch.setattr(device.psutil, "cpu_count", lambda: cores)
+    monkeypatch.setattr(kernels, "cores", lambda: cores)
     assert device.share_of_cpu(threads) == share
 
 

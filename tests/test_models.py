@@ -18,6 +18,7 @@ from src.config import ENCODERS, ClassifyConfig, SwinConfig, SwinV2Config, ViTCo
 from src.models import Classifier, build_classifier, build_encoder
 from src.models.graph import AsGraph
 from src.models.layers import DropPath, sincos_position
+from src.models.relative import SpreadBias
 from src.operations import rows
 from tests.helpers import Contract, WithGradients, counted, numbers, snapshot
 
@@ -260,6 +261,50 @@ def test_heads_and_axes_move_without_transpositions_as_with_them(
     (expected, found), (there, here) = zip(*(moved(make(), x, more) for make in (stock, fast)), strict=True)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(here, there)
+
+
+class Attended(nn.Cell):
+    """An attention form with its position table."""
+
+    def __init__(self, attend: nn.Cell, sizes: tuple[int, int, int], mask: np.ndarray | None, cosine: bool):
+        super().__init__()
+        self.attend, self.sizes, self.cosine = attend, sizes, cosine
+        self.mask = None if mask is None else Tensor(mask)
+
+    def construct(self, qkv: Tensor, table: Tensor, factor: Tensor) -> Tensor:
+        bias = self.attend.bias_of(table)
+        if self.cosine:
+            return self.attend(qkv, factor, *self.sizes, bias, self.mask)
+        return self.attend(qkv, *self.sizes, bias, self.mask)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("outer", "inner"), [(3, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("stock", "fast", "cosine"),
+    [
+        (partial(rows.Attend, 2, 0.5), partial(rows.AttendCPU, 2, 0.5), False),
+        (partial(rows.AttendCosine, 2), partial(rows.AttendCosineCPU, 2), True),
+    ],
+    ids=["dot", "cosine"],
+)
+def test_attention_without_transpositions_is_the_same(
+    stock: Callable[..., nn.Cell], fast: Callable[..., nn.Cell], cosine: bool, outer: int, inner: int, masked: bool
+) -> None:
+    """The form for Ascend and GPU, and the one for MindSpore's operations on CPU: values and gradients."""
+    qkv, table = numbers(0, outer * 6 * inner, 3 * 2 * 4), numbers(1, 3 * 5, 2)
+    mask = numbers(2, outer, 6, 6) if masked else None
+    inputs = [Tensor(part) for part in (qkv, table, np.abs(numbers(3, 2)) + 1)]
+    results = []
+    for make in (stock, fast):
+        cell = Attended(make(SpreadBias((2, 3), 2)), (outer, 6, inner), mask, cosine)
+        out = cell(*inputs)
+        grads = ops.GradOperation(get_all=True, sens_param=True)(cell)(*inputs, Tensor(numbers(4, *out.shape)))
+        results.append([out, *grads])
+    assert results[0][0].shape == (outer * 6 * inner, 8)
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), atol=1e-5)
 
 
 def moved(cell: nn.Cell, x: Tensor, more: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,11 @@ from src.config import METHODS, SwinConfig, SwinV2Config
 from src.methods import MaskedImageModel
 from src.models import build_encoder
 from src.models.graph import AsGraph
+from src.models.layers import LayerNorm
 from src.models.relative import SpreadBias
 from src.models.swin import BLOCKED, Reorder, merging_order, shift_mask, window_order
 from src.models.swin_v2 import log_coordinates
+from src.operations import kernels
 from tests.helpers import numbers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -67,11 +69,13 @@ def test_an_image_of_any_whole_patches_is_classified() -> None:
 
 def test_norms_of_embedding_and_merging_may_have_an_epsilon_of_their_own() -> None:
     sizes = {"image_size": (32, 32), "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-    network = build_encoder(SwinConfig(**sizes, norm_eps=1e-3, merge_norm_eps=1e-5))
-    found = {name: cell.eps for name, cell in network.cells_and_names() if hasattr(cell, "eps")}
-    apart = {name for name, eps in found.items() if eps == 1e-5}
-    assert apart == {"patch_embed.norm.normalize", "layers.0.downsample.norm.normalize"}
-    assert all(eps == 1e-3 for name, eps in found.items() if name not in apart)
+    with kernels.builtin():
+        network = build_encoder(SwinConfig(**sizes, norm_eps=1e-3, merge_norm_eps=1e-5))
+    norms = {name: cell for name, cell in network.cells_and_names() if isinstance(cell, LayerNorm)}
+    found = {name: (norm.normalize.eps, norm.norm_affine.normalize.eps) for name, norm in norms.items()}
+    apart = {name for name, eps in found.items() if eps == (1e-5, 1e-5)}
+    assert apart == {"patch_embed.norm", "layers.0.downsample.norm"}
+    assert all(eps == (1e-3, 1e-3) for name, eps in found.items() if name not in apart)
 
 
 def test_shift_mask_blocks_what_the_roll_brought_together() -> None:

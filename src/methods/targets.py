@@ -17,6 +17,8 @@ from .masking import resize_mask
 from .method import freeze
 from .panels import MaskedImages, Panel, glyphs, principal_colours
 
+BELOW_PI = 3.179e-8  # an angle closer below pi is pi in float32, which the references fold to the first bin
+
 
 class Target(nn.Cell):
     """Computes the values that are predicted for each token.
@@ -60,7 +62,7 @@ class HOG(Target):
 
     The tangent gx / gy is compared with those of the bins' lower borders, so that no arc tangent is computed. Only
     directions within 2 units in the last place of a border can fall on its other side (tests/test_targets.py).
-    Differences and sums are products with constant matrices, since slices and sums over rows are slow on CPU.
+    Sums are products with constant matrices, since sums over rows are slow on CPU.
 
     Order inside a token: image channel, bin, y and x of the cell.
 
@@ -83,7 +85,7 @@ class HOG(Target):
         self.borders = tuple(np.tan(np.arange(self.bins) * np.pi / self.bins).astype(np.float32).tolist())
         self.of_steps = Tensor(differences(self.bins))
         self.ones = Tensor(np.ones((self.bins, self.bins), np.float32))
-        self.matmul, self.batch_matmul = ops.MatMul(), ops.BatchMatMul()
+        self.matmul = ops.MatMul()
 
     def histograms(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> histograms (B, C*bins, H/cell, W/cell)."""
@@ -105,24 +107,26 @@ class HOG(Target):
             size = self.window.shape[0]
             length = length * ops.tile(self.window, (batch, chans, height // size, width // size))
         tangent = gx / gy  # not a number without gradient; the length is 0 then
+        first = (gx > 0).astype(length.dtype) * -BELOW_PI
         along_x, along_y = Tensor(cell_sums(across, self.cell)), Tensor(cell_sums(across, self.cell, rows=True))
         # of all gradients, and of those beyond each border; then their sums along x, along y, and by bin
-        steps = [length] + [length * (tangent >= border).astype(length.dtype) for border in self.borders]
+        steps = [length] + [length * (tangent >= border).astype(length.dtype) for border in (first, *self.borders[1:])]
         steps = ops.cat([self.matmul(step.reshape(-1, width), along_x) for step in steps])
         steps = self.matmul(steps.reshape(-1, self.cell * across), along_y).reshape(self.bins + 1, -1)
         return self.matmul(self.of_steps, steps)
 
     def gradients(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Sobel differences left - right and top - bottom; borders are reflected without repeating the edge."""
-        batch, chans, height, width = image.shape
-        smooth_x, difference_x = sobel(width)
-        smooth_y, difference_y = sobel(height)
-        smooth_x, difference_x = Tensor(smooth_x.T), Tensor(difference_x.T)
-        smooth_y = ops.tile(Tensor(smooth_y[None]), (batch * chans, 1, 1))
-        difference_y = ops.tile(Tensor(difference_y[None]), (batch * chans, 1, 1))
-        gx = self.matmul(self.batch_matmul(smooth_y, image.reshape(-1, height, width)).reshape(-1, width), difference_x)
-        gy = self.batch_matmul(difference_y, self.matmul(image.reshape(-1, width), smooth_x).reshape(-1, height, width))
-        return gx.reshape(image.shape), gy.reshape(image.shape)
+        """Sobel differences left - right and top - bottom; borders are reflected without repeating the edge.
+
+        They are sums of slices: products with matrices would add in another order, and the sign of a difference that is
+        zero but for rounding decides between the first and the last bin.
+        """
+        height, width = image.shape[2], image.shape[3]
+        padded = ops.cat((image[:, :, 1:2], image, image[:, :, height - 2 : height - 1]), axis=2)
+        padded = ops.cat((padded[:, :, :, 1:2], padded, padded[:, :, :, width - 2 : width - 1]), axis=3)
+        smooth_y = padded[:, :, :-2] + 2.0 * padded[:, :, 1:-1] + padded[:, :, 2:]
+        smooth_x = padded[:, :, :, :-2] + 2.0 * padded[:, :, :, 1:-1] + padded[:, :, :, 2:]
+        return smooth_y[:, :, :, :-2] - smooth_y[:, :, :, 2:], smooth_x[:, :, :-2] - smooth_x[:, :, 2:]
 
     def construct(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, dim)."""
@@ -161,13 +165,6 @@ class HOG(Target):
                 np.stack([glyphs(one, self.bins, side, where) for one, where in zip(mixed, hidden, strict=True)]),
             ),
         ]
-
-
-def sobel(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices (side, side) of before + 2 here + after, and of before - after, with reflected borders."""
-    place, eye = np.arange(side), np.eye(side, dtype=np.float32)
-    before, after = eye[np.abs(place - 1)], eye[side - 1 - np.abs(side - 2 - place)]
-    return before + 2 * eye + after, before - after
 
 
 def cell_sums(cells: int, cell: int, rows: bool = False) -> np.ndarray:

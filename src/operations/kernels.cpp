@@ -131,7 +131,7 @@ T *at_least(std::vector<T> &memory, int64_t count) {
 template <class T>
 void product(char ta, char tb, int64_t m, int64_t n, int64_t k, const T *a, const T *b, float beta, float *c) {
   const int64_t lda = ta == 'N' ? k : m, ldb = tb == 'N' ? n : k, side = std::max(m, n);
-  const int threads = Pool::get().threads;
+  const int threads = m * n * k < 1 << 20 ? 1 : Pool::get().threads;
   Gemm<T> *gemm;
   if constexpr (std::is_same_v<T, float>) gemm = dnnl_sgemm;
   else gemm = dnnl_gemm_bf16bf16f32;
@@ -392,7 +392,7 @@ KERNEL(attention) {
   float *out = a.out(5), *weights = a.count == 7 ? a.out(6) : nullptr;
   std::vector<float> bias(s.pairs * s.heads);
   for (int64_t i = 0; i < s.pairs * s.heads; i++) bias[i] = table[index[i % s.pairs] * s.heads + i / s.pairs];
-  parallel(s.outer * s.inner * s.heads, n < 64 ? s.heads : 1, [&](int64_t from, int64_t to) {
+  parallel(s.outer * s.inner * s.heads, 1 + (1 << 17) / (n * np * s.dim), [&](int64_t from, int64_t to) {
     float *padded = s.scratch(), *keys = padded + 2 * n * s.wide, *scores = keys + s.dim * np;
     for (int64_t u = from; u < to; u++) {
       const int64_t h = u % s.heads, b = u / s.heads % s.inner, o = u / s.heads / s.inner;
