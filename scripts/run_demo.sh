@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The demo from a fresh clone: install, cut photographs, pre-train without labels, fine-tune on a few labels per class,
 # and train the same network from random weights, once as long as the fine-tuning and once three times as long.
-# Takes 3 to 6 minutes on 2 CPU cores after the install, with swin about 12.
+# Takes 2 to 6 minutes on 2 CPU cores after the install, with swin about 12.
 #   bash scripts/run_demo.sh [SEED] [vit|swin]
 # vit (default) pre-trains with FastMIM at low resolution, swin with FastMIM and with SimMIM. Output goes to
 # runs/demo-<time>, with report.html in it. The last line is
