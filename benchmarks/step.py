@@ -252,7 +252,7 @@ def compare_with_peer(name: str, args: argparse.Namespace) -> None:
     peaks = {id(peer): report(title, peer, batch) for title, peer in peers.items()}
     print(f"the matrix products alone: {alone.median():.3f} s (CPU {alone.median(1):.3f})")
     alone.quit()
-    warm = [0.0, 0.0]
+    warm = [float("nan")] * 2
     if case in TRAINING:
         warm = first_step_with_stored_graph(case, batch, args.threads, *overrides)
         print(f"ours with the graph of an earlier run: first step after {warm[0]:.1f} s (CPU {warm[1]:.1f})")

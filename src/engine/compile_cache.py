@@ -37,6 +37,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore._c_expression import MetaFuncGraph_
 from mindspore._c_expression.typing import Type
 
+from ..operations import kernels
 from . import parallel
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -61,7 +62,7 @@ def compile_graph(cell: nn.Cell, *inputs: Tensor) -> bool:
 
 def folder() -> Path:
     """The folder of stored graphs; creates it."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mim_mindspore" / "graphs"
+    path = kernels.cache_folder() / "graphs"
     path.mkdir(parents=True, exist_ok=True)
     return path
 

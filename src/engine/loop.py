@@ -93,7 +93,6 @@ class Fit:
         self.optimizer = build_optimizer(method, train)
         self.step = TrainStep(method, self.optimizer, train.clip_norm, self.passes)
         self.accumulate = Accumulate(self.step) if self.passes > 1 else None
-        self.draws = method.draws()
         self.compiled = False
         self.moved = False  # whether an update has changed the weights
         self.clock = Clock()
@@ -115,7 +114,7 @@ class Fit:
         """Train until epoch `until`, or until epoch `stop_after` if that comes first."""
         train, state = self.train, self.state
         end = min(self.until, stop_after)
-        self.draws = self.method.draws()
+        self.draws = self.method.draws()  # the counts are restored by now
         progress = Progress((end - state.epoch) * self.updates)
         try:
             for epoch in range(state.epoch, end):

@@ -61,7 +61,8 @@ class Linear(nn.Cell):
     def construct(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """The result is added to `onto` (rows, out_dim), if it is given."""
         if self.bias is None:
-            return self.affine(x, self.weight)
+            product = self.affine(x, self.weight)
+            return product if onto is None else onto + product
         if onto is None:
             return self.affine(x, self.weight, self.bias)
         return self.affine_onto(x, self.weight, self.bias, onto)
@@ -223,15 +224,19 @@ class Block(nn.Cell):
         qkv = self.norm1.linear(x, self.attn.qkv.weight, self.attn.qkv_bias())
         if factors is None and self.gamma_1 is None:
             x = self.attn(qkv, batch, tokens, bias, x)
-            return self.mlp.second(self.norm2.linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias), x)
+            return self.mlp.second(self.hidden(x), x)
         return self.add_branches(x, self.attn(qkv, batch, tokens, bias), factors)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Norm and first layer of the MLP: (rows, C) -> (rows, hidden)."""
+        return self.norm2.linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias)
 
     def add_branches(self, x: Tensor, attended: Tensor, factors: tuple[Tensor, Tensor] | None) -> Tensor:
         """x (rows, C) plus both branches, given the output of its attention."""
         if self.gamma_1 is not None:
             attended = rows.scale_columns(attended, self.gamma_1)
         x = x + (attended if factors is None else rows.scale_rows(attended, factors[0]))
-        hidden = self.mlp.second(self.norm2.linear(x, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        hidden = self.mlp.second(self.hidden(x))
         if self.gamma_2 is not None:
             hidden = rows.scale_columns(hidden, self.gamma_2)
         return x + (hidden if factors is None else rows.scale_rows(hidden, factors[1]))

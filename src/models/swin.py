@@ -143,7 +143,7 @@ class WindowAttention(nn.Cell):
         mask: mask of shifted windows, (windows, window**2, window**2), or None.
         qkv_bias: whether q, k and v have biases.
         init: initialisers from `weight_init`.
-        table: whether the position bias comes from a table; without one, k has no bias either (Swin V2).
+        table: whether the position bias comes from a table.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class WindowAttention(nn.Cell):
         self.relative_position_bias_table = parameter(trunc_normal(), entries, num_heads) if table else None
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.area = window**2
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and table, init=init[0])
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, init=init[0])
         self.proj = Linear(dim, dim, init=init[1])
         self.mask = None if mask is None else Tensor(mask)
         self.attend = self.build_attend(SpreadBias((window, window), num_heads))

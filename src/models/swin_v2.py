@@ -45,9 +45,7 @@ class CosineWindowAttention(WindowAttention):
     """
 
     def __init__(self, dim: int, num_heads: int, layout: WindowLayout, config: SwinConfig, pretrained: int):
-        super().__init__(
-            dim, num_heads, layout.window, layout.mask(), config.qkv_bias, weight_init(config.init), table=False
-        )
+        super().__init__(dim, num_heads, layout.window, layout.mask(), False, weight_init(config.init), table=False)
         self.logit_scale = parameter("zeros", num_heads, 1, 1)
         self.logit_scale.set_data(Tensor(np.full((num_heads, 1, 1), math.log(10.0), np.float32)))
         self.cpb_mlp = nn.CellList(

@@ -1,6 +1,7 @@
 """The forms of an operation: a general one, one for MindSpore's operations on CPU, one with our own kernels.
 
-All forms of an operation give the same numbers (tests/test_kernels.py, tests/test_models.py). No other file chooses.
+All forms of an operation give the same numbers (tests/test_kernel_forms.py, tests/test_models.py). No other file
+chooses.
 """
 
 from __future__ import annotations

@@ -76,13 +76,12 @@ class State:
     """What this process uses; `set_up` changes it.
 
     Attributes:
-        kernels, precision: as in `train`.
+        precision: as in `train`.
         threads: of our kernels.
         library: path of the compiled kernels; empty: not in use; None: not looked for yet.
         reason: why they are not in use.
     """
 
-    kernels: Kernels = "auto"
     precision: Precision = "float32"
     threads: int = 1
     library: str | None = None
@@ -103,8 +102,7 @@ def set_up(kernels: Kernels = "auto", threads: int = 0, precision: Precision = "
     Returns:
         A line for the log.
     """
-    _state.kernels, _state.precision = kernels, precision
-    _state.threads = threads or cores()
+    _state.precision, _state.threads = precision, threads or cores()
     _state.library, _state.reason = "", "train.kernels is builtin"
     if kernels == "auto":
         try:
@@ -310,10 +308,10 @@ def check(path: str, precision: Precision) -> None:
     call(path, f"linear_{precision}", x, weight, bias, out)
     compare("product", out, x @ weight.T + bias, CHECK_ERROR * (1 if precision == "float32" else 100))
     values = np.array([0.1, 0.01, 1e-8], np.float32)
-    betas, group, one, no = np.array([0.9, 0.99], np.float32), np.zeros(1, np.int32), np.ones(1), np.zeros(1)
+    betas, group = np.array([0.9, 0.99], np.float32), np.zeros(1, np.int32)
+    factor, skip = np.ones(1, np.float32), np.zeros(1, np.float32)
     before, first, second = weight.copy(), np.zeros_like(weight), np.zeros_like(weight)
     gradient, done = rng.standard_normal(weight.shape).astype(np.float32), np.zeros(1, np.float32)
-    factor, skip = one.astype(np.float32), no.astype(np.float32)
     call(path, "adamw", values, betas, group, factor, skip, weight, first, second, gradient, done)
     expected = before - 0.1 * (0.1 * gradient / (0.1 * np.abs(gradient) + 1e-8) + 0.01 * before)
     compare("update", weight, expected, CHECK_ERROR)
@@ -561,19 +559,14 @@ class Cosine(nn.Cell):
 
 
 @kernel_form(AttendCosine)
-class AttendCosineKernel(nn.Cell):
+class AttendCosineKernel(AttendKernel):
     """`AttendCosine` with our kernels."""
 
     def __init__(self, num_heads: int, positions: Positions | None = None):
-        super().__init__()
-        self.num_heads = num_heads
+        super().__init__(num_heads, 1.0, positions)
         self.cosine = Cosine()
-        self.attend = AttendKernel(num_heads, 1.0, positions)
 
-    def bias_of(self, table: Tensor) -> Tensor:
-        return table
-
-    def construct(
+    def construct(  # type: ignore[override] # one argument more
         self,
         qkv: Tensor,
         factor: Tensor,
@@ -585,7 +578,7 @@ class AttendCosineKernel(nn.Cell):
     ) -> Tensor:
         rows, width = qkv.shape
         parts = self.cosine(qkv.reshape(rows, 3, self.num_heads, -1), factor.reshape(-1))
-        return self.attend(parts.reshape(rows, width), outer, tokens, inner, bias, mask)
+        return super().construct(parts.reshape(rows, width), outer, tokens, inner, bias, mask)
 
 
 @kernel_form(GlobalNorm)
@@ -602,27 +595,19 @@ class GlobalNormKernel(nn.Cell):
 
 
 @kernel_form(AdamWUpdate)
-class AdamWUpdateKernel(nn.Cell):
+class AdamWUpdateKernel(AdamWUpdate):
     """`AdamWUpdate` with our kernel."""
 
-    def __init__(
-        self,
-        betas: tuple[float, float],
-        group_of: list[int],
-        weights: ParameterTuple,
-        first: ParameterTuple,
-        second: ParameterTuple,
-    ):
-        super().__init__(auto_prefix=False)
+    def __init__(self, betas: tuple[float, float], group_of: list[int], *state: ParameterTuple):
+        super().__init__(betas, group_of, *state)
         self.betas = Tensor(np.array(betas, np.float32))
-        self.group_of = Tensor(np.array(group_of, np.int32))
-        self.weights, self.first, self.second = weights, first, second
+        self.groups = Tensor(np.array(group_of, np.int32))
         self.one, self.never = Tensor(np.ones(1, np.float32)), Tensor(np.zeros(1, np.float32))
-        count = len(weights)
+        count = len(self.weights)
         update = kernel("adamw", lambda *shapes: [1], same)
         self.update = writing(update, *[False] * 5, *[True] * (3 * count), *[False] * count)
 
     def construct(self, values: Tensor, factor: Tensor | None, grads: tuple[Tensor, ...]) -> Tensor:
         scale = self.one if factor is None else factor.reshape(1)
         state = (*self.weights, *self.first, *self.second)
-        return self.update(values, self.betas, self.group_of, scale, self.never, *state, *grads)
+        return self.update(values, self.betas, self.groups, scale, self.never, *state, *grads)

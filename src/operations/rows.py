@@ -313,9 +313,9 @@ class HeadScores(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = build(Softmax)
 
-    def scores(self, qkv: Tensor, batch: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Rows (B*N, 3C) -> scores (B, heads, N, N), v (B, heads, N, dim)."""
-        q, k, v = self.heads(qkv, batch, tokens, 1)
+    def scores(self, qkv: Tensor, outer: int, tokens: int, inner: int = 1) -> tuple[Tensor, Tensor]:
+        """Rows (outer*tokens*inner, 3C) -> scores (outer*inner, heads, tokens, tokens), v (.., heads, tokens, dim)."""
+        q, k, v = self.heads(qkv, outer, tokens, inner)
         return self.product(q * self.scale, k), v
 
     def mixed(self, weights: Tensor, v: Tensor, outer: int, inner: int = 1) -> Tensor:
@@ -399,9 +399,8 @@ class Attend(HeadScores):
             bias: of `bias_of`, added to the scores.
             mask: (windows, tokens, tokens), a constant, added to the scores of outer = window.
         """
-        q, k, v = self.heads(qkv, outer, tokens, inner)
-        weights = self.softmax(self.added(self.product(q * self.scale, k), inner, bias, mask))
-        return self.mixed(weights, v, outer, inner)
+        scores, v = self.scores(qkv, outer, tokens, inner)
+        return self.mixed(self.softmax(self.added(scores, inner, bias, mask)), v, outer, inner)
 
     def added(self, scores: Tensor, inner: int, bias: Tensor | None, mask: Tensor | None) -> Tensor:
         """Scores (outer*inner, heads, tokens, tokens) plus bias and mask."""
