@@ -17,7 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 from src.config import ENCODERS, ClassifyConfig, SwinConfig, SwinV2Config, ViTConfig
 from src.models import Classifier, build_classifier, build_encoder
 from src.models.graph import AsGraph
-from src.models.layers import DropPath, sincos_position
+from src.models.layers import DropPath, Linear, sincos_position
 from src.models.relative import SpreadBias
 from src.operations import rows
 from tests.helpers import Contract, WithGradients, counted, numbers, snapshot
@@ -208,6 +208,15 @@ def test_vit_base_has_the_published_number_of_parameters(config: ClassifyConfig)
     names = {p.name for p in classifier.get_parameters()}
     assert ("fc_norm.weight" in names) != ("encoder.norm.weight" in names)
     assert sum(p.size for p in classifier.get_parameters()) == 86_567_656
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_is_added_onto_rows(bias: bool) -> None:
+    layer = Linear(8, 5, bias=bias)
+    x, onto = Tensor(numbers(0, 6, 8)), Tensor(numbers(1, 6, 5))
+    added = AsGraph(layer, layer.construct)(x, onto).asnumpy()
+    np.testing.assert_allclose(added, layer(x).asnumpy() + onto.asnumpy(), atol=1e-6)
 
 
 # --- the two forms of the row operations ------------------------------------------------------------------------

@@ -116,6 +116,18 @@ def test_bins_on_axes_and_diagonals_are_those_of_the_arc_tangent(bins: int) -> N
 
 
 @pytest.mark.compiles
+@pytest.mark.parametrize("bins", [3, 9, 18])
+def test_angles_that_round_to_pi_are_in_the_first_bin(bins: int) -> None:
+    """Smooth 8-bit areas have them: a difference that is zero but for rounding, across a large one."""
+    tiny = np.array([2.98e-8, 5.96e-8, 1.19e-7], np.float32)
+    gx = np.concatenate([tiny, -tiny, tiny, -tiny, np.zeros(4, np.float32)])
+    gy = np.concatenate([np.full(6, -5.5), np.full(6, 5.5), np.ones(4)]).astype(np.float32)
+    expected = bins_of_the_reference(gx, gy, bins)
+    assert list(expected[:3]) == [0, 0, 0] and list(expected[9:12]) == [bins - 1] * 3
+    np.testing.assert_array_equal(bins_of_ours(gx, gy, bins), expected)
+
+
+@pytest.mark.compiles
 @pytest.mark.parametrize("bins", [3, 5, 6, 9, 12, 18])
 def test_bins_are_those_of_the_arc_tangent_but_for_rounding(bins: int) -> None:
     """Random gradients, and gradients within a few units in the last place of a border."""
