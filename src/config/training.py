@@ -85,7 +85,15 @@ class DataConfig:
     erasing: float = 0.0  # probability of a box of normal noise in the normalised image (timm, mode pixel)
     erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box as a fraction of the image
     eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, then crop the centre
-    workers: int = 4  # threads of each data operation
+    workers: int = 4  # processes of a rank that read, decode and augment images, at most one for each core
+    # exact: pixels as Pillow decodes and resizes them. fast: training images of JPEG files are decoded with a cheaper
+    # transform, and at half, a quarter or an eighth of their size where the crop stays at least as large as the result;
+    # evaluation is always exact
+    decode: Literal["exact", "fast"] = "exact"
+    exif: Literal["ignore", "apply"] = "ignore"  # whether to turn images as their EXIF orientation says
+    max_pixels: int = 178_956_970  # larger images are not decoded (decompression bombs); the limit of Pillow
+    bad_limit: float = 0.01  # fraction of the training files that may be unusable, and at least 10 files may be
+    show_bands: tuple[int, ...] = (0, 1, 2)  # channels that pictures show as red, green, blue, where there are more
 
     @property
     def evaluation_folder(self) -> Path:
@@ -93,7 +101,7 @@ class DataConfig:
         return Path(self.root) / (self.val or self.train)
 
     def __post_init__(self) -> None:
-        check_positive(self, "workers", "eval_crop", "repeats")
+        check_positive(self, "workers", "eval_crop", "repeats", "max_pixels")
         need(bool(self.root), "root", "is empty; write the folder of your images, or . for the working folder")
         need(bool(self.train), "train", "is empty; write the folder of the training images, or . for data.root itself")
         for key in ("crop_scale", "crop_ratio", "erasing_area"):
@@ -104,7 +112,7 @@ class DataConfig:
             need(high <= 1, key, f"{high} is above 1, the whole image")
         need(self.eval_crop <= 1, "eval_crop", f"{self.eval_crop} is above 1, the whole image")
         need(self.labels_per_class >= 0, "labels_per_class", "is negative; write 0 for all")
-        for key in ("hflip", "brightness", "contrast", "erasing"):
+        for key in ("hflip", "brightness", "contrast", "erasing", "bad_limit"):
             check_rate(self, key, closed=True)
         check_not_negative(self, "color_jitter")
         if self.auto_augment:

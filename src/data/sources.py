@@ -1,111 +1,162 @@
-"""Image folders: list image files and their classes."""
+"""Sources of images: a number of images, the label, name and bytes of each."""
 
 from __future__ import annotations
 
+import os
+import stat
+import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ..config import plural
 from ..errors import UserError
 
-#: formats that MindSpore's decoder reads (WebP and GIF fail)
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-
 
 class DataError(UserError):
-    """An unusable data folder; the text is one line for the user."""
+    """Unusable images; the text is one line for the user."""
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """The files of one split, sorted by class and name."""
+class Source(Protocol):
+    """The images of one split. Worker processes get a copy, so its large parts are NumPy arrays.
 
-    folder: Path
-    files: list[Path]
-    labels: list[int]
-    classes: list[str]  # empty for an unlabelled folder
-    skipped: Counter[str] = field(default_factory=Counter)  # extension -> number of files that are not images
+    Attributes:
+        place: the folder or file that messages name.
+        classes: class names; empty without labels.
+        labels: (n,) int32, an index into `classes`; 0 without classes.
+        skipped: what was left out and why -> number of entries.
+    """
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @property
+    def place(self) -> Path: ...
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def skipped(self) -> Counter[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Return the path or key of an image as messages print it."""
+
+    def read(self, index: int) -> bytes:
+        """Return the content of an image.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Source:
+        """Return these images, in this order, with the same classes."""
+
+    def checksum(self) -> int:
+        """Return a CRC-32 of all names and labels."""
 
     def summary(self) -> str:
         """Return a line for the log."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """A table of texts in two arrays, which many processes share; a million paths take about 60 MB.
+
+    Attributes:
+        text: all texts in UTF-8 (surrogates escaped) one after the other, (bytes,) uint8.
+        ends: end of each text, (n,) int64.
+    """
+
+    text: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Names:
+        """Build the table."""
+        encoded = [os.fsencode(text) for text in texts]
+        ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self.ends[index - 1]) if index else 0
+        return os.fsdecode(self.text[start : int(self.ends[index])].tobytes())
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Names:
+        """Return these entries, in this order."""
+        return Names.of([self[int(index)] for index in indices])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files below a folder (a `Source`).
+
+    Attributes:
+        place: folder or list file that messages name.
+        folder: the names are relative to it.
+        names: paths of the files.
+        labels, classes, skipped: as in `Source`.
+    """
+
+    place: Path
+    folder: Path
+    names: Names
+    labels: np.ndarray
+    classes: list[str]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return str(self.path(index))
+
+    def path(self, index: int) -> Path:
+        """Return the path of a file."""
+        return self.folder / self.names[index]
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.path(index))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Files:
+        chosen = np.asarray(indices, np.int64)
+        return replace(self, names=self.names.subset(chosen), labels=self.labels[chosen])
+
+    def checksum(self) -> int:
+        return zlib.crc32(self.labels.astype(np.int32).tobytes(), zlib.crc32(self.names.ends, zlib.crc32(self.names.text)))
+
+    def summary(self) -> str:
         kind = plural(len(self.classes), "class", "classes") if self.classes else "no labels"
-        text = f"{self.folder}: {plural(len(self), 'image')}, {kind}"
+        text = f"{self.place}: {plural(len(self), 'image')}, {kind}"
         if self.skipped:
-            kinds = ", ".join(f"{count} x {suffix or 'no extension'}" for suffix, count in self.skipped.most_common(5))
+            kinds = ", ".join(f"{count} x {why}" for why, count in self.skipped.most_common(5))
             text += f", {plural(self.skipped.total(), 'other file')} skipped ({kinds})"
         return text
 
 
-def image_folder(folder: Path) -> ImageFolder:
-    """List a folder: one subfolder per class, or images directly in it (then without labels).
-
-    Hidden files are ignored; other files that are not images are counted in `skipped`.
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file; a pipe or a device is an error at once, not an endless read.
 
     Raises:
-        DataError: the folder is missing or empty, or has images both in class folders and next to them.
+        OSError: it cannot be read.
     """
-    if not folder.is_dir():
-        raise DataError(f"data: there is no folder {folder}; set data.root (and data.train, data.val) to your images")
-    skipped: Counter[str] = Counter()
-    flat = _images(folder, skipped)
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files: list[Path] = []
-    labels: list[int] = []
-    nonempty: list[str] = []
-    for name in classes:
-        images = _images(folder / name, skipped, recursive=True)
-        if images:
-            files += images
-            labels += [len(nonempty)] * len(images)
-            nonempty.append(name)
-    if flat and files:
-        raise DataError(
-            f"data: {folder} has images next to class folders (for example {flat[0].name} next to {nonempty[0]}/); "
-            "move them into a class folder, or all images into one flat folder"
-        )
-    if flat:
-        return ImageFolder(folder, flat, [0] * len(flat), [], skipped)
-    if not files:
-        others = f" ({plural(skipped.total(), 'other file')})" if skipped else ""
-        raise DataError(f"data: no image in {folder}{others}; valid formats: {', '.join(sorted(EXTENSIONS))}")
-    return ImageFolder(folder, files, labels, nonempty, skipped)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(0, "not a regular file", str(path))
+        return file.read()
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Return all image files in a folder and its subfolders, sorted."""
-    return _images(folder, Counter(), recursive=True)
-
-
-def _images(folder: Path, skipped: Counter[str], recursive: bool = False) -> list[Path]:
-    images = []
-    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        if path.suffix.lower() in EXTENSIONS:
-            images.append(path)
-        else:
-            skipped[path.suffix.lower()] += 1
-    return images
-
-
-def labelled_subset(source: ImageFolder, per_class: int) -> ImageFolder:
-    """Return `per_class` images of each class, spread evenly over its sorted files; 0 keeps all."""
-    if not per_class:
-        return source
-    chosen: list[int] = []
-    for label, name in enumerate(source.classes):
-        indices = [i for i, value in enumerate(source.labels) if value == label]
-        if len(indices) < per_class:
-            raise DataError(
-                f"data.labels_per_class: {per_class}, but {source.folder}/{name} has only "
-                f"{plural(len(indices), 'image')}; write {min(Counter(source.labels).values())} or less"
-            )
-        chosen += [indices[int(i)] for i in np.linspace(0, len(indices) - 1, per_class)]
-    files, labels = [source.files[i] for i in chosen], [source.labels[i] for i in chosen]
-    return ImageFolder(source.folder, files, labels, source.classes, source.skipped)
+def plain_files(files: Sequence[Path]) -> Files:
+    """Return single files without labels as a source."""
+    folder = files[0].parent
+    return Files(folder, Path(), Names.of([str(path) for path in files]), np.zeros(len(files), np.int32), [])
