@@ -62,7 +62,7 @@ def images_below(folder: Path, key: str = "data") -> Files:
         DataError: there is none.
     """
     source = image_folder(folder, key)
-    return replace(source, labels=np.zeros(len(source), np.int32), classes=[])
+    return replace(source, labels=np.zeros_like(source.labels), classes=[])
 
 
 def formats() -> str:

@@ -36,7 +36,7 @@ class Tree:
 
     Attributes:
         names: paths of the images, relative to the folder.
-        top: the folder directly in it that an image is in, (n,) int32, index into `top_names`; -1: in the folder itself.
+        top: the folder directly in it that has the image, (n,) int32, index into `top_names`; -1: the folder itself.
         top_names: names of the folders directly in it, sorted.
         skipped: for each of `top_names`, and last for the folder itself, what was left out -> number.
         folders: all folders that were listed, relative; "" is the folder itself.
@@ -59,7 +59,7 @@ class Tree:
         """Return the names of the folders directly in each of `top_names`."""
         found: dict[str, set[str]] = {name: set() for name in self.top_names}
         for index in range(len(self.folders)):
-            parts = self.folders[index].split(os.sep)
+            parts = Path(self.folders[index]).parts
             if len(parts) == 2:
                 found[parts[0]].add(parts[1])
         return found

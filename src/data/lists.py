@@ -28,7 +28,6 @@ from ..config import plural
 from .listing import EXTENSIONS
 from .sources import DataError, Files, NameTable
 
-LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 PATH_NAMES = ("path", "image", "file", "filename", "file_name", "image_path")
 LABEL_NAMES = ("label", "class", "target")
 LONGEST = 1 << 16  # characters of a line

@@ -6,11 +6,10 @@ import os
 import stat
 from pathlib import Path
 
+from ..config.paths import LISTS, RECORDS
 from .folders import image_folder
-from .lists import LISTS, ground_truth, ground_truth_of, is_ground_truth, open_list
+from .lists import ground_truth, ground_truth_of, is_ground_truth, open_list
 from .sources import DataError, Labels, Source
-
-RECORDS = ".mindrecord"
 
 
 def open_source(path: Path, key: str = "data", labels: Labels = "any") -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import zlib
@@ -175,9 +176,8 @@ class Files:
         return replace(self, names=self.names.subset(chosen), labels=self.labels[chosen])
 
     def checksum(self) -> int:
-        return zlib.crc32(
-            self.labels.astype(np.int32).tobytes(), zlib.crc32(self.names.ends, zlib.crc32(self.names.text))
-        )
+        parts = (self.names.text, self.names.ends, self.labels.astype(np.int32))
+        return functools.reduce(lambda value, part: zlib.crc32(part.tobytes(), value), parts, 0)
 
     def summary(self) -> str:
         text = f"{self.place}: {plural(len(self), 'image')}, {count_classes(self)}"
@@ -244,9 +244,18 @@ def with_classes(source: Source, classes: list[str], owner: str, key: str = "dat
         )
     table = np.zeros(len(source.classes), np.int32)
     table[used] = used if counts else [place[source.classes[i]] for i in used]
-    changed: Any = source
-    result: Source = replace(changed, labels=table[source.labels], classes=list(classes))
-    return replace(result, numbered=False) if counts else result  # type: ignore[type-var]
+    return _replaced(source, table[source.labels], list(classes))
+
+
+def without_labels(source: Source) -> Source:
+    """Return the images without their labels."""
+    return _replaced(source, np.zeros(len(source), np.int32), [])
+
+
+def _replaced(source: Any, labels: np.ndarray, classes: list[str]) -> Source:
+    changes: dict[str, Any] = {"numbered": False} if getattr(source, "numbered", False) else {}
+    result: Source = replace(source, labels=labels, classes=classes, **changes)
+    return result
 
 
 def labelled_subset(source: Source, per_class: int) -> Source:
