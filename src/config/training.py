@@ -85,7 +85,8 @@ class DataConfig:
     erasing: float = 0.0  # probability of a box of normal noise in the normalised image (timm, mode pixel)
     erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box as a fraction of the image
     eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, then crop the centre
-    workers: int = 4  # processes of a rank that read, decode and augment images, at most one for each core
+    # processes of a rank that read, decode and augment images, at most one for each core; 0: in the training process
+    workers: int = 4
     # exact: pixels as Pillow decodes and resizes them. fast: training images of JPEG files are decoded with a cheaper
     # transform, and at half, a quarter or an eighth of their size where the crop stays at least as large as the result;
     # evaluation is always exact
@@ -101,7 +102,8 @@ class DataConfig:
         return Path(self.root) / (self.val or self.train)
 
     def __post_init__(self) -> None:
-        check_positive(self, "workers", "eval_crop", "repeats", "max_pixels")
+        check_not_negative(self, "workers")
+        check_positive(self, "eval_crop", "repeats", "max_pixels")
         need(bool(self.root), "root", "is empty; write the folder of your images, or . for the working folder")
         need(bool(self.train), "train", "is empty; write the folder of the training images, or . for data.root itself")
         for key in ("crop_scale", "crop_ratio", "erasing_area"):

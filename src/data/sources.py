@@ -132,7 +132,9 @@ class Files:
         return replace(self, names=self.names.subset(chosen), labels=self.labels[chosen])
 
     def checksum(self) -> int:
-        return zlib.crc32(self.labels.astype(np.int32).tobytes(), zlib.crc32(self.names.ends, zlib.crc32(self.names.text)))
+        return zlib.crc32(
+            self.labels.astype(np.int32).tobytes(), zlib.crc32(self.names.ends, zlib.crc32(self.names.text))
+        )
 
     def summary(self) -> str:
         kind = plural(len(self.classes), "class", "classes") if self.classes else "no labels"
