@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.data.records import MindRecords, is_mindrecord, mindrecords, unpacked
+from src.data.records import MindRecords, is_mindrecord, open_mindrecord, unpacked
 from src.data.sources import DataError
 from tests.helpers import ROOT
 
@@ -81,7 +81,7 @@ def test_the_set_is_what_file_reader_reads(shards: Path) -> None:
     reader = FileReader(f"{shards}0")
     theirs = [(row["file_name"], str(row["label"]), bytes(row["data"])) for row in reader.get_next()]
     reader.close()
-    ours = mindrecords(shards)
+    ours = open_mindrecord(shards)
     assert len(ours.shards) == 3 and len(ours) == 40 and ours.classes == ["0", "1", "2", "3"]
     assert sorted(held(ours)) == sorted(theirs)
 
@@ -92,22 +92,22 @@ def test_the_set_is_what_mind_dataset_reads_in_its_order(shards: Path) -> None:
     files = [f"{shards}{number}" for number in range(3)]
     loaded = ds.MindDataset(files, num_parallel_workers=1, shuffle=False).create_dict_iterator(1, output_numpy=True)
     theirs = [(str(row["file_name"]), str(row["label"]), bytes(row["data"])) for row in loaded]
-    assert held(mindrecords(shards)) == theirs
+    assert held(open_mindrecord(shards)) == theirs
 
 
 @pytest.mark.parametrize("name", ["train.mindrecord", "train.mindrecord0", "train.mindrecord2"])
 def test_a_set_is_named_by_any_of_its_files_or_without_the_number(shards: Path, name: str) -> None:
     path = shards.with_name(name)
     assert is_mindrecord(path)
-    assert held(mindrecords(path)) == held(mindrecords(shards))
-    assert f"{path}: 40 images in 3 MindRecord files, 4 classes" == mindrecords(path).summary()
+    assert held(open_mindrecord(path)) == held(open_mindrecord(shards))
+    assert f"{path}: 40 images in 3 MindRecord files, 4 classes" == open_mindrecord(path).summary()
 
 
 def test_several_pages_and_rows_of_every_size(tmp_path: Path) -> None:
     """More than a page, so that later pages are read too."""
     rows = [{"label": i, "data": bytes([i]) * (3_000 if i % 3 else i + 1)} for i in range(30)]
     path = write(tmp_path / "big.mindrecord", {"label": {"type": "int64"}, "data": {"type": "bytes"}}, rows)
-    ours = mindrecords(path)
+    ours = open_mindrecord(path)
     assert {int(ours.labels[i]): ours.read(i) for i in range(30)} == {row["label"]: row["data"] for row in rows}
     assert len({start // PAGE for start in ours.starts.tolist()}) > 1
 
@@ -151,7 +151,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], Row, Sequence[str]]] = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_schemas_of_others(tmp_path: Path, kind: str) -> None:
     schema, row, index = FOREIGN[kind]
-    source = mindrecords(write(tmp_path / "theirs.mr", schema, [row, row], index=index))
+    source = open_mindrecord(write(tmp_path / "theirs.mr", schema, [row, row], index=index))
     assert is_mindrecord(tmp_path / "theirs.mr")
     assert [source.read(i) for i in range(2)] == [b"x", b"x"]
     assert source.classes == ["0", "1"] and source.labels.tolist() == [1, 1]
@@ -160,12 +160,12 @@ def test_schemas_of_others(tmp_path: Path, kind: str) -> None:
 def test_labels_that_are_texts_are_class_names(tmp_path: Path) -> None:
     schema = {"label": {"type": "string"}, "data": {"type": "bytes"}}
     rows = [{"label": name, "data": b"x"} for name in ("zebra", "ant", "Öl", "ant")]
-    source = mindrecords(write(tmp_path / "text.mindrecord", schema, rows))
+    source = open_mindrecord(write(tmp_path / "text.mindrecord", schema, rows))
     assert source.classes == ["ant", "zebra", "Öl"] and source.labels.tolist() == [1, 0, 2, 0]
 
 
 def test_images_without_labels_and_names(tmp_path: Path) -> None:
-    source = mindrecords(write(tmp_path / "flat.mindrecord", {"data": {"type": "bytes"}}, [{"data": b"x"}] * 3))
+    source = open_mindrecord(write(tmp_path / "flat.mindrecord", {"data": {"type": "bytes"}}, [{"data": b"x"}] * 3))
     assert source.classes == [] and source.labels.tolist() == [0, 0, 0] and source.read(2) == b"x"
     assert source.name(1) == f"{tmp_path / 'flat.mindrecord'}[1]"
 
@@ -173,10 +173,10 @@ def test_images_without_labels_and_names(tmp_path: Path) -> None:
 def test_class_names_come_from_the_description(tmp_path: Path) -> None:
     names = ["a", "b", "ü", "d"]
     path = write(tmp_path / "named.mindrecord", SCHEMA, plain_rows(5), note=json.dumps({"classes": names}))
-    assert mindrecords(path).classes == names
+    assert open_mindrecord(path).classes == names
     path = write(tmp_path / "few.mindrecord", SCHEMA, plain_rows(5), note=json.dumps({"classes": names[:2]}))
     with pytest.raises(DataError, match=r"label is 3 in a row; labels go from 0 to 1"):
-        mindrecords(path)
+        open_mindrecord(path)
 
 
 #: schema, row -> words of the error
@@ -219,7 +219,7 @@ def test_other_schemas_are_refused_with_their_fields(tmp_path: Path, kind: str) 
     schema, row, words = REFUSED[kind]
     path = write(tmp_path / "theirs.mindrecord", schema, [row, row])
     with pytest.raises(DataError, match=words) as error:
-        mindrecords(path)
+        open_mindrecord(path)
     assert "\n" not in str(error.value)
 
 
@@ -319,16 +319,16 @@ def test_a_damaged_set_is_one_line(copied: Path, kind: str) -> None:
     damage(file, file.with_name("train.mindrecord1.db"))
     before = sorted(path.name for path in copied.parent.iterdir())
     with pytest.raises(DataError, match=words) as error:
-        mindrecords(copied.with_name("train.mindrecord0"))
+        open_mindrecord(copied.with_name("train.mindrecord0"))
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in copied.parent.iterdir()) == before
 
 
 def test_paths_that_are_no_set(tmp_path: Path, shards: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no MindRecord file .*, nor a.mindrecord0"):
-        mindrecords(tmp_path / "a.mindrecord")
+    with pytest.raises(DataError, match=r"data.train: there is no MindRecord file .*, nor a.mindrecord0"):
+        open_mindrecord(tmp_path / "a.mindrecord", "data.train")
     with pytest.raises(DataError, match="is a folder"):
-        mindrecords(tmp_path)
+        open_mindrecord(tmp_path)
     (tmp_path / "text.txt").write_text("a")
     assert not is_mindrecord(tmp_path / "text.txt") and not is_mindrecord(tmp_path)
 
@@ -336,24 +336,24 @@ def test_paths_that_are_no_set(tmp_path: Path, shards: Path) -> None:
 def test_a_renamed_set_is_refused_and_a_renamed_single_file_is_read(copied: Path, tmp_path: Path) -> None:
     copied.with_name("train.mindrecord0").rename(tmp_path / "val.mindrecord0")
     with pytest.raises(DataError, match=r"was renamed: its header lists train\.mindrecord0, train"):
-        mindrecords(tmp_path / "val.mindrecord0")
+        open_mindrecord(tmp_path / "val.mindrecord0")
     one = write(tmp_path / "one.mindrecord", SCHEMA, plain_rows(2))
     for suffix in ("", ".db"):
         Path(f"{one}{suffix}").rename(tmp_path / f"ünd er%20?#.mindrecord{suffix}")
-    assert len(mindrecords(tmp_path / "ünd er%20?#.mindrecord")) == 2
+    assert len(open_mindrecord(tmp_path / "ünd er%20?#.mindrecord")) == 2
 
 
 def test_files_that_were_written_one_by_one_are_a_set(tmp_path: Path) -> None:
     for number in range(11):  # 10 after 9
         write(tmp_path / f"part.mindrecord{number}", SCHEMA, plain_rows(number + 1)[-1:])
-    assert [key[0] for key in held(mindrecords(tmp_path / "part.mindrecord"))] == [
+    assert [key[0] for key in held(open_mindrecord(tmp_path / "part.mindrecord"))] == [
         row["file_name"] for row in plain_rows(11)
     ]
-    assert len(mindrecords(tmp_path / "part.mindrecord3")) == 1
+    assert len(open_mindrecord(tmp_path / "part.mindrecord3")) == 1
 
 
 def test_a_row_that_changes_later_is_an_error_of_reading(copied: Path) -> None:
-    source = mindrecords(copied)
+    source = open_mindrecord(copied)
     path, start = source.shards[0], int(source.starts[0])
     with path.open("r+b") as file:
         file.seek(start)
@@ -369,18 +369,18 @@ def test_a_row_that_changes_later_is_an_error_of_reading(copied: Path) -> None:
 
 
 def test_subset_checksum_and_pickle(shards: Path) -> None:
-    source = mindrecords(shards)
+    source = open_mindrecord(shards)
     part = source.subset([7, 3, 39])
     assert held(part) == [held(source)[i] for i in (7, 3, 39)] and part.classes == source.classes
     assert held(pickle.loads(pickle.dumps(part))) == held(part)
-    assert part.checksum() != source.checksum() == mindrecords(shards.with_name("train.mindrecord1")).checksum()
+    assert part.checksum() != source.checksum() == open_mindrecord(shards.with_name("train.mindrecord1")).checksum()
     assert source.subset([3, 7, 39]).checksum() != part.checksum()
 
 
 def test_reading_needs_no_mindspore(shards: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from src.data.records import mindrecords; "
-        f"print(len(mindrecords(Path({str(shards)!r})).read(0)) > 0, 'mindspore' in sys.modules)"
+        "import sys; from pathlib import Path; from src.data.records import open_mindrecord; "
+        f"print(len(open_mindrecord(Path({str(shards)!r})).read(0)) > 0, 'mindspore' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"], done.stderr

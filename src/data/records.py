@@ -42,7 +42,7 @@ MAX_CLASSES = 1_000_000
 CHUNK = 50_000  # rows of an index in memory as Python objects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MindRecords:
     """Images in the shards of a MindRecord set (a `Source`).
 
@@ -55,6 +55,8 @@ class MindRecords:
         part: position of the image among the fields of a blob, and their number.
         keys: names that the file has for its images; None without a field for them.
         labels, classes, skipped: as in `Source`.
+        numbered: the labels are numbers, which count the classes of whatever the images are used with; `classes` are
+            these numbers as texts.
     """
 
     place: Path
@@ -68,6 +70,7 @@ class MindRecords:
     labels: np.ndarray
     classes: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -158,28 +161,36 @@ def is_mindrecord(path: Path) -> bool:
     return path.is_file() and index_of(path).is_file()
 
 
-def mindrecords(path: Path) -> MindRecords:
+def open_mindrecord(path: Path, key: str = "data") -> MindRecords:
     """Open a set of MindRecord files.
 
     Args:
         path: one of its files, or their name without the number at the end.
+        key: the field or option that names it, for errors.
 
     Raises:
         DataError: a file is missing or damaged, or has no images.
     """
+    try:
+        return _opened(path)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+
+
+def _opened(path: Path) -> MindRecords:
     headers = [read_header(shard) for shard in shards_of(path)]
     first = headers[0]
     for header in headers[1:]:
         if not header.same_fields(first):
             raise DataError(
-                f"data: {header.path} has other fields ({shown_fields(header)}) than {first.path} "
+                f"{header.path} has other fields ({shown_fields(header)}) than {first.path} "
                 f"({shown_fields(first)}); they are not of one set"
             )
     columns = columns_of(first)
     parts = [read_index(header, columns) for header in headers]
     counts = [len(part.rows) for part in parts]
     if not sum(counts):
-        raise DataError(f"data: {path} has no image")
+        raise DataError(f"{path} has no image")
     labels, classes = np.zeros(sum(counts), np.int32), list[str]()
     if columns.label:
         stored = np.concatenate([part.labels for part in parts if len(part.rows)])
@@ -195,6 +206,7 @@ def mindrecords(path: Path) -> MindRecords:
         keys=joined([part.names for part in parts]) if columns.name else None,
         labels=labels,
         classes=classes,
+        numbered=bool(classes) and first.fields[columns.label] != "string" and not class_names(first.note),
     )
 
 
@@ -217,7 +229,7 @@ def shards_of(path: Path) -> list[Path]:
         DataError: one is missing.
     """
     if path.is_dir():
-        raise DataError(f"data: {path} is a folder; name a MindRecord file in it")
+        raise DataError(f"{path} is a folder; name a MindRecord file in it")
     if path.exists():
         starts = [path]
     else:
@@ -225,7 +237,7 @@ def shards_of(path: Path) -> list[Path]:
         listed = path.parent.iterdir() if path.parent.is_dir() else iter(())
         starts = sorted((p for p in listed if pattern.fullmatch(p.name)), key=lambda p: (len(p.name), p.name))
     if not starts:
-        raise DataError(f"data: there is no MindRecord file {path}, nor {path.name}0; name one that exists")
+        raise DataError(f"there is no MindRecord file {path}, nor {path.name}0; name one that exists")
     names: dict[str, None] = {}
     for start in starts:
         listed_names = read_header(start).shards
@@ -234,13 +246,13 @@ def shards_of(path: Path) -> list[Path]:
             names[name] = None
         if start.name not in names:
             raise DataError(
-                f"data: {start} was renamed: its header lists {short(listed_names)}; give the files their names back"
+                f"{start} was renamed: its header lists {short(listed_names)}; give the files their names back"
             )
     shards = [path.parent / name for name in names]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
-            f"data: {path}: {len(missing)} of {plural(len(shards), 'file')} of its set not found in {path.parent} "
+            f"{path}: {len(missing)} of {plural(len(shards), 'file')} of its set not found in {path.parent} "
             f"({short(missing)}); copy them there"
         )
     return shards
@@ -260,27 +272,25 @@ def read_header(path: Path) -> Header:
     try:
         size, raw = header_json(path)
     except OSError as error:
-        raise DataError(f"data: {path} cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError):
         raise DataError(
-            f"data: {path} is not a MindRecord file, or is damaged or encrypted; write it again or name another file"
+            f"{path} is not a MindRecord file, or is damaged or encrypted; write it again or name another file"
         ) from None
     try:
         version = raw["version"]
         if version not in VERSIONS:
             raise DataError(
-                f"data: {path} has version {str(version)[:20]!r} of the format; versions {' and '.join(VERSIONS)} are "
+                f"{path} has version {str(version)[:20]!r} of the format; versions {' and '.join(VERSIONS)} are "
                 "read, write it again with this MindSpore"
             )
         header = parsed_header(path, raw)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"data: {path}: its header is damaged; write the file again") from None
+        raise DataError(f"{path}: its header is damaged; write the file again") from None
     if size < header.end:
-        raise DataError(
-            f"data: {path} is cut off: it has {size} bytes, its header says {header.end}; copy or write it again"
-        )
+        raise DataError(f"{path} is cut off: it has {size} bytes, its header says {header.end}; copy or write it again")
     return header
 
 
@@ -359,14 +369,12 @@ def columns_of(header: Header) -> Columns:
         image = of_bytes[0]
     if not image:
         raise DataError(
-            f"data: {header.path} has the fields {shown_fields(header)}; one of bytes named image or data, with an "
+            f"{header.path} has the fields {shown_fields(header)}; one of bytes named image or data, with an "
             "image file in it, is needed (and label, a whole number or text)"
         )
     label = next((lower[name] for name in LABELS if name in lower), "")
     if label and header.fields[label] not in ("int32", "int64", "string"):
-        raise DataError(
-            f"data: {header.path} has the fields {shown_fields(header)}; {label} must be int32, int64 or string"
-        )
+        raise DataError(f"{header.path} has the fields {shown_fields(header)}; {label} must be int32, int64 or string")
     singles = [name for name, kind in header.fields.items() if kind in ("string", "int32", "int64")]
     name = next((lower[name] for name in NAMES if lower.get(name) in singles), "")
     return Columns(image, label, name)
@@ -391,14 +399,14 @@ def read_index(header: Header, columns: Columns) -> Rows:
     """
     path = index_of(header.path)
     if not path.is_file():
-        raise DataError(f"data: {header.path} has no index {path.name}; copy it there too")
-    damage = DataError(f"data: {path} is damaged, or the index of another file; copy or write {header.path.name} again")
+        raise DataError(f"{header.path} has no index {path.name}; copy it there too")
+    damage = DataError(f"{path} is damaged, or the index of another file; copy or write {header.path.name} again")
     try:
         rows = query(header, columns, path)
     except (sqlite3.Error, struct.error, ValueError, TypeError, OverflowError, LookupError) as error:
         raise error if isinstance(error, DataError) else damage from None
     except OSError as error:
-        raise DataError(f"data: {header.path} cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{header.path} cannot be read ({error.strerror or error})") from None
     if len(rows.rows) != header.rows:
         raise damage
     return rows
@@ -549,5 +557,5 @@ def labels_of(values: np.ndarray, names: list[str], path: Path, label: str) -> t
     limit = len(names) or MAX_CLASSES
     if low < 0 or high >= limit:
         wrong = low if low < 0 else high
-        raise DataError(f"data: {path}: {label} is {wrong} in a row; labels go from 0 to {limit - 1}")
+        raise DataError(f"{path}: {label} is {wrong} in a row; labels go from 0 to {limit - 1}")
     return values.astype(np.int32), names or [str(number) for number in range(high + 1)]
