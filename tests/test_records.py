@@ -352,6 +352,13 @@ def test_files_that_were_written_one_by_one_are_a_set(tmp_path: Path) -> None:
     assert len(open_mindrecord(tmp_path / "part.mindrecord3")) == 1
 
 
+def test_files_of_several_sets_are_not_mixed(copied: Path) -> None:
+    write(copied.with_name("train.mindrecord00"), SCHEMA, plain_rows(3))
+    with pytest.raises(DataError, match=r"may be several sets .*; name a file of one"):
+        open_mindrecord(copied)
+    assert len(open_mindrecord(copied.with_name("train.mindrecord0"))) == 40
+
+
 def test_a_row_that_changes_later_is_an_error_of_reading(copied: Path) -> None:
     source = open_mindrecord(copied)
     path, start = source.shards[0], int(source.starts[0])

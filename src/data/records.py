@@ -239,8 +239,10 @@ def shards_of(path: Path) -> list[Path]:
     if not starts:
         raise DataError(f"there is no MindRecord file {path}, nor {path.name}0; name one that exists")
     names: dict[str, None] = {}
-    for start in starts:
-        listed_names = read_header(start).shards
+    sets = [read_header(start).shards for start in starts]
+    if max(map(len, sets)) > 1 and any(listed_names != sets[0] for listed_names in sets):
+        raise DataError(f"{path} may be several sets ({short([start.name for start in starts])}); name a file of one")
+    for start, listed_names in zip(starts, sets, strict=True):
         # the header of a file alone may have its earlier name
         for name in [start.name] if len(listed_names) == 1 else listed_names:
             names[name] = None
