@@ -50,9 +50,25 @@ class ImageJob:
         """Shape of an image: channels, height, width."""
         return (self.transform.channels, *self.transform.size)
 
-    def load(
-        self, index: int, epoch: int, copy: int, out: np.ndarray, note: Callable[[int], None] = lambda index: None
-    ) -> Fault | None:
+    def fill(
+        self, rows: np.ndarray, items: np.ndarray, note: Callable[[int], None] = lambda index: None
+    ) -> list[tuple[int, Fault]]:
+        """Load images into rows of a batch; returns the faults with their rows.
+
+        Args:
+            rows: (n or more, channels, H, W) float32.
+            items: (n, 3) image, epoch and copy; image -1 is padding and becomes zeros.
+            note: is told each image before it is decoded.
+        """
+        faults = []
+        for row, (index, epoch, copy) in enumerate(items.tolist()):
+            if index < 0:
+                rows[row] = 0
+            elif fault := self.load(index, epoch, copy, rows[row], note):
+                faults.append((row, fault))
+        return faults
+
+    def load(self, index: int, epoch: int, copy: int, out: np.ndarray, note: Callable[[int], None]) -> Fault | None:
         """Write an image into `out`, (channels, H, W) float32; returns what was wrong with it.
 
         Args:

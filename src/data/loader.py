@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,7 +123,7 @@ class Loader:
         """Yield the batches of an epoch as tensors in the order of `columns`."""
         return self.stream(range(number, number + 1))
 
-    def stream(self, epochs: range, count: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    def stream(self, epochs: range, count: int | None = None) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield the batches of several epochs; the first ones of an epoch are loaded before the epoch before ends.
 
         Args:
@@ -142,13 +142,24 @@ class Loader:
 
         return self._batches(items(), self.columns)
 
+    def take_faults(self) -> list[dict[str, str]]:
+        """Return the unusable images since the last call: `image` (its name), `reason`, and `replacement` if any."""
+        name = self.source.name
+        return [
+            {"image": name(fault.index), "reason": fault.reason}
+            | ({"replacement": name(fault.replacement)} if fault.replacement >= 0 else {})
+            for fault in self.faults.take()
+        ]
+
     def every(self, columns: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
         """Yield each image once, in order, with the transform of this split; the first image pads the last batch."""
         count, size = len(self.source), self.batch_size
         indices = np.concatenate([np.arange(count), np.zeros(-count % size, int)])
         return self._batches(iter(with_epoch(indices, 0, 0).reshape(-1, size, 3)), columns)
 
-    def _batches(self, items: Iterator[np.ndarray], columns: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(
+        self, items: Iterator[np.ndarray], columns: Sequence[str]
+    ) -> Generator[tuple[Tensor, ...], None, None]:
         transform = Transform(self.config, self.image_size, self.channels, self.training)
         job = ImageJob(self.source, transform, self.seed, self.training)
         taken: list[np.ndarray] = []  # the items of the batches being loaded

@@ -11,7 +11,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..config import Recipe
-from ..data.sources import EXTENSIONS, DataError, images_below
+from ..data.folders import images_below
+from ..data.sources import DataError, plain_files
 from ..engine import device
 from .evaluate import open_classifier
 from .images import evaluation_batches
@@ -48,19 +49,16 @@ def predict(path: str, images: list[str], top: int, overrides: list[str]) -> Ite
 
 
 def image_files(images: list[str]) -> list[Path]:
-    """Return the given image files and all images below the given folders, in the given order."""
+    """Return the given files, whatever their names, and all images below the given folders, in the given order."""
     files: list[Path] = []
     for name in images:
         path = Path(name)
         if path.is_dir():
-            below = images_below(path)
-            if not below:
-                raise DataError(f"{path}: no image in this folder; valid formats: {', '.join(sorted(EXTENSIONS))}")
-            files += below
+            below = images_below(path, "command line")
+            files += [below.path(index) for index in range(len(below))]
         elif not path.is_file():
-            raise DataError(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in EXTENSIONS:
-            raise DataError(f"{path}: not an image file; valid formats: {', '.join(sorted(EXTENSIONS))}")
+            kind = "is a pipe, a socket or a device; name a file" if path.exists() else "no such file or folder"
+            raise DataError(f"{path}: {kind}")
         else:
             files.append(path)
     return files
@@ -73,7 +71,7 @@ def read_images(recipe: Recipe, files: list[Path]) -> list[np.ndarray | None]:
     arrays: dict[Path, np.ndarray] = {}
     try:
         if readable:
-            batch = next(evaluation_batches(recipe, readable, len(readable)))[0].asnumpy()
+            batch = next(evaluation_batches(recipe, plain_files(readable), len(readable)))[0].asnumpy()
             arrays = dict(zip(readable, batch, strict=True))
     except DataError:
         if len(files) > 1:
