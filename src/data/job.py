@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import resample
 from .decode import Undecodable
 from .sources import Source
 from .transform import Key, Transform, generator
@@ -22,7 +23,7 @@ MAX_REASON = 200  # characters
 class Fault(NamedTuple):
     """An image that could not be used."""
 
-    index: int
+    image: int
     replacement: int  # the image used instead; -1: none
     reason: str
 
@@ -36,6 +37,7 @@ class ImageJob:
         seed: of the augmentation.
         replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch. False:
             it becomes zeros.
+        library: of `resample`; empty: Pillow.
         crashed: images whose decoding ended a worker process.
     """
 
@@ -43,6 +45,7 @@ class ImageJob:
     transform: Transform
     seed: int
     replaces: bool
+    library: str = ""
     crashed: set[int] = field(default_factory=set)
 
     @property
@@ -50,9 +53,26 @@ class ImageJob:
         """Shape of an image: channels, height, width."""
         return (self.transform.channels, *self.transform.size)
 
-    def load(
-        self, index: int, epoch: int, copy: int, out: np.ndarray, note: Callable[[int], None] = lambda index: None
-    ) -> Fault | None:
+    def fill(
+        self, rows: np.ndarray, items: np.ndarray, note: Callable[[int], None] = lambda index: None
+    ) -> list[tuple[int, Fault]]:
+        """Load images into rows of a batch; returns the faults with their rows.
+
+        Args:
+            rows: (n or more, channels, H, W) float32.
+            items: (n, 3) image, epoch and copy; image -1 is padding and becomes zeros.
+            note: is told each image before it is decoded.
+        """
+        resample.use(self.library)
+        faults = []
+        for row, (index, epoch, copy) in enumerate(items.tolist()):
+            if index < 0:
+                rows[row] = 0
+            elif fault := self.load(index, epoch, copy, rows[row], note):
+                faults.append((row, fault))
+        return faults
+
+    def load(self, index: int, epoch: int, copy: int, out: np.ndarray, note: Callable[[int], None]) -> Fault | None:
         """Write an image into `out`, (channels, H, W) float32; returns what was wrong with it.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import pickle
@@ -101,9 +102,13 @@ def main(tasks: int, replies: int, status: int, number: int) -> None:
     notes = mmap.mmap(status, 0)
     parent = os.getppid()
     streams: OrderedDict[int, tuple[ImageJob, np.ndarray]] = OrderedDict()
+
+    def note(task: int, index: int) -> None:
+        STATUS.pack_into(notes, number * STATUS.size, task, index)
+
     while content := inbox.recv(MESSAGE):
         task = Task(*pickle.loads(content))
-        STATUS.pack_into(notes, number * STATUS.size, task.number, -1)
+        note(task.number, -1)
         faults: list[tuple[int, Any]] = []
         error = ""
         try:
@@ -114,19 +119,10 @@ def main(tasks: int, replies: int, status: int, number: int) -> None:
                     streams.popitem(last=False)
             job, slots = streams[task.stream]
             job.crashed.update(task.crashed)
-
-            def note(index: int, task: Task = task) -> None:
-                STATUS.pack_into(notes, number * STATUS.size, task.number, index)
-
-            for row, (index, epoch, copy) in enumerate(task.items.tolist(), task.row):
-                out = slots[task.slot, row]
-                if index < 0:
-                    out[:] = 0
-                elif fault := job.load(index, epoch, copy, out, note):
-                    faults.append((row, fault))
+            faults = job.fill(slots[task.slot, task.row :], task.items, functools.partial(note, task.number))
         except Exception:  # an error of our own: the parent raises it
             error = traceback.format_exc()[-4000:]
-        STATUS.pack_into(notes, number * STATUS.size, 0, -1)
+        note(0, -1)
         try:
             outbox.send(pickle.dumps(tuple(Reply(task.number, faults, error))))
         except OSError:  # the parent has ended

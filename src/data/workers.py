@@ -32,7 +32,7 @@ from .worker import STATUS, Reply, Task, map_stream, slots_of, write_job
 AHEAD = 4  # batches that are loaded or being loaded before they are asked for
 ROWS = 16  # most images of a task
 FEW = 32  # as many images are loaded without workers, which take a quarter of a second to start
-#: signals of a crash inside a decoder; others, such as that of the kernel when memory is short, are not the image's fault
+#: signals of a crash inside a decoder; others, such as the kernel's when memory is short, are not the image's fault
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 WAIT = 0.2  # seconds between two looks at whether the workers are alive
 
@@ -57,31 +57,25 @@ def batches(job: ImageJob, items: Iterable[np.ndarray], batch: int, workers: int
         workers: processes, at most one for each core; 0 loads in this process.
     """
     items = iter(items)
-    first = list(itertools.islice(items, -(-FEW // batch)))
-    if not workers or (len(first) * batch <= FEW and (following := next(items, None)) is None):
-        return here(job, itertools.chain(first, items), batch)
-    if len(first) * batch <= FEW:
-        first.append(following)
-    return Stream(pool(workers), job, itertools.chain(first, items), batch).run()
+    first = list(itertools.islice(items, FEW // batch + 1))
+    whole = itertools.chain(first, items)
+    if not workers or len(first) * batch <= FEW:
+        return here(job, whole, batch)
+    return Stream(pool(workers), job, whole, batch).run()
 
 
 def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loaded]:
     """Load batches in this process."""
     images = np.zeros((batch, *job.shape), np.float32)
     for rows in items:
-        faults = []
-        for row, (index, epoch, copy) in enumerate(rows.tolist()):
-            if index < 0:
-                images[row] = 0
-            elif fault := job.load(index, epoch, copy, images[row]):
-                faults.append((row, fault))
+        faults = job.fill(images, rows)
         yield Loaded(images, faults)
 
 
 def pool(count: int) -> Pool:
     """Return the workers of this thread; they are started once."""
     pools: dict[int, Pool] = _local.__dict__.setdefault("pools", {})
-    if count not in pools:
+    if count not in pools or pools[count].broken:
         pools[count] = Pool(count)
     return pools[count]
 
@@ -103,7 +97,7 @@ class Pool:
         self.status = mmap.mmap(status, 0)
         self.waiting: deque[Task] = deque()  # not sent yet
         self.sent: dict[int, tuple[Task, Stream]] = {}
-        self.streams: dict[int, Stream] = {}
+        self.broken = False
         self.numbers = itertools.count(1)
         self.workers = [self._start(number) for number in range(count)]
         handles = (self.inbox, self.outbox, self._task_end, self._reply_end)
@@ -157,10 +151,8 @@ class Pool:
                 continue
             task_number, index = STATUS.unpack_from(self.status, number * STATUS.size)
             if -worker.returncode not in CRASHES or index < 0 or task_number not in self.sent:
-                raise DataError(
-                    f"data.workers: a worker process ended ({ending(worker.returncode)}); memory may be short: write a "
-                    "smaller data.workers or train.batch_size"
-                )
+                self.broken = True
+                raise DataError(f"data.workers: a worker process ended ({ending(worker.returncode)})")
             STATUS.pack_into(self.status, number * STATUS.size, 0, -1)
             self.workers[number] = self._start(number)
             task, stream = self.sent.pop(task_number)
@@ -171,8 +163,13 @@ class Pool:
 
 
 def ending(code: int) -> str:
-    """Describe the exit code of a process."""
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    """Describe the exit code of a worker, and what to do."""
+    if code >= 0:
+        return f"exit code {code}, its error is printed above"
+    remedy = (
+        ": memory may be short, write a smaller data.workers or train.batch_size" if code == -signal.SIGKILL else ""
+    )
+    return f"signal {-code}{remedy}"
 
 
 def end_workers(workers: list[subprocess.Popen[bytes]], handles: tuple[socket.socket, ...], status: int) -> None:
@@ -258,7 +255,7 @@ class Stream:
     def finished(self, task: Task, reply: Reply) -> None:
         """Note that a task is done."""
         self.open_rows[task.slot] -= len(task.items)
-        self.faults[task.slot] += [(row, Fault(*fault)) for row, fault in reply.faults]
+        self.faults[task.slot] += [(task.row + row, Fault(*fault)) for row, fault in reply.faults]
         self.error = self.error or reply.error
 
     def _close(self) -> None:
@@ -268,7 +265,7 @@ class Stream:
             self.pool.waiting.remove(task)
             del self.pool.sent[task.number]
         try:
-            while any(stream is self for _, stream in self.pool.sent.values()):
+            while not self.pool.broken and any(stream is self for _, stream in self.pool.sent.values()):
                 self.pool.pump()
         finally:
             os.close(self.file)
