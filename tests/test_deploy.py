@@ -19,7 +19,7 @@ from src.config.files import dump_recipe, load_recipe
 from src.engine import checkpoint
 from src.methods import build_method
 from src.tasks.command import run_command
-from src.tasks.evaluate import evaluate_checkpoint, measure_confusion, open_checkpoint
+from src.tasks.evaluate import evaluate_checkpoint, measure_checkpoint, measure_confusion, open_checkpoint
 from src.tasks.export import EXPORT_TOLERANCE, export_checkpoint, largest_difference, preprocessing
 from src.tasks.networks import deployed, fill
 from src.tasks.predict import predict
@@ -181,14 +181,14 @@ def test_predict_prints_a_table(one_fine_tuned: Path, tiny_data: Path, run_entry
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("notes.txt", "not an image file; valid formats:"),
+        ("notes.heic/", "no image in "),
         ("gone.png", "no such file or folder"),
-        ("", "no image in this"),
+        ("", "no image in "),
     ],
-    ids=["text", "missing", "empty folder"],
+    ids=["empty folder with a suffix", "missing", "empty folder"],
 )
 def test_predict_on_no_image(one_fine_tuned: Path, tmp_path: Path, capfd: Any, name: str, words: str) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.heic").mkdir()
     assert run_command(lambda: list(predict(str(one_fine_tuned), [str(tmp_path / name)], 5, [])) and None) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1 and f"{tmp_path / name}" in error[0] and words in error[0]

@@ -304,6 +304,10 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     for name in ("x.jpg", "LIST", "pipe.txt"):
         text = error_of(tmp_path / name)
         assert f"{tmp_path}/{name} is no folder, no list of images (.txt, .csv, .tsv, .jsonl)" in text
+    (tmp_path / "folder.mindrecord").mkdir()
+    assert "no image in" in error_of(tmp_path / "folder.mindrecord")
+    assert "set.mindrecord" in error_of(tmp_path / "set.mindrecord")
+    assert "(File name too long)" in error_of(tmp_path / ("n" * 300 + ".mindrecord"))
     assert "cannot be used (File name too long); name another" in error_of(tmp_path / ("n" * 300))
     assert "cannot be used (embedded null byte)" in error_of(tmp_path / "nul\0")
 
@@ -855,7 +859,8 @@ def test_paths_are_checked_before_slow_imports(root: Path, run_entry: Run) -> No
     code = "import sys; from src.config.files import load_recipe; from src.config.paths import check_training_paths\n"
     code += "check_training_paths(load_recipe(sys.argv[1], sys.argv[2:]), '')"
     write(root / "train.txt", "train/ant/1.png\n")
-    assert run_entry("-c", code, path, "data.train=train.txt").returncode == 0
+    for name in ("train.txt", "set.mindrecord"):
+        assert run_entry("-c", code, path, f"data.train={name}").returncode == 0
     for name, words in (("gone", "there is no folder"), ("gone.csv", "there is no file")):
         done = run_entry("-c", code, path, f"data.train={name}")
         assert f"data.train: {words} {root}/{name}; set data.root" in done.stderr
