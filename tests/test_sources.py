@@ -304,6 +304,10 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     for name in ("x.jpg", "LIST", "pipe.txt"):
         text = error_of(tmp_path / name)
         assert f"{tmp_path}/{name} is no folder, no list of images (.txt, .csv, .tsv, .jsonl)" in text
+    (tmp_path / "folder.mindrecord").mkdir()
+    assert "no image in" in error_of(tmp_path / "folder.mindrecord")
+    assert "set.mindrecord" in error_of(tmp_path / "set.mindrecord")
+    assert "(File name too long)" in error_of(tmp_path / ("n" * 300 + ".mindrecord"))
     assert "cannot be used (File name too long); name another" in error_of(tmp_path / ("n" * 300))
     assert "cannot be used (embedded null byte)" in error_of(tmp_path / "nul\0")
 
@@ -843,7 +847,9 @@ def test_training_from_lists(root: Path) -> None:
     assert training.classes == list("0123456") and training.labels.tolist() == [0, 2]
     text = refused(root, CLASSIFY, "data.train=val.txt", "method.num_classes=2")
     assert text.startswith("method.num_classes: 2, but") and text.endswith("has 3 classes; write 3")
+    assert len(sources_of(root, CLASSIFY, "data.train=val.txt", "data.val=")[0].classes) == 3
     write(root / "one.txt", "val/ant/1.png 1\nval/cat/1.png 3\n")
+    assert len(sources_of(root, CLASSIFY, "data.train=one.txt", "data.val=", "method.num_classes=4")[0].classes) == 4
     text = refused(root, CLASSIFY, "data.train=one.txt")
     assert "has class numbers 1 to 3, and they count from 0; subtract 1 from each" in text
 
@@ -853,7 +859,8 @@ def test_paths_are_checked_before_slow_imports(root: Path, run_entry: Run) -> No
     code = "import sys; from src.config.files import load_recipe; from src.config.paths import check_training_paths\n"
     code += "check_training_paths(load_recipe(sys.argv[1], sys.argv[2:]), '')"
     write(root / "train.txt", "train/ant/1.png\n")
-    assert run_entry("-c", code, path, "data.train=train.txt").returncode == 0
+    for name in ("train.txt", "set.mindrecord"):
+        assert run_entry("-c", code, path, f"data.train={name}").returncode == 0
     for name, words in (("gone", "there is no folder"), ("gone.csv", "there is no file")):
         done = run_entry("-c", code, path, f"data.train={name}")
         assert f"data.train: {words} {root}/{name}; set data.root" in done.stderr
@@ -874,6 +881,8 @@ def test_files_of_a_prediction(tmp_path: Path) -> None:
         ("gone", "gone: no such file or folder"),
         ("pipe", "pipe: is a pipe, a socket or a device; name a file"),
         ("empty", "command line: no image in "),
+        ("n" * 300, "no such file or folder"),
+        ("nul\0", "no such file or folder"),
     ):
         with pytest.raises(DataError, match=words):
             image_files([str(tmp_path / name)])
@@ -886,7 +895,8 @@ def test_a_plan_counts_a_list(root: Path) -> None:
     write(root / "train.txt", "train/ant/1.png\ntrain/bee/1.png\n")
     path = write(root.parent / "recipe.yaml", RECIPE.format(method=PRETRAIN, root=root))
     assert count_images(load_recipe(path, ["data.train=train.txt"])) == (2, str(root / "train.txt"))
-    assert count_images(load_recipe(path, ["data.train=gone"]))[0] is None
+    for name in ("gone", "n" * 300):
+        assert count_images(load_recipe(path, [f"data.train={name}"]))[0] is None
 
 
 # --- scripts/split_dataset.py -----------------------------------------------------------------------------------

@@ -17,9 +17,7 @@ import numpy as np
 from .sources import Names, NameTable
 
 #: file names of images; the content decides the format
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".npy"}
-)
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy"})
 _SUFFIXES = frozenset(map(os.fsencode, EXTENSIONS))
 #: folders of systems, which hold small copies of images or deleted ones
 SYSTEM_FOLDERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN"})
