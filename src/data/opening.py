@@ -39,10 +39,7 @@ def open_source(path: Path, key: str = "data", labels: Labels = "any") -> Source
 
 def _open(path: Path, key: str, labels: Labels) -> Source:
     if path.suffix.lower().startswith(RECORDS) and not path.is_dir():
-        from .records import open_mindrecord
-
-        records: Source = open_mindrecord(path)
-        return records
+        return _open_mindrecord(path, key)
     mode = _mode(path, key)
     if stat.S_ISDIR(mode):
         return image_folder(path, key, labels)
@@ -50,10 +47,18 @@ def _open(path: Path, key: str, labels: Labels) -> Source:
         return ground_truth(path, key)
     if stat.S_ISREG(mode) and path.suffix.lower() in LISTS:
         return open_list(path, key)
+    if stat.S_ISREG(mode) and path.with_name(f"{path.name}.db").is_file():  # MindRecord files have any name
+        return _open_mindrecord(path, key)
     raise DataError(
         f"{key}: {path} is no folder, no list of images ({', '.join(LISTS)}) and no MindRecord file ({RECORDS}); "
         "name one of these"
     )
+
+
+def _open_mindrecord(path: Path, key: str) -> Source:
+    from .records import open_mindrecord  # not every Python has SQLite
+
+    return open_mindrecord(path, key)
 
 
 def _mode(path: Path, key: str) -> int:

@@ -29,7 +29,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..config import plural
-from .sources import DataError, Names
+from .sources import DataError, Names, count_classes
 
 VERSIONS = ("2.0", "3.0")
 LENGTH = 8  # bytes of a stored length
@@ -110,8 +110,8 @@ class MindRecords:
         return zlib.crc32(self.labels.astype(np.int32).tobytes(), text)
 
     def summary(self) -> str:
-        kind = plural(len(self.classes), "class", "classes") if self.classes else "no labels"
-        return f"{self.place}: {plural(len(self), 'image')} in {plural(len(self.shards), 'MindRecord file')}, {kind}"
+        files = plural(len(self.shards), "MindRecord file")
+        return f"{self.place}: {plural(len(self), 'image')} in {files}, {count_classes(self)}"
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,6 @@ class Columns:
     image: str
     label: str
     name: str
-
-
-def is_mindrecord(path: Path) -> bool:
-    """Whether a path names a MindRecord set: by its name, or because it has an index next to it."""
-    if re.search(r"\.mindrecord\d*$", path.name):
-        return True
-    return path.is_file() and index_of(path).is_file()
 
 
 def open_mindrecord(path: Path, key: str = "data") -> MindRecords:
