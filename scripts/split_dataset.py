@@ -1,18 +1,21 @@
-"""Split a folder of class folders into lists: python scripts/split_dataset.py FOLDER [--val 0.2 | --per-class N] [--out DIR]
+"""Split a folder of class folders into lists of training and validation images.
+
+    python scripts/split_dataset.py FOLDER [--val 0.2 | --per-class N] [--seed 0] [--out DIR]
 
 Writes train.csv and val.csv (path and class of each image) into --out, by default FOLDER itself; train with
-data.root=DIR data.train=train.csv data.val=val.csv. --val is the fraction of each class, rounded, that goes to val.csv, at
-least one image and not all; with --per-class, N images of each class are for training and the rest for validation. Which
-images these are depends only on --seed and their paths in FOLDER. Existing lists are not replaced.
+data.root=DIR data.train=train.csv data.val=val.csv. --val is the fraction of each class, rounded, that is for
+validation, at least one image and not all; with --per-class, N images of each class are for training and the rest for
+validation. Which images these are depends only on --seed and their paths in FOLDER. Existing lists are not replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import hashlib
 import os
 import sys
-import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -95,10 +98,9 @@ def training_images(source: Files, fraction: float, per_class: int, seed: int) -
     return training
 
 
-def draw(seed: int, name: str) -> int:
-    """Return a number that looks random, a function of seed and path only."""
-    start = zlib.crc32(f"{seed}\n".encode())
-    return int(np.random.default_rng([start, zlib.crc32(os.fsencode(name))]).integers(2**63))
+def draw(seed: int, name: str) -> bytes:
+    """Return a value that looks random, a function of seed and path only."""
+    return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
 
 
 def write_lists(source: Files, parts: dict[str, np.ndarray], out: Path) -> dict[Path, int]:
@@ -109,23 +111,31 @@ def write_lists(source: Files, parts: dict[str, np.ndarray], out: Path) -> dict[
     """
     paths = {out / f"{name}.csv": indices for name, indices in parts.items()}
     for path in paths:
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise DataError(f"--out: {path} exists; remove it, or write --out DIR with another folder")
-    near = out.resolve() == source.folder.resolve()
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in paths}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, indices in paths.items():
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(["path", "label"])
-                for index in map(int, indices):
-                    name = source.names[index] if near else str(source.path(index).absolute())
-                    rows.writerow([name, source.classes[source.labels[index]]])
+            write_list(source, indices, partials[path])
+        for path, partial in partials.items():
             partial.rename(path)
     except OSError as error:
+        for partial in partials.values():
+            with contextlib.suppress(OSError):
+                partial.unlink()
         raise DataError(f"--out: {out} cannot be written ({error.strerror or error}); write --out DIR") from None
     return {path: len(indices) for path, indices in paths.items()}
+
+
+def write_list(source: Files, indices: np.ndarray, path: Path) -> None:
+    """Write paths, relative to the list where the images are below it, and classes."""
+    folder, near = source.folder.resolve(), path.parent.resolve()
+    prefix = folder.relative_to(near) if folder.is_relative_to(near) else folder
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "class"])
+        rows.writerows([prefix / source.names[int(i)], source.classes[source.labels[i]]] for i in indices)
 
 
 if __name__ == "__main__":

@@ -274,9 +274,9 @@ def test_an_unusable_training_image_is_replaced_by_one_of_its_class_in_every_epo
     for loader in loaders:
         assert len(list(loader.stream(range(3)))) == 27
     faults = [sorted(loader.faults.known.values()) for loader in loaders]
-    assert faults[0] == faults[1] and [fault.index for fault in faults[0]] == [1, 13, 14, 30]
+    assert faults[0] == faults[1] and [fault.image for fault in faults[0]] == [1, 13, 14, 30]
     for fault in faults[0]:
-        assert damaged.labels[fault.replacement] == damaged.labels[fault.index]
+        assert damaged.labels[fault.replacement] == damaged.labels[fault.image]
         assert fault.replacement not in (1, 13, 14, 30)
     lines = loaders[0].take_faults()
     assert len(lines) == 4 and loaders[0].take_faults() == []
@@ -291,7 +291,7 @@ def test_every_rank_replaces_the_same_image_by_the_same(damaged: Files) -> None:
         loader = augmented(damaged, DataConfig(workers=0), 2, rank, 2)
         list(loader.stream(range(4)))
         for fault in loader.faults.known.values():
-            assert known.setdefault(fault.index, fault.replacement) == fault.replacement
+            assert known.setdefault(fault.image, fault.replacement) == fault.replacement
     assert set(known) == {1, 13, 14, 30}
 
 
@@ -300,7 +300,7 @@ def test_a_replacement_shows_its_image(damaged: Files) -> None:
     loader = augmented(damaged, plain, 4)
     images = images_of(loader.epoch(0))
     for fault in loader.faults.known.values():
-        np.testing.assert_array_equal(images[fault.index, 0], images[fault.replacement, 0])
+        np.testing.assert_array_equal(images[fault.image, 0], images[fault.replacement, 0])
 
 
 def test_an_unusable_evaluation_image_has_no_label(damaged: Files) -> None:

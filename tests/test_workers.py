@@ -111,7 +111,7 @@ def test_an_image_that_crashes_its_worker_is_replaced(name: str) -> None:
     for batch in workers.batches(job(transform), items(repeats=2), BATCH, 2):
         faults += [fault for _, fault in batch.faults]
         numbers += batch.images[:, 0, 0, 0].tolist()
-    assert [fault.index for fault in faults] == [13, 13]
+    assert [fault.image for fault in faults] == [13, 13]
     assert faults[0] == faults[1] and faults[0].reason == "its decoding ended the process"
     expected = [faults[0].replacement if number == 13 else number for number in [*range(64)] * 2]
     assert numbers == expected and faults[0].replacement != 13

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import plural
 from .index import indexed
 from .listing import EXTENSIONS, Tree
-from .sources import DataError, Files, Labels
+from .sources import DataError, Files, Labels, list_kinds
 
 #: names of the parts of a data set; a folder with nothing but these is one level too high
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
@@ -78,8 +78,7 @@ def _listed(folder: Path, key: str) -> Tree:
 
 
 def _left_out(skipped: Counter[str]) -> str:
-    kinds = ", ".join(f"{count} x {why}" for why, count in skipped.most_common(5))
-    return f" ({kinds})" if kinds else ""
+    return f" ({list_kinds(skipped)})" if skipped else ""
 
 
 def _mixed(folder: Path, tree: Tree, present: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import resample
 from .decode import Undecodable
 from .sources import Source
 from .transform import Key, Transform, generator
@@ -22,7 +23,7 @@ MAX_REASON = 200  # characters
 class Fault(NamedTuple):
     """An image that could not be used."""
 
-    index: int
+    image: int
     replacement: int  # the image used instead; -1: none
     reason: str
 
@@ -36,6 +37,7 @@ class ImageJob:
         seed: of the augmentation.
         replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch. False:
             it becomes zeros.
+        library: of `resample`; empty: Pillow.
         crashed: images whose decoding ended a worker process.
     """
 
@@ -43,6 +45,7 @@ class ImageJob:
     transform: Transform
     seed: int
     replaces: bool
+    library: str = ""
     crashed: set[int] = field(default_factory=set)
 
     @property
@@ -60,6 +63,7 @@ class ImageJob:
             items: (n, 3) image, epoch and copy; image -1 is padding and becomes zeros.
             note: is told each image before it is decoded.
         """
+        resample.use(self.library)
         faults = []
         for row, (index, epoch, copy) in enumerate(items.tolist()):
             if index < 0:

@@ -6,8 +6,10 @@ r"""List files: the path of an image on each line, relative to the list's folder
       names (`path` or `image`, and `label` or `class`) there may be other columns, in any order.
 .jsonl: an object on each line, {"path": "a.jpg", "label": "cat"}.
 
-Labels are class names, or numbers that count the classes from 0 if all labels of the list are numbers. Files of
-ImageNet are read as they are: `val.txt` (`ILSVRC2012_val_00000001.JPEG 65`), `LOC_val_solution.csv`, and
+Labels are class names, or numbers that count the classes from 0 if all labels of the list are numbers. A `class`, and a
+text in .jsonl, is always a name.
+
+Files of ImageNet are read as they are: `val.txt` (`ILSVRC2012_val_00000001.JPEG 65`), `LOC_val_solution.csv`, and
 `ILSVRC2012_validation_ground_truth.txt` with `meta.mat` of the development kit next to it. Their images may be next to
 the list or in one of `IMAGENET_FOLDERS`.
 """
@@ -29,7 +31,7 @@ from .listing import EXTENSIONS
 from .sources import DataError, Files, NameTable
 
 PATH_NAMES = ("path", "image", "file", "filename", "file_name", "image_path")
-LABEL_NAMES = ("label", "class", "target")
+LABEL_NAMES = ("label", "target", "class")
 LONGEST = 1 << 16  # characters of a line
 MOST_CLASSES = 1 << 20  # a larger class number is a mistake
 TRIED = 10  # files that must not all be missing
@@ -47,11 +49,12 @@ _NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 
 
 class Row(NamedTuple):
-    """An image of a list; an empty label is none."""
+    """An image of a list; an empty label is none. `named`: the label is a name, even if it looks like a number."""
 
     line: int
     path: str
     label: str
+    named: bool = False
 
 
 class LineError(Exception):
@@ -92,6 +95,7 @@ class _Table:
         self.labels: dict[str, int] = {}  # label -> code
         self.lines: list[int] = []  # where each first appears
         self.first = 0
+        self.named = False
 
     def add(self, row: Row) -> None:
         """Append an image.
@@ -112,6 +116,7 @@ class _Table:
             raise LineError(row.line, f"the path {row.path!r} is no text") from None
         self.codes.append(code)
         self.first = self.first or row.line
+        self.named |= row.named
 
     def _partly(self, row: Row) -> str:
         other = row.line if row.label else min(self.lines[code] for label, code in self.labels.items() if label)
@@ -133,7 +138,7 @@ class _Table:
         if "" in self.labels:
             return files
         texts = list(self.labels)
-        numbered = all(map(_NUMBER.fullmatch, texts))
+        numbered = not self.named and all(map(_NUMBER.fullmatch, texts))
         classes = [str(n) for n in range(self._numbers(texts))] if numbered else sorted(texts)
         order = {name: index for index, name in enumerate(classes)}
         table = np.array([order[text] for text in texts], np.int32)
@@ -233,7 +238,7 @@ def split_line(text: str) -> tuple[str, str]:
 
 def _csv_rows(file: TextIO, delimiter: str) -> Iterator[Row]:
     reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, strict=True)
-    columns: tuple[int, int] | None = None
+    columns: tuple[int, int, bool] | None = None
     last = 0
     try:
         for fields in reader:
@@ -247,25 +252,26 @@ def _csv_rows(file: TextIO, delimiter: str) -> Iterator[Row]:
                 columns = _columns(fields)
                 if columns is not None:
                     continue
-                columns = (0, 1)
+                columns = (0, 1, False)
                 if len(fields) > 2:
                     raise LineError(number, f"{len(fields)} columns; name them in a first line, path{delimiter}label")
-            path, label = columns
+            path, label, named = columns
             if len(fields) <= path:
                 raise LineError(
                     number, f"{plural(len(fields), 'column')}, too few for a path; write PATH{delimiter}LABEL"
                 )
-            yield Row(number, fields[path], fields[label].strip() if 0 <= label < len(fields) else "")
+            yield Row(number, fields[path], fields[label].strip() if 0 <= label < len(fields) else "", named)
     except csv.Error as error:
         raise LineError(last + 1, f"no CSV ({error}); write quotes around a name, and double those in it") from None
 
 
-def _columns(fields: list[str]) -> tuple[int, int] | None:
-    """Return the columns of path and label (-1: none) if this is a line of names."""
+def _columns(fields: list[str]) -> tuple[int, int, bool] | None:
+    """Return the columns of path and label (-1: none), and whether labels are names, if this is a line of names."""
     names = [field.strip().lower() for field in fields]
     paths = [names.index(name) for name in PATH_NAMES if name in names]
     labels = [names.index(name) for name in LABEL_NAMES if name in names]
-    return (paths[0], labels[0] if labels else -1) if paths else None
+    label = labels[0] if labels else -1
+    return (paths[0], label, label >= 0 and names[label] == "class") if paths else None
 
 
 def _kaggle_rows(reader: Any) -> Iterator[Row]:
@@ -292,7 +298,7 @@ def _json_rows(file: TextIO) -> Iterator[Row]:
             raise LineError(number, 'no text under "path"; write {"path": "a.jpg", "label": "cat"}')
         if not (label is None or isinstance(label, str) or (isinstance(label, int) and not isinstance(label, bool))):
             raise LineError(number, "the label is neither a class name nor a whole number; write one of these")
-        yield Row(number, path, "" if label is None else str(label).strip())
+        yield Row(number, path, "" if label is None else str(label).strip(), isinstance(label, str))
 
 
 # --- ImageNet ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ image, copy): workers, ranks, prefetching and resuming change nothing.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ..config import DataConfig, plural
+from ..native import cores
 from .job import Fault, ImageJob
 from .sources import DataError, Source
 from .transform import Transform
@@ -32,8 +32,8 @@ class Faults:
     def add(self, faults: Sequence[Fault]) -> None:
         """Note faults; those of known images are ignored."""
         for fault in faults:
-            if fault.index not in self.known:
-                self.known[fault.index] = fault
+            if fault.image not in self.known:
+                self.known[fault.image] = fault
                 self._new.append(fault)
 
     def take(self) -> list[Fault]:
@@ -61,6 +61,7 @@ class Loader:
             how it is split over ranks and passes. With `config.repeats` a rank takes every `ranks`-th image, so copies
             of an image go to different ranks. In evaluation whole batches are dealt out to the ranks in turn.
         extras: further columns, arrays with one entry per image.
+        library: of `resample`; empty: Pillow, with the same numbers.
         faults: what could not be used so far.
     """
 
@@ -75,6 +76,7 @@ class Loader:
     rank: int = 0
     ranks: int = 1
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    library: str = ""
     faults: Faults = field(default_factory=Faults, compare=False)
 
     def __post_init__(self) -> None:
@@ -146,7 +148,7 @@ class Loader:
         """Return the unusable images since the last call: `image` (its name), `reason`, and `replacement` if any."""
         name = self.source.name
         return [
-            {"image": name(fault.index), "reason": fault.reason}
+            {"image": name(fault.image), "reason": fault.reason}
             | ({"replacement": name(fault.replacement)} if fault.replacement >= 0 else {})
             for fault in self.faults.take()
         ]
@@ -161,7 +163,7 @@ class Loader:
         self, items: Iterator[np.ndarray], columns: Sequence[str]
     ) -> Generator[tuple[Tensor, ...], None, None]:
         transform = Transform(self.config, self.image_size, self.channels, self.training)
-        job = ImageJob(self.source, transform, self.seed, self.training)
+        job = ImageJob(self.source, transform, self.seed, self.training, self.library)
         taken: list[np.ndarray] = []  # the items of the batches being loaded
 
         def noted() -> Iterator[np.ndarray]:
@@ -189,13 +191,9 @@ class Loader:
             )
 
     def _no_replacement(self, fault: Fault) -> DataError:
-        name, classes = self.source.name(fault.index), self.source.classes
-        what = f"class {classes[self.source.labels[fault.index]]}" if classes else str(self.source.place)
+        name, classes = self.source.name(fault.image), self.source.classes
+        what = f"class {classes[self.source.labels[fault.image]]}" if classes else str(self.source.place)
         return DataError(f"data: {name}: {fault.reason}; no other image of {what} can be used instead")
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def with_epoch(indices: np.ndarray, epoch: int, copies: np.ndarray | int) -> np.ndarray:

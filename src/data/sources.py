@@ -182,10 +182,14 @@ class Files:
     def summary(self) -> str:
         text = f"{self.place}: {plural(len(self), 'image')}, {count_classes(self)}"
         if self.skipped:
-            kinds = ", ".join(f"{count} x {why}" for why, count in self.skipped.most_common(5))
-            more = ", ..." if len(self.skipped) > 5 else ""
-            text += f", {plural(self.skipped.total(), 'other')} skipped ({kinds}{more})"
+            text += f", {plural(self.skipped.total(), 'other')} skipped ({list_kinds(self.skipped)})"
         return text
+
+
+def list_kinds(skipped: Counter[str]) -> str:
+    """Return what was left out, the most frequent kinds first: `3 x .txt, 1 x hidden file`."""
+    kinds = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} x {why}" for why, count in kinds[:5]) + (", ..." if len(kinds) > 5 else "")
 
 
 def count_classes(source: Source) -> str:

@@ -57,12 +57,11 @@ def batches(job: ImageJob, items: Iterable[np.ndarray], batch: int, workers: int
         workers: processes, at most one for each core; 0 loads in this process.
     """
     items = iter(items)
-    first = list(itertools.islice(items, -(-FEW // batch)))
-    if not workers or (len(first) * batch <= FEW and (following := next(items, None)) is None):
-        return here(job, itertools.chain(first, items), batch)
-    if len(first) * batch <= FEW:
-        first.append(following)
-    return Stream(pool(workers), job, itertools.chain(first, items), batch).run()
+    first = list(itertools.islice(items, FEW // batch + 1))
+    whole = itertools.chain(first, items)
+    if not workers or len(first) * batch <= FEW:
+        return here(job, whole, batch)
+    return Stream(pool(workers), job, whole, batch).run()
 
 
 def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loaded]:

@@ -29,23 +29,20 @@ class BadImages:
         self.waiting: list[dict[str, str]] = []
         self.training: set[str] = set()  # names of the training images
 
-    def report(self, faults: list[dict[str, str]], training: bool = True) -> int:
-        """List new unusable images; every rank must call this. Returns the number of those in training so far.
+    def report(self, faults: list[dict[str, str]]) -> int:
+        """List new unusable training images; every rank must call this. Returns their number so far.
 
         Args:
-            faults: of this rank, each with `image` (its name), `reason` and perhaps `replacement`.
-            training: whether they are training images, which count for the limit.
+            faults: of this rank, each with `image` (its name), `reason` and `replacement`.
 
         Raises:
             RunError: more training images than `data.bad_limit` allows are unusable.
         """
         self.waiting += faults
         now, self.waiting = self.waiting[:AT_ONCE], self.waiting[AT_ONCE:]
-        found = [json.loads(text) for text in parallel.gather_texts([json.dumps(fault) for fault in now])]
-        if training:
-            self.training.update(fault["image"] for fault in found)
-        if found and self.folder.writes:
-            self._write(found)
+        found = parallel.gather_faults(now)
+        self.training.update(fault["image"] for fault in found)
+        self._write(found)
         if len(self.training) > self.limit:
             raise RunError(
                 f"data.bad_limit: {len(self.training)} of {plural(self.count, 'training image')} cannot be used, more "
@@ -53,7 +50,15 @@ class BadImages:
             )
         return len(self.training)
 
+    def report_evaluation(self, faults: list[dict[str, str]]) -> list[dict[str, str]]:
+        """List unusable images of an evaluation and return those of all ranks; every rank must call this."""
+        found = parallel.gather_faults(faults)
+        self._write(found)
+        return found
+
     def _write(self, faults: list[dict[str, str]]) -> None:
+        if not faults or not self.folder.writes:
+            return
         with write_errors(self.path):
             listed = self._listed()
             for fault in faults:

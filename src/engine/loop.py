@@ -60,6 +60,7 @@ class Fit:
         hooks: evaluation, gallery, meta data.
         state: progress so far; updated during training.
         until: last epoch; `train.epochs`, or earlier for a stage of progressive resolution.
+        bad_images: collects the images that cannot be used.
 
     Raises:
         RunError: the loss is not finite, or an epoch has no update.
@@ -74,6 +75,7 @@ class Fit:
         hooks: Hooks,
         state: State,
         until: int,
+        bad_images: BadImages,
     ):
         self.method = method
         self.loader = loader
@@ -90,7 +92,7 @@ class Fit:
                 f"train.accumulate: {plural(self.passes, 'pass', 'passes')} of {plural(train.batch_size, 'image')} are "
                 f"more than an epoch; write {len(loader)} or less"
             )
-        self.bad_images = BadImages(folder, loader)
+        self.bad_images = bad_images
         self.peak = peak_rate(train, self.ranks)
         self.optimizer = build_optimizer(method, train)
         self.step = TrainStep(method, self.optimizer, train.clip_norm, self.passes)

@@ -8,6 +8,7 @@ arrays that are zero except on rank 0.
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Callable
@@ -112,6 +113,11 @@ def gather_texts(texts: list[str]) -> list[str]:
     row[: len(content)] = list(content)
     parts = [bytes(letters.astype(np.uint8)).rstrip(b"\0") for letters in gather(row)]
     return [text for part in parts if part for text in part.decode().split("\0")]
+
+
+def gather_faults(faults: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Collect the unusable images of all ranks."""
+    return [json.loads(text) for text in gather_texts([json.dumps(fault) for fault in faults])]
 
 
 def largest(value: int) -> int:

@@ -12,11 +12,11 @@ from ..config import Recipe, plural
 from ..config.files import ConfigError, load_recipe, override
 from ..data.opening import open_source
 from ..data.sources import DataError, Source, count_classes, with_classes
-from ..engine import checkpoint, device
+from ..engine import checkpoint, device, parallel
 from ..engine.evaluate import confusion_matrix, evaluate, features
 from ..methods import build_method
 from ..models.graph import AsGraph
-from .images import loader
+from .images import left_out, loader
 from .networks import classifier_recipe, deployed, fill, stored_recipe
 
 
@@ -58,7 +58,8 @@ def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str 
 
     Returns:
         ckpt, data, classes (how many of the checkpoint's have images), count, top1 and top5 as fractions, top1_correct
-        and top5_correct as numbers of images, and loss (cross-entropy without label smoothing).
+        and top5_correct as numbers of images, unusable (images that are not counted), and loss (cross-entropy without
+        label smoothing).
     """
     return measure_checkpoint(path, data, overrides, config)[0]
 
@@ -70,8 +71,12 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     device.set_up(recipe.device, recipe.seed, recipe.train)
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), loaded.weights, loaded.path)
-    batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
-    result = method.metrics(evaluate(AsGraph(method, method.measure), batches))
+    batches = loader(recipe, source, ("image", "label", "number"), training=False)
+    sums = evaluate(AsGraph(method, method.measure), batches.epoch(0))
+    faults = parallel.gather_faults(batches.take_faults())
+    if len(faults) == len(source):
+        raise DataError(left_out(faults, source))
+    result = method.metrics(sums)
     count = int(result["count"])
     shares = {key: result[key] for key in ("top1", "top5")}
     correct = {f"{key}_correct": round(share * count) for key, share in shares.items()}
@@ -83,8 +88,10 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     present = len(np.unique(source.labels))
     if present < len(source.classes):
         parts.append(f"images of {count_classes(source)}")
-    figures = {"ckpt": path, "data": str(source.place), "classes": present, "count": count, **shares, **correct}
-    return {**figures, "loss": result["loss"]}, ", ".join(parts)
+    if faults:
+        parts.append(left_out(faults, source))
+    figures = {"ckpt": path, "data": str(source.place), "classes": present, "count": count, "unusable": len(faults)}
+    return {**figures, **shares, **correct, "loss": result["loss"]}, ", ".join(parts)
 
 
 def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]:
@@ -96,9 +103,9 @@ def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]
     recipe, loaded = open_classifier(path, [])
     source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed, recipe.train)
-    batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
-    logits = features(fill(deployed(recipe), loaded), batches)
-    return source.classes, confusion_matrix(source.labels, logits.argmax(axis=1), len(source.classes))
+    batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
+    numbers, logits = features(fill(deployed(recipe), loaded), batches)
+    return source.classes, confusion_matrix(source.labels[numbers], logits.argmax(axis=1), len(source.classes))
 
 
 def images_for(recipe: Recipe, loaded: checkpoint.Checkpoint, data: str) -> Source:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mindspore import Tensor
 
-from ..config import Recipe, plural
+from ..config import Kernels, Recipe, plural
+from ..data import resample
 from ..data.loader import Loader
 from ..data.opening import open_source
 from ..data.sources import DataError, Source, labelled_subset, with_classes, without_labels
@@ -48,6 +51,11 @@ def numbered_classes(source: Source, num_classes: int) -> Source:
 
 def check_class_count(num_classes: int, source: Source) -> None:
     """Check that the images have `num_classes` classes."""
+    if getattr(source, "numbered", False) and source.labels.min() > 0:
+        raise DataError(
+            f"method.num_classes: {num_classes}, but {source.place} has class numbers {source.labels.min()} to "
+            f"{source.labels.max()}, and they count from 0; subtract {source.labels.min()} from each"
+        )
     if len(source.classes) != num_classes:
         count = plural(len(source.classes), "class", "classes")
         raise DataError(
@@ -68,6 +76,25 @@ def loader(recipe: Recipe, source: Source, columns: tuple[str, ...], training: b
         training,
         parallel.rank(),
         parallel.size(),
+        library=resampling(recipe.train.kernels),
+    )
+
+
+@functools.cache
+def resampling(kernels: Kernels) -> str:
+    """Return the compiled library that resizes images; empty where it cannot be had, or is not asked for."""
+    return resample.library() if kernels == "auto" else ""
+
+
+def left_out(faults: list[dict[str, str]], source: Source) -> str:
+    """Return a line on the images of an evaluation that are not counted; empty if there are none."""
+    if not faults:
+        return ""
+    first = min(faults, key=lambda fault: fault["image"])
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return (
+        f"{len(faults)} of {plural(len(source), 'image')} cannot be used and {'is' if len(faults) == 1 else 'are'} not "
+        f"counted: {first['image']} ({first['reason']}){more}"
     )
 
 
@@ -75,7 +102,4 @@ def evaluation_batches(
     recipe: Recipe, source: Source, batch: int, columns: tuple[str, ...] = ("image",)
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield batches of a few images with the evaluation transform; they are the same on every rank."""
-    encoder = recipe.encoder
-    return Loader(
-        source, recipe.data, encoder.image_size, encoder.in_chans, batch, columns, recipe.seed, training=False
-    ).epoch(0)
+    return replace(loader(recipe, source, columns, training=False), batch_size=batch, rank=0, ranks=1).epoch(0)
