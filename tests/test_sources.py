@@ -190,6 +190,17 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert source.skipped[listing.LOOP] >= 4 and source.skipped[listing.NOWHERE] == 2
 
 
+def test_links_between_many_folders_give_few_paths(tmp_path: Path) -> None:
+    """Every order of the folders is a path: 14 factorial of them."""
+    letters = "abcdefghijklmn"
+    for name in letters:
+        touch(tmp_path, f"{name}/{name}.png")
+        for other in letters:
+            (tmp_path / name / f"to_{other}").symlink_to(f"../{other}")
+    source = image_folder(tmp_path)
+    assert len(source) == len(letters) ** 2 and set(np.bincount(source.labels)) == {len(letters)}
+
+
 def test_what_has_the_name_of_an_image_but_is_none(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "a/folder.jpg/2.png")
     (tmp_path / "a" / "gone.jpg").symlink_to("nowhere.jpg")
@@ -287,6 +298,14 @@ def test_one_level_too_high(tmp_path: Path) -> None:
     assert open_source(tmp_path / "set").summary().endswith("3 images, no labels")
     text = error_of(touch(tmp_path / "more", "flowers/rose/1.png", "flowers/tulip/1.png"), "complete")
     assert "a single class folder, flowers, with 2 folders" in text and f"for example {tmp_path}/more/flowers" in text
+    touch(tmp_path / "set", "samples/1.png")
+    assert "(samples, train, val), not classes" in error_of(tmp_path / "set", "complete")
+    touch(tmp_path / "set2", "x/1.png")
+    (tmp_path / "sets").mkdir()
+    for name in ("set", "set2"):
+        (tmp_path / name).rename(tmp_path / "sets" / name)
+    shutil.rmtree(tmp_path / "sets" / "set" / "samples")
+    assert f"for example {tmp_path}/sets/set/train" in error_of(tmp_path / "sets", "complete")
     touch(tmp_path / "vehicles", "train/1.png", "car/1.png")
     assert open_source(tmp_path / "vehicles", "data", "complete").classes == ["car", "train"]
 
