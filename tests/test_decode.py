@@ -162,7 +162,8 @@ def test_fast_keeps_at_least_the_asked_pixels_and_the_region(library: str, monke
     content = saved(Image.fromarray(ramps), "JPEG", quality=100, subsampling=0)
     for box, least, size in [
         ((0, 0, 203, 317), (100, 100), (102, 159)),
-        ((0, 0, 203, 317), (102, 159), (102, 159)),
+        ((0, 0, 203, 317), (102, 158), (203, 317)),
+        ((0, 0, 203, 317), (101, 158), (102, 159)),
         ((0, 0, 203, 317), (103, 159), (203, 317)),
         ((0, 0, 203, 317), (20, 20), (25, 40)),
         ((3, 5, 64, 128), (8, 16), (8, 16)),

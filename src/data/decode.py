@@ -45,7 +45,7 @@ STARTS = {
     b"MM\0+": "TIFF",
     bands.NPY: "npy",
 }
-ORIENTATION, BITS, SAMPLES, TILE_WIDTH, TILE_ROWS = 274, 258, 277, 322, 323  # tags of TIFF and EXIF
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, TILE_WIDTH, TILE_ROWS = 274, 258, 262, 277, 322, 323  # tags of TIFF and EXIF
 MODE_BANDS = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}  # modes that are used as bands
 
 
@@ -154,6 +154,8 @@ class PillowPicture:
     def bits(self) -> int:
         """Return the bits of a grey value of more than 8 bits."""
         if isinstance(self.image, TiffImagePlugin.TiffImageFile):
+            if self.image.tag_v2.get(PHOTOMETRIC) == 0:
+                raise Undecodable("TIFF of 16-bit grey whose zero is white")
             return int(self.image.tag_v2.get(BITS, (16,))[0])
         return 16
 
