@@ -21,6 +21,7 @@ from src.data.decode import Decoder, Undecodable
 from src.data.printed import LIBJPEG, LIBTIFF, printed
 
 tifffile = pytest.importorskip("tifffile")  # comes with scikit-image
+pytestmark = pytest.mark.filterwarnings("ignore:Palette images")  # of Pillow, about the expected pixels
 ALL = (1, 1)  # `least` of a crop that may shrink to nothing
 RNG = np.random.default_rng(0)
 
@@ -365,6 +366,28 @@ def test_sizes_are_checked_before_pixels_take_memory() -> None:
         assert whole(content, max_pixels=56).shape == (7, 8, 3)
     header = npy(np.zeros((1, 1, 5), np.float32)).replace(b"(1, 1, 5), }    ", b"(9999, 9999, 5), }"[:16])
     refused(header, channels=5)
+
+
+def test_damaged_png_is_not_used() -> None:
+    for shape in ((40, 30), (40, 30, 3), (40, 30, 4)):
+        pixels = RNG.integers(1, 256, shape).astype(np.uint8)
+        content = saved(Image.fromarray(pixels), "PNG")
+        start = content.index(b"IDAT") + 4
+        for place in range(start + 2, len(content) - 24, 97):
+            changed = content[:place] + bytes((content[place] ^ 16,)) + content[place + 1 :]
+            assert refused(changed).startswith("damaged PNG")
+        rows = pixels[:25].tobytes()
+        lines = b"".join(b"\0" + rows[at : at + len(rows) // 25] for at in range(0, len(rows), len(rows) // 25))
+        for data, whole_image in ((lines, False), (lines + bytes(len(lines) // 25 * 15), True)):
+            chunk = b"IDAT" + zlib.compress(data)
+            chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            short = content[: start - 8] + chunk + content[-12:]
+            if whole_image:
+                assert np.array_equal(whole(short), pillow(short))
+            else:
+                assert refused(short) == "damaged PNG: rows are missing"
+    black = saved(Image.new("RGB", (30, 40)), "PNG")
+    assert not whole(black).any()
 
 
 def test_no_other_format_is_reached() -> None:
