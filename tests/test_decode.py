@@ -438,7 +438,7 @@ def test_harmless_oddities_are_used(
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 4}):
         content = photograph(**options)
         expected = pillow(content)
-        version = content.index(b"JFIF\0") + 5
+        version, start = content.index(b"JFIF\0") + 5, content.index(b"\xff\xda")
         odd = [
             content + b"after the end",
             content[:-2] + b"\0" * 40 + content[-2:],
@@ -447,6 +447,7 @@ def test_harmless_oddities_are_used(
             content[:version] + b"\0\0" + content[version + 2 :],
             content[:2] + b"\xff\xe1\0\x10Exif\0\0garbled!" + content[2:],
             content[:2] + b"\xff\xfe\0\x05\0\xff\xd9" + content[2:],
+            content[:start] + b"between segments" + content[start:],
         ]
         both = odd[4][:-2] + b"\0" * 40 + odd[4][-2:]
         for case in (*odd, both):

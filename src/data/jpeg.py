@@ -14,7 +14,7 @@ from struct import unpack_from
 import cv2
 import numpy as np
 
-from .picture import Box, Undecodable
+from .picture import Box, Undecodable, reason
 from .printed import LIBJPEG, OPENCV, printed
 
 try:
@@ -42,7 +42,12 @@ MOST_REPAIRS = 8
 
 @dataclass(frozen=True)
 class Header:
-    """What the segments before the first scan say; `jfif`, `adobe` and `scan` are the places of segments, 0 is none."""
+    """What the segments before the first scan say.
+
+    Attributes:
+        jfif, adobe, scan: places of segments, 0 is none.
+        gap: start and end of the last bytes between segments, (0, 0) is none.
+    """
 
     frame: int
     bits: int
@@ -52,6 +57,7 @@ class Header:
     jfif: int
     adobe: int
     scan: int
+    gap: tuple[int, int]
     described: bool  # it may have an EXIF orientation
 
     @property
@@ -64,8 +70,11 @@ def read_header(content: bytes) -> Header | None:
     """Read the segments before the first scan; None if they are damaged."""
     place, found = 2, {0xE0: 0, 0xEE: 0, 0xE1: 0}
     frame: tuple[int, int, int, int, int] | None = None
-    while (place := content.find(b"\xff", place)) >= 0 and place + 4 <= len(content):
-        marker = content[place + 1]
+    gap = (0, 0)
+    while (start := content.find(b"\xff", place)) >= 0 and start + 4 <= len(content):
+        if start > place:
+            gap = (place, start)
+        place, marker = start, content[start + 1]
         if marker in (0xFF, 0x00) or marker in ALONE:  # fill bytes and markers without a segment
             place += 1 if marker == 0xFF else 2
             continue
@@ -76,7 +85,7 @@ def read_header(content: bytes) -> Header | None:
         elif marker == 0xDA:
             if frame is None:
                 return None
-            return Header(*frame, found[0xE0], found[0xEE], place, bool(found[0xE1]))
+            return Header(*frame, found[0xE0], found[0xEE], place, gap, bool(found[0xE1]))
         elif marker in found:
             found[marker] = found[marker] or place
         place += 2 + length
@@ -132,8 +141,8 @@ def decode(content: bytes, header: Header, factor: int = 1, fast: bool = False) 
         repaired = without_oddity(content, header, warning)
         if repaired is None:
             break
-        content = repaired
-    raise Undecodable(f"damaged JPEG: {warning.removeprefix('Corrupt JPEG data: ')}")
+        content, header = repaired, read_header(repaired) or header
+    raise Undecodable(reason(ValueError(warning.removeprefix("Corrupt JPEG data: ")), "JPEG"))
 
 
 def by_simplejpeg(content: bytes, header: Header, factor: int, fast: bool) -> tuple[np.ndarray | None, str]:
@@ -145,7 +154,7 @@ def by_simplejpeg(content: bytes, header: Header, factor: int, fast: bool) -> tu
     except Exception as error:
         if "subsampling" in str(error):  # TurboJPEG refuses unusual ones
             return by_opencv(content, header, factor)
-        return None, str(error)
+        return None, str(error) or type(error).__name__
 
 
 def by_opencv(content: bytes, header: Header, factor: int) -> tuple[np.ndarray | None, str]:
@@ -155,8 +164,8 @@ def by_opencv(content: bytes, header: Header, factor: int) -> tuple[np.ndarray |
     try:
         with printed(LIBJPEG, OPENCV) as texts:
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[factor] | FLAGS)
-    except cv2.error as error:
-        return None, str(error.err)
+    except Exception as error:
+        return None, str(error) or type(error).__name__
     if texts and (warned := LIBJPEG.search(texts[0])):
         return None, warned[0].strip()
     if pixels is None:
@@ -168,7 +177,8 @@ def without_oddity(content: bytes, header: Header, warning: str) -> bytes | None
     """Return the content without the harmless oddity of a warning, or None if data is lost.
 
     libjpeg tells only its first warning, so the content is decoded again to hear the others. Bytes that nobody reads
-    before a marker are harmless if they are padding (all equal), else they are the rest of a damaged scan.
+    before a marker are harmless between segments, and after a scan if they are padding (all equal); else they are the
+    rest of a damaged scan.
     """
     if "unknown JFIF revision" in warning and header.jfif:
         return replaced(content, header.jfif + 9, b"\x01\x01")
@@ -178,6 +188,8 @@ def without_oddity(content: bytes, header: Header, warning: str) -> bytes | None
         end = header.scan + 2 + int.from_bytes(content[header.scan + 2 : header.scan + 4], "big")
         return replaced(content, end - 3, b"\x00\x3f\x00")
     if found := EXTRANEOUS.search(warning):
+        if header.gap[1]:
+            return content[: header.gap[0]] + content[header.gap[1] :]
         return without_padding(content, int(found[1]), bytes((0xFF, int(found[2], 16))))
     return None
 
