@@ -42,8 +42,10 @@ class State:
     Attributes:
         functions: of the library, by type of the pixels; none: Pillow is used.
         reason: why it is.
+        path: of the library that was asked for.
     """
 
+    path: str = ""
     functions: dict[str, Any] = field(default_factory=dict)
     reason: str = UNUSED
 
@@ -97,13 +99,19 @@ def library() -> str:
         return ""
 
 
+def use(path: str) -> None:
+    """`set_up`, unless this path was the last one."""
+    if path != _state.path:
+        set_up(path)
+
+
 def set_up(path: str) -> str:
     """Choose what `resized` uses in this process: the library at a path, or Pillow if it is empty or wrong.
 
     Returns:
         Why Pillow is used; empty if the library is.
     """
-    _state.functions, _state.reason = {}, _state.reason or UNUSED
+    _state.path, _state.functions, _state.reason = path, {}, _state.reason or UNUSED
     if path:
         try:
             functions = functions_of(path)
