@@ -11,7 +11,6 @@ import itertools
 import mmap
 import os
 import pickle
-import select
 import signal
 import socket
 import subprocess
@@ -91,6 +90,7 @@ class Pool:
         self.inbox, self._task_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.outbox, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.inbox.setblocking(False)
+        self.outbox.settimeout(WAIT)
         status = os.memfd_create("status")
         os.ftruncate(status, count * STATUS.size)
         self._status_file = status
@@ -136,10 +136,11 @@ class Pool:
     def pump(self) -> None:
         """Wait for a reply and hand it to its stream; replace workers that crashed."""
         self.flush()
-        if not select.select([self.outbox], [], [], WAIT)[0]:
+        try:
+            reply = Reply(*pickle.loads(self.outbox.recv(2**20)))
+        except TimeoutError:
             self._check()
             return
-        reply = Reply(*pickle.loads(self.outbox.recv(2**20)))
         task, stream = self.sent.pop(reply.number, (None, None))
         if task is not None and stream is not None:
             stream.finished(task, reply)
