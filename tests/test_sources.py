@@ -766,6 +766,17 @@ def test_a_part_of_the_classes_is_mapped_by_name(tmp_path: Path) -> None:
     assert other_order.labels.tolist() == [2, 0]
 
 
+def test_accents_of_class_names_may_be_written_apart(tmp_path: Path) -> None:
+    """macOS writes them as two characters."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    source = open_source(touch(tmp_path, f"{two}/1.png", "tea/1.png"))
+    for name in (one, two):
+        mapped = with_classes(source, ["ant", name, "tea"], "the checkpoint")
+        assert labelled(mapped) == [(f"{two}/1.png", name), ("tea/1.png", "tea")]
+    both = with_classes(source, [one, two, "tea"], "the checkpoint")
+    assert labelled(both)[0] == (f"{two}/1.png", two)
+
+
 def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
     source = open_source(touch(tmp_path, "cat/1.png", "yak/1.png", "zebra/1.png"))
     with pytest.raises(DataError) as caught:
