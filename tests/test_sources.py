@@ -533,7 +533,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-FILES = ("my cat.jpg", "ü/日本.png", "x.JPEG", "noext", "line\nend.png", 'q"uote.gif')
+FILES = ("cr\r\nlf.png", "my cat.jpg", "ü/日本.png", "x.JPEG", "noext", "line\nend.png", 'q"uote.gif')
 
 
 @pytest.fixture
