@@ -110,7 +110,11 @@ def test_every_mode_of_every_format(kind: str, library: str, monkeypatch: pytest
                 content = saved(image, kind, **options)
             except (OSError, ValueError, KeyError):
                 continue  # the format does not store this mode
-            expected = pillow(content)
+            try:
+                expected = pillow(content)
+            except OSError:  # older versions of Pillow write files that they cannot read
+                refused(content)
+                continue
             assert np.array_equal(whole(content), expected)
             part = Decoder().open(content).crop((3, 5, 11, 13), ALL)
             assert part.dtype == np.uint8 and np.array_equal(part, expected[3:14, 5:18])
@@ -194,7 +198,8 @@ def orientations(kind: str) -> list[bytes]:
 def test_exif_is_applied_like_exif_transpose(kind: str) -> None:
     for content in orientations(kind):
         image = Image.open(io.BytesIO(content))
-        expected = np.asarray(ImageOps.exif_transpose(image))
+        # Pillow turns a TIFF when it decodes it; older versions would turn it once more here
+        expected = pillow(content) if kind == "TIFF" else np.asarray(ImageOps.exif_transpose(image))
         ours = Decoder(exif=True).open(content)
         assert (ours.height, ours.width) == expected.shape[:2]
         assert np.array_equal(whole(content, exif=True), expected)
