@@ -541,8 +541,9 @@ def test_a_damaged_scan_is_not_used(
     library: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     use(library, monkeypatch)
-    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 4}):
-        content = photograph(**options)
+    four = Image.fromarray(picture(150, 200)).convert("CMYK")
+    kinds = [photograph(**options) for options in ({}, {"progressive": True}, {"restart_marker_blocks": 4})]
+    for content in (*kinds, saved(four, "JPEG", quality=90)):
         start, end = scan(content), len(content)
         middle = (start + end) // 2
         random = np.random.default_rng(1)
