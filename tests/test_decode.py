@@ -455,6 +455,8 @@ def test_bombs_take_no_memory() -> None:
         chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         within_memory(image[:33] + chunk + image[33:], 3)
     within_memory(image[:33] + struct.pack(">I4s", 0x7FFFFFFF, b"tEXt") + image[33:], 3)
+    rows = struct.pack(">I", len(bomb)) + b"IDAT" + bomb + struct.pack(">I", zlib.crc32(b"IDAT" + bomb))
+    within_memory(image[:33] + rows + image[-12:], 3)
     strip = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 273: 8, 277: 5, 278: 8, 279: len(bomb)}
     tile = {tag: value for tag, value in strip.items() if tag not in (273, 278, 279)} | {324: 8, 325: len(bomb)}
     for bands in (1, 5):
