@@ -280,7 +280,7 @@ def confusions_of(demo: Demo) -> dict[str, Confusion]:
 
     found: dict[str, Confusion] = {}
     for run in [*demo.tuned.values(), demo.scratch]:
-        found[run.label] = measure_confusion(str(run.folder / "last.ckpt"), str(run.recipe.data.evaluation_folder))
+        found[run.label] = measure_confusion(str(run.folder / "last.ckpt"), str(run.recipe.data.evaluation_place))
     return found
 
 

@@ -1,7 +1,7 @@
 """Classify images: python scripts/predict.py --ckpt FILE IMAGE_OR_FOLDER ... [--top K] [--json] [key=value ...]
 
 Prints the most probable classes of each image with their probabilities, or with --json one JSON line per image. Images
-go through the evaluation transform. An error at the end names the files that cannot be read; the exit code is then 2.
+go through the evaluation transform. An error at the end names the files that cannot be used; the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.config import plural
 from src.config.paths import existing_file, expanded
 from src.errors import UserError
 from src.tasks.command import check_overrides, run_command
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--ckpt", required=True, help="a fine-tuned checkpoint")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
     parser.add_argument("--json", action="store_true", help="print one JSON line per image")
+    parser.add_argument("--exif", choices=["ignore", "apply"], help="turn images as EXIF says; default: as in training")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="files, folders, or key=value changes")
     args = parser.parse_intermixed_args()
     overrides = [word for word in args.images if "=" in word and not Path(word).exists()]
@@ -32,7 +34,8 @@ def main() -> int:
 
     def command() -> None:
         path = str(existing_file(args.ckpt, "--ckpt"))
-        check_overrides(overrides)
+        changes = [*overrides, *([f"data.exif={args.exif}"] if args.exif else [])]
+        check_overrides(changes)
         if args.top < 1:
             raise UserError(f"--top: {args.top} is not above 0; write 1 or more")
         paths = [expanded(image, "command line") for image in images]
@@ -44,10 +47,10 @@ def main() -> int:
         from src.tasks.predict import predict
 
         unreadable, count = [], 0
-        for prediction in predict(path, paths, args.top, overrides):
+        for prediction in predict(path, paths, args.top, changes):
             count += 1
             if not prediction.classes:
-                unreadable.append(str(prediction.path))
+                unreadable.append(f"{prediction.path} ({prediction.reason})")
             elif args.json:
                 classes = [{"class": name, "probability": round(share, 6)} for name, share in prediction.classes]
                 print(json.dumps({"image": str(prediction.path), "classes": classes}), flush=True)
@@ -55,7 +58,7 @@ def main() -> int:
                 row = "  ".join(f"{name} {100 * share:5.2f} %" for name, share in prediction.classes)
                 print(f"{prediction.path}  {row}", flush=True)
         if unreadable:
-            raise DataError(f"{len(unreadable)} of {count} images cannot be read: {', '.join(unreadable)}")
+            raise DataError(f"{len(unreadable)} of {plural(count, 'image')} cannot be used: {', '.join(unreadable)}")
 
     return run_command(command)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src import load_model
+from src import load_model, native
 from src.config import PrecisionConfig, TrainConfig
 from src.config.files import ConfigError, dump_recipe, load_recipe, override, parse_recipe
 from src.engine import checkpoint, device, loop, parallel
@@ -173,7 +173,7 @@ def test_the_ranks_of_a_machine_share_its_threads(
     monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, ranks: int, share: int
 ) -> None:
     monkeypatch.setattr(parallel, "local_size", lambda: ranks)
-    monkeypatch.setattr(kernels, "cores", lambda: cores)
+    monkeypatch.setattr(native, "cores", lambda: cores)
     assert device.share_of_cpu(threads) == share
 
 
@@ -230,7 +230,7 @@ def test_a_compiler_that_hangs_is_ended_with_its_processes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", script(tmp_path / "cc", f"sleep 1000 & echo $! > {tmp_path}/child; wait"))
-    monkeypatch.setattr(kernels, "COMPILE_SECONDS", 1)
+    monkeypatch.setattr(native, "COMPILE_SECONDS", 1)
     check_replaced(kernels.set_up(), "does not end within 1 seconds")
     state = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
     assert not state.exists() or state.read_text().split()[2] in "ZX"  # no parent may wait for it in a container

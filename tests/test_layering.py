@@ -23,11 +23,12 @@ ALLOWED: dict[str, set[str] | None] = {
     "__init__": {"tasks"},  # inside load_model
     "errors": set(),
     "config": {"errors"},
-    "operations": {"config", "errors"},
+    "native": set(),
+    "operations": {"config", "errors", "native"},
     "models": {"config", "operations"},
     "methods": {"config", "models", "operations"},
-    "data": {"config", "errors"},
-    "engine": {"config", "errors", "operations", "__init__"},  # __init__: the version, for checkpoints
+    "data": {"config", "errors", "native"},
+    "engine": {"config", "errors", "native", "operations", "__init__"},  # __init__: the version, for checkpoints
     "weights": {"config", "errors", "models"},
     "visual": {"config", "engine", "methods"},
     "tasks": None,

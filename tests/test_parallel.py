@@ -6,6 +6,7 @@ test_launchers.py.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +19,9 @@ from mindspore import Parameter, Tensor
 
 from src.config import DataConfig
 from src.data.loader import Loader
-from src.data.sources import DataError, ImageFolder
+from src.data.sources import DataError, Files, Names
 from src.engine import parallel
+from src.engine.bad_images import BadImages
 from src.engine.parallel import RankError
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -65,9 +67,9 @@ def on_ranks(monkeypatch: pytest.MonkeyPatch) -> OnRanks:
     return run
 
 
-def source(count: int, name: str = "a") -> ImageFolder:
-    files = [Path(f"data/{name}/{number}.jpg") for number in range(count)]
-    return ImageFolder(Path("data"), files, [0] * count, [name])
+def source(count: int, name: str = "a") -> Files:
+    names = Names.of([f"{name}/{number}.jpg" for number in range(count)])
+    return Files(Path("data"), Path("data"), names, np.zeros(count, np.int32), [name])
 
 
 def shard(count: int, batch: int, rank: int, ranks: int, training: bool = True) -> Loader:
@@ -101,11 +103,6 @@ def test_an_evaluation_counts_every_image_once(count: int, ranks: int) -> None:
 
 def test_a_rank_without_a_batch_has_none() -> None:
     assert list(shard(4, 4, 1, 2, training=False).epoch(0)) == []
-
-
-def test_ranks_augment_differently() -> None:
-    seeds = {shard(64, 4, rank, 4)._operation_seed(0) for rank in range(4)}
-    assert len(seeds) == 4
 
 
 def test_too_few_images_for_the_ranks() -> None:
@@ -144,6 +141,60 @@ def test_an_error_of_one_rank_ends_all_with_one_line(on_ranks: OnRanks) -> None:
     ):
         found = on_ranks(3, work(failing))
         assert [(type(error), str(error)) for error in found] == [(RankError, text)] * 3
+
+
+def test_texts_of_all_ranks_arrive_in_their_order(on_ranks: OnRanks) -> None:
+    texts = {0: [], 1: ["\u00e9\u4e2d", "two words"], 2: ["x" * 3000]}
+    found = on_ranks(3, lambda rank: parallel.gather_texts(list(texts[rank])))
+    assert found == [["\u00e9\u4e2d", "two words", "x" * 3000]] * 3
+    assert on_ranks(2, lambda rank: parallel.gather_texts([])) == [[], []]
+
+
+class Quiet:
+    """A run folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def writes(self) -> bool:
+        return parallel.rank() == 0
+
+
+def fault(number: int) -> dict[str, str]:
+    return {"image": f"{number}.jpg", "reason": "it is empty", "replacement": "0.jpg"}
+
+
+def test_rank_0_lists_the_unusable_images_of_all_ranks_once(on_ranks: OnRanks, tmp_path: Path) -> None:
+    (tmp_path / "bad_images.jsonl").write_text(json.dumps(fault(3)) + "\n" + '{"image": "torn')
+
+    def work(rank: int) -> list[int]:
+        bad = BadImages(Quiet(tmp_path), shard(83, 4, rank, 2))  # type: ignore[arg-type]
+        return [bad.report([fault(number) for number in numbers]) for numbers in ((rank,), (), (rank, 3), (8 + rank,))]
+
+    assert on_ranks(2, work) == [[2, 2, 3, 5]] * 2
+    lines = (tmp_path / "bad_images.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in lines[2:]] == ["0.jpg", "1.jpg", "8.jpg", "9.jpg"]
+
+
+def test_too_many_unusable_images_end_every_rank(on_ranks: OnRanks, tmp_path: Path) -> None:
+    """Of 83 images one per cent is less than the ten that are always allowed."""
+
+    def work(share: float, count: int) -> list[Any]:
+        def report(rank: int) -> int:
+            loader = replace(shard(83, 4, rank, 2), config=DataConfig(bad_limit=share))
+            bad = BadImages(Quiet(tmp_path), loader)  # type: ignore[arg-type]
+            return bad.report([fault(number) for number in range(count) if number % 2 == rank])
+
+        return on_ranks(2, report)
+
+    assert work(0.01, 10) == [10, 10] and work(0.3, 24) == [24, 24]
+    for share, count, limit in ((0.01, 11, 10), (0.3, 25, 24)):
+        for error in work(share, count):
+            assert str(error) == (
+                f"data.bad_limit: {count} of 83 training images cannot be used, more than {limit}; "
+                f"{tmp_path}/bad_images.jsonl lists them: repair or remove them, or write a larger data.bad_limit"
+            )
 
 
 # --- self-test --------------------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from .recipe import Recipe
 
+#: endings of list files (data/lists.py) and of MindRecord files (data/records.py)
+LISTS = (".txt", ".csv", ".tsv", ".jsonl")
+RECORDS = ".mindrecord"
+
 #: type of the fields of a recipe that are paths
 PathText = Annotated[str, "path"]
 
@@ -53,6 +57,26 @@ def existing_folder(text: str, key: str) -> Path:
     return path
 
 
+def existing_images(text: str, key: str) -> Path:
+    """Return the expanded path of a folder, list or MindRecord file that exists; `key` names it in errors."""
+    path = Path(expanded(text, key))
+    check_images(path, key)
+    return path
+
+
+def check_images(path: Path, key: str, remedy: str = "") -> None:
+    """Check that a folder of images, a list or a MindRecord file exists; what it holds is found when it is opened.
+
+    Raises:
+        UserError: it does not exist, or is no valid path.
+    """
+    suffix = path.suffix.lower()
+    if os.path.isdir(path) or not (os.path.isfile(path) or suffix in LISTS):  # noqa: PTH112, PTH113 # never raise
+        check(path, key, "folder", remedy)
+    else:
+        check(path, key, "file", remedy)
+
+
 def check(path: Path, key: str, kind: str, remedy: str = "") -> None:
     """Check that a file or folder exists. `remedy` replaces the hint about the nearest existing folder.
 
@@ -85,7 +109,7 @@ def check_training_paths(recipe: Recipe, resume: str) -> None:
     for part, key in ((data.train, "data.train"), (data.val, "data.val")):
         if part:
             remedy = "set data.root (and data.train, data.val) to your images"
-            check(Path(data.root) / part, key, "folder", remedy)
+            check_images(Path(data.root) / part, key, remedy)
     if recipe.init_from:
         existing_file(recipe.init_from, "init_from")
     teacher = recipe.method.teacher_network

@@ -63,11 +63,13 @@ def _auto_augment_help(text: str, part: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Image folders: root/train/<class>/... and root/val/<class>/..., or images directly in train."""
+    """Images: root/train/<class>/... and root/val/<class>/..., or folders without classes, or list files."""
 
     root: PathText = "data/imagenet"
+    # below root: a folder of class folders or of images, a list file (.txt, .csv, .tsv, .jsonl) with a path and
+    # optionally a class on each line, or a MindRecord file (.mindrecord)
     train: PathText = "train"
-    val: PathText = "val"  # empty: no evaluation
+    val: PathText = "val"  # as train; its classes are those of train, or a part of them. Empty: no evaluation
     labels_per_class: int = 0  # training images used of each class; 0: all
     # repeated augmentation (DeiT's RASampler uses 3): each image is drawn this many times in a row with different
     # augmentation, on different ranks if there are several. The epoch length stays, so fewer images are seen. 1: off
@@ -85,7 +87,8 @@ class DataConfig:
     erasing: float = 0.0  # probability of a box of normal noise in the normalised image (timm, mode pixel)
     erasing_area: tuple[float, float] = (0.02, 1 / 3)  # of the box as a fraction of the image
     eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, then crop the centre
-    workers: int = 4  # processes of a rank that read, decode and augment images, at most one for each core
+    # processes of a rank that read, decode and augment images, at most one for each core; 0: in the training process
+    workers: int = 4
     # exact: pixels as Pillow decodes and resizes them. fast: training images of JPEG files are decoded with a cheaper
     # transform, and at half, a quarter or an eighth of their size where the crop stays at least as large as the result;
     # evaluation is always exact
@@ -96,12 +99,18 @@ class DataConfig:
     show_bands: tuple[int, ...] = (0, 1, 2)  # channels that pictures show as red, green, blue, where there are more
 
     @property
-    def evaluation_folder(self) -> Path:
-        """The folder of the validation images; of the training images where `val` is empty."""
+    def training_place(self) -> Path:
+        """The folder or file of the training images."""
+        return Path(self.root) / self.train
+
+    @property
+    def evaluation_place(self) -> Path:
+        """The folder or file of the validation images; of the training images where `val` is empty."""
         return Path(self.root) / (self.val or self.train)
 
     def __post_init__(self) -> None:
-        check_positive(self, "workers", "eval_crop", "repeats", "max_pixels")
+        check_not_negative(self, "workers")
+        check_positive(self, "eval_crop", "repeats", "max_pixels")
         need(bool(self.root), "root", "is empty; write the folder of your images, or . for the working folder")
         need(bool(self.train), "train", "is empty; write the folder of the training images, or . for data.root itself")
         for key in ("crop_scale", "crop_ratio", "erasing_area"):

@@ -1,7 +1,6 @@
-"""Augmentation of training images as in timm: crops, RandAugment, colour jitter, random erasing.
+"""Augmentation of training images as in timm: RandAugment, colour jitter, random erasing.
 
-All of them act on Pillow images, because MindSpore's operations round, resample and fill differently. The augmentation
-of an image is a pure function of its key (seed, image, position in the epoch), whichever worker computes it.
+The first two act on Pillow images, because other libraries round, resample and fill differently.
 
 Sources: timm 0.4.12 data/auto_augment.py, data/random_erasing.py, data/transforms_factory.py; torchvision ColorJitter.
 """
@@ -9,13 +8,13 @@ Sources: timm 0.4.12 data/auto_augment.py, data/random_erasing.py, data/transfor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from ..config import DataConfig, RandAugmentConfig, parse_auto_augment
+from ..config import RandAugmentConfig
 
 LEVELS = 10  # the highest magnitude
 #: timm's operations in timm's order; with `inc1` those in STRONGER_WITH_LEVEL have another rule and name
@@ -118,56 +117,6 @@ def apply_operation(
     return _PLAIN[name](image, argument)
 
 
-class ResizedCrop:
-    """Random resized crop, bilinear with antialiasing (torchvision RandomResizedCrop).
-
-    MindSpore's bilinear filter has no antialiasing, so this one uses Pillow. Its bicubic filter has antialiasing, so
-    bicubic crops stay in MindSpore.
-
-    Args:
-        size: height and width of the result.
-        scale: smallest and largest area, as fractions of the image.
-        ratio: smallest and largest width / height; its logarithm is drawn uniformly.
-    """
-
-    tries = 10  # boxes drawn until one fits
-
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]):
-        self.size = size
-        self.scale = scale
-        self.ratio = ratio
-
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Draw a box: top, left, height and width."""
-        for _ in range(self.tries):
-            area = rng.uniform(*self.scale) * height * width
-            aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            cols, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < cols <= width and 0 < rows <= height:
-                return int(rng.integers(height - rows + 1)), int(rng.integers(width - cols + 1)), rows, cols
-        return central_box(height, width, self.ratio)
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return resized_crop(image, self.draw(image.height, image.width, rng), self.size)
-
-
-def central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Return the largest centred box whose width / height is within `ratio`: top, left, height and width."""
-    rows, cols = height, width
-    if width < ratio[0] * height:
-        rows = round(width / ratio[0])
-    elif width > ratio[1] * height:
-        cols = round(height * ratio[1])
-    return (height - rows) // 2, (width - cols) // 2, rows, cols
-
-
-def resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """Resize a box (top, left, height, width) of an image to (height, width); pixels outside it have no influence."""
-    top, left, rows, cols = box
-    part = image.crop((left, top, left + cols, top + rows))
-    return part.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-
-
 class RandAugment:
     """Draw `config.operations` operations with replacement and apply each with probability 0.5.
 
@@ -200,16 +149,19 @@ class RandAugment:
 
 
 class ColorJitter:
-    """Multiply brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order."""
+    """Multiply brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order.
 
-    names = ("Brightness", "Contrast", "Color")
+    Args:
+        strengths: of `Brightness`, `Contrast` and `Color`; any of them.
+    """
 
-    def __init__(self, strength: float):
-        self.low, self.high = max(0.0, 1.0 - strength), 1.0 + strength
+    def __init__(self, strengths: Mapping[str, float]):
+        self.ranges = [(name, max(0.0, 1.0 - strength), 1.0 + strength) for name, strength in strengths.items()]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for number in rng.permutation(len(self.names)):
-            image = _PLAIN[self.names[number]](image, rng.uniform(self.low, self.high))
+        for number in rng.permutation(len(self.ranges)):
+            name, low, high = self.ranges[number]
+            image = _PLAIN[name](image, rng.uniform(low, high))
         return image
 
 
@@ -227,21 +179,18 @@ class RandomErasing:
     def __init__(self, probability: float, area: tuple[float, float]):
         self.probability, self.area = probability, area
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(C, H, W) float32 -> the same with the box erased."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> None:
+        """Erase a box of (C, H, W) float32 in place."""
         if rng.random() >= self.probability:
-            return image
+            return
         chans, rows, cols = image.shape
         for _ in range(self.tries):
             area, log_aspect = rng.uniform(*self.area), rng.uniform(-self.log_aspect, self.log_aspect)
             box = erased_size(rows, cols, area, log_aspect)
             if box is not None:
                 top, left = rng.integers(rows - box[0] + 1), rng.integers(cols - box[1] + 1)
-                image = image.copy()
-                noise = rng.standard_normal((chans, *box), np.float32)
-                image[:, top : top + box[0], left : left + box[1]] = noise
-                break
-        return image
+                image[:, top : top + box[0], left : left + box[1]] = rng.standard_normal((chans, *box), np.float32)
+                return
 
 
 def erased_size(rows: int, cols: int, area: float, log_aspect: float) -> tuple[int, int] | None:
@@ -249,43 +198,3 @@ def erased_size(rows: int, cols: int, area: float, log_aspect: float) -> tuple[i
     pixels, aspect = area * rows * cols, math.exp(log_aspect)
     height, width = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
     return (height, width) if height < rows and width < cols else None
-
-
-# --- in the pipeline --------------------------------------------------------------------------------------------
-
-
-class KeyedAugmentation:
-    """An augmentation as an operation of the data pipeline: (image, key) -> (image, key).
-
-    Args:
-        augment: called with a Pillow image (`pillow`) or an array, and a random generator.
-        stream: number that makes its random draws differ from those of other augmentations with the same key.
-    """
-
-    def __init__(self, augment: Callable[[Any, np.random.Generator], Any], stream: int, pillow: bool):
-        self.augment = augment
-        self.stream = stream
-        self.pillow = pillow
-
-    def __call__(self, image: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([*key.tolist(), self.stream])
-        return np.asarray(self.augment(Image.fromarray(image) if self.pillow else image, rng)), key
-
-
-def crop_augmentation(config: DataConfig, size: tuple[int, int]) -> KeyedAugmentation | None:
-    """Bilinear crops of (H, W, 3) uint8; None if MindSpore makes the crops."""
-    crop = ResizedCrop(size, config.crop_scale, config.crop_ratio)
-    return KeyedAugmentation(crop, 2, pillow=True) if config.interpolation == "bilinear" else None
-
-
-def pixel_augmentation(config: DataConfig) -> KeyedAugmentation | None:
-    """RandAugment or colour jitter of (H, W, 3) uint8; None when both are off."""
-    if config.auto_augment:
-        return KeyedAugmentation(RandAugment(parse_auto_augment(config.auto_augment), config.mean), 0, pillow=True)
-    return KeyedAugmentation(ColorJitter(config.color_jitter), 0, pillow=True) if config.color_jitter else None
-
-
-def erasing_augmentation(config: DataConfig) -> KeyedAugmentation | None:
-    """Random erasing of (C, H, W) float32; None when it is off."""
-    erasing = RandomErasing(config.erasing, config.erasing_area)
-    return KeyedAugmentation(erasing, 1, pillow=False) if config.erasing else None

@@ -1,40 +1,52 @@
-"""From the bytes of an image file to its pixels."""
+"""From the bytes of an image file to its pixels.
+
+The content decides the format, never the name: JPEG (and MPO), PNG, BMP, TIFF, WebP, GIF (the first frame) and NumPy's
+`.npy`. Pixels are those of Pillow's `convert("RGB")`: alpha is dropped, palettes are looked up, CMYK is converted
+without a colour profile. What differs:
+
+- Grey images of 9 to 16 bits keep their highest 8 bits; Pillow cuts all values above 255.
+- TIFF of 32-bit floats or integers, which Pillow cuts too, is read as one band (`bands.py`).
+- JPEG whose scan is damaged is refused (`jpeg.py`); Pillow fills in what it can.
+- JPEG of 12 and more bits is refused.
+
+A TIFF is turned as its orientation says whatever `exif` is, since Pillow turns it while it decodes.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-Box = tuple[int, int, int, int]  # top, left, height, width
+from . import bands
+from .jpeg import HUFFMAN, Header, JpegPicture, decode, read_header
+from .picture import Box, Picture, Undecodable, check_size, only_undecodable, turned
+from .printed import LIBTIFF, printed
 
+__all__ = ["Box", "Decoder", "Picture", "Undecodable"]
 
-class Undecodable(Exception):
-    """An image that cannot be used; the text is the reason, without the name of the file."""
+Image.MAX_IMAGE_PIXELS = None  # `Decoder.max_pixels` takes its place, and is checked before anything is decoded
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it reports odd TIFF files, which are counted as bad anyway
 
-
-class Picture(Protocol):
-    """An image whose header is read, and whose pixels are not decoded before `crop`.
-
-    Attributes:
-        height, width: in pixels, after the EXIF orientation if that is applied.
-    """
-
-    height: int
-    width: int
-
-    def crop(self, box: Box, least: tuple[int, int]) -> np.ndarray:
-        """Return the pixels of a box, (rows, cols, channels), uint8, or float32 in the scale 0 to 1.
-
-        A fast decoder may return fewer pixels for the same box: a half, a quarter or an eighth of its sides, but never
-        fewer than `least` (height, width).
-
-        Raises:
-            Undecodable: the content is damaged.
-        """
+# a plugin is registered when it is imported; for a missing one Pillow would import all that it has
+PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+STARTS = {
+    b"\xff\xd8": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    bands.NPY: "npy",
+}
+ORIENTATION, BITS, SAMPLES, TILE_WIDTH, TILE_ROWS = 274, 258, 277, 322, 323  # tags of TIFF and EXIF
+MODE_BANDS = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}  # modes that are used as bands
 
 
 @dataclass(frozen=True)
@@ -58,22 +70,122 @@ class Decoder:
         Raises:
             Undecodable: it is no image, or one that is not used (too large, another number of bands).
         """
-        try:
-            return PillowPicture(Image.open(io.BytesIO(content)))
-        except Exception as error:
-            raise Undecodable(str(error)) from None
+        kind = kind_of(content)
+        if kind == "npy":
+            return bands.open_npy(content, self.channels, self.max_pixels)
+        if kind == "JPEG":
+            return self.open_jpeg(content)
+        if kind == "WEBP":
+            check_size(*webp_size(content), self.max_pixels)  # Pillow allocates its pixels when it opens the file
+        if kind == "TIFF" and self.channels not in (1, 3):
+            return bands.open_tiff(content, self.channels, self.max_pixels)
+        return self.open_with_pillow(content, kind)
+
+    def open_jpeg(self, content: bytes) -> Picture:
+        """Open a JPEG; Pillow opens those that are not plain."""
+        header = read_header(content)
+        if header is None:
+            return self.open_with_pillow(content, "JPEG")
+        check_size(header.height, header.width, self.max_pixels)
+        if header.bits != 8:
+            raise Undecodable(f"JPEG of {header.bits} bits")
+        if not header.plain or self.channels not in (1, 3):
+            return self.open_with_pillow(content, "JPEG", header)
+        picture = JpegPicture(content, header, self.fast)
+        if self.exif and header.described:
+            with only_undecodable("JPEG"):
+                return turned(picture, orientation_of(Image.open(io.BytesIO(content), formats=("JPEG",))))
+        return picture
+
+    def open_with_pillow(self, content: bytes, kind: str, header: Header | None = None) -> Picture:
+        """Open a file with Pillow."""
+        with only_undecodable(kind):
+            try:
+                image = Image.open(io.BytesIO(content), formats=(kind,))
+            except Exception:
+                if kind != "TIFF":
+                    raise
+                return bands.open_tiff(content, self.channels, self.max_pixels)
+            check_size(image.height, image.width, self.max_pixels)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                check_size(image.tag_v2.get(TILE_ROWS, 1), image.tag_v2.get(TILE_WIDTH, 1), self.max_pixels)
+                if (samples := image.tag_v2.get(SAMPLES, 1)) > 4:  # Pillow would drop some, or read them wrongly
+                    bands.check_bands(samples, self.channels)
+                if image.mode in ("F", "I"):
+                    return bands.open_tiff(content, self.channels, self.max_pixels)
+            if self.channels not in (1, 3):
+                bands.check_bands(MODE_BANDS.get(image.mode, 1), self.channels)
+            scan = (content, header) if header and header.frame in HUFFMAN and header.components != 2 else None
+            picture = PillowPicture(image, kind, self.channels, scan)
+            return turned(picture, orientation_of(image)) if self.exif and kind != "TIFF" else picture
 
 
 class PillowPicture:
-    """An image that Pillow decodes."""
+    """An image that Pillow decodes; of a JPEG, `content` and `header` let libjpeg look for damage first."""
 
-    def __init__(self, image: Image.Image):
-        self.image = image
+    def __init__(self, image: Image.Image, kind: str, channels: int, jpeg: tuple[bytes, Header] | None):
+        self.image, self.kind, self.channels, self.jpeg = image, kind, channels, jpeg
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in range(5, 9):
+            self.load()  # Pillow before version 11 knows the size of a turned TIFF only then
         self.width, self.height = image.size
 
     def crop(self, box: Box, least: tuple[int, int]) -> np.ndarray:
         top, left, rows, cols = box
-        try:
-            return np.asarray(self.image.convert("RGB"))[top : top + rows, left : left + cols]
-        except Exception as error:
-            raise Undecodable(str(error)) from None
+        with only_undecodable(self.kind):
+            if self.jpeg:
+                decode(*self.jpeg)
+            self.load()
+            part = self.image.crop((left, top, left + cols, top + rows))
+            if self.channels not in (1, 3):
+                return np.asarray(part)
+            if part.mode.startswith("I"):
+                high = np.asarray(part) >> (self.bits() - 8)
+                return np.repeat(high.astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
+
+    def load(self) -> None:
+        """Decode all pixels, once."""
+        if self.kind == "TIFF":
+            with printed(LIBTIFF):
+                self.image.load()
+        else:
+            self.image.load()
+
+    def bits(self) -> int:
+        """Return the bits of a grey value of more than 8 bits."""
+        if isinstance(self.image, TiffImagePlugin.TiffImageFile):
+            return int(self.image.tag_v2.get(BITS, (16,))[0])
+        return 16
+
+
+def kind_of(content: bytes) -> str:
+    """Return the format of a content by its first bytes."""
+    if not content:
+        raise Undecodable("the file is empty")
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WEBP"
+    for start, kind in STARTS.items():
+        if content.startswith(start):
+            return kind
+    raise Undecodable("no JPEG, PNG, BMP, TIFF, WebP, GIF or npy file")
+
+
+def orientation_of(image: Image.Image) -> object:
+    """Return the EXIF orientation, 1 if it cannot be read."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # of an image that can be used without it
+        return 1
+
+
+def webp_size(content: bytes) -> tuple[int, int]:
+    """Return height and width of a WebP file (RFC 9649)."""
+    chunk = content[12:16]
+    if len(content) < 30:
+        raise Undecodable("damaged WebP: it is truncated")
+    if chunk == b"VP8X":
+        return int.from_bytes(content[27:30], "little") + 1, int.from_bytes(content[24:27], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    return int.from_bytes(content[28:30], "little") & 0x3FFF, int.from_bytes(content[26:28], "little") & 0x3FFF

@@ -37,7 +37,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore._c_expression import MetaFuncGraph_
 from mindspore._c_expression.typing import Type
 
-from ..operations import kernels
+from .. import native
 from . import parallel
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def compile_graph(cell: nn.Cell, *inputs: Tensor) -> bool:
 
 def folder() -> Path:
     """The folder of stored graphs; creates it."""
-    path = kernels.cache_folder() / "graphs"
+    path = native.cache_folder() / "graphs"
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,4 +56,6 @@ class Batches(Protocol):
 
     def checksum(self) -> list[int]: ...
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]: ...
+    def stream(self, epochs: range, count: int | None = None) -> Generator[tuple[Tensor, ...], None, None]: ...
+
+    def take_faults(self) -> list[dict[str, str]]: ...

@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import psutil  # a requirement of MindSpore too
 
+from .. import native
 from ..config import Precision, TrainConfig
 from ..errors import UserError
 from ..operations import kernels
@@ -72,7 +73,7 @@ def share_of_cpu(threads: int) -> int:
     Args:
         threads: of all ranks of this machine, 0: one for each core.
     """
-    return max(1, (threads or kernels.cores()) // parallel.local_size())
+    return max(1, (threads or native.cores()) // parallel.local_size())
 
 
 def one_memory_block() -> None:

@@ -29,14 +29,23 @@ def evaluate(measure: nn.Cell, batches: Iterable[tuple[Tensor, ...]]) -> np.ndar
     return parallel.total(totals if totals.size else np.zeros(size))  # a rank without a batch adds zeros
 
 
-def features(cell: nn.Cell, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Compute features (n, dim) of the images with label >= 0, in order; the cell stays in evaluation mode."""
+def features(cell: nn.Cell, batches: Iterable[tuple[Tensor, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Compute features of the images with label >= 0; the cell stays in evaluation mode.
+
+    Args:
+        cell: images -> (B, dim).
+        batches: images, labels and numbers.
+
+    Returns:
+        Image numbers (n,) and features (n, dim).
+    """
     cell.set_train(False)
-    outputs = []
-    for image, label in batches:
+    numbers, outputs = [], []
+    for image, label, number in batches:
         keep = label.asnumpy() >= 0
+        numbers.append(number.asnumpy()[keep])
         outputs.append(cell(image).asnumpy()[keep])
-    return np.concatenate(outputs)
+    return np.concatenate(numbers), np.concatenate(outputs)
 
 
 def knn_accuracy(

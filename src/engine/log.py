@@ -197,11 +197,16 @@ def check_writable(path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line; if that fails, for example on a full disk, the file stays unchanged."""
+    """Append a line; if that fails, for example on a full disk, the file stays unchanged.
+
+    A last line that a killed run left incomplete stays a line of its own.
+    """
     size = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with path.open("ab+") as file:
+            file.seek(-min(size, 1), os.SEEK_END)
+            begin = b"" if file.read() in (b"", b"\n") else b"\n"
+            file.write(begin + line.encode() + b"\n")
     except OSError:
         with contextlib.suppress(OSError):
             os.truncate(path, size)

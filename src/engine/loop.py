@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, nn
 
 from ..config import TrainConfig, plural
 from . import checkpoint, parallel
+from .bad_images import BadImages
 from .compile_cache import compile_graph
 from .contracts import Batches, Trainable
 from .log import Clock, Progress, RunError, RunFolder, duration, finite
@@ -59,6 +60,7 @@ class Fit:
         hooks: evaluation, gallery, meta data.
         state: progress so far; updated during training.
         until: last epoch; `train.epochs`, or earlier for a stage of progressive resolution.
+        bad_images: collects the images that cannot be used.
 
     Raises:
         RunError: the loss is not finite, or an epoch has no update.
@@ -73,6 +75,7 @@ class Fit:
         hooks: Hooks,
         state: State,
         until: int,
+        bad_images: BadImages,
     ):
         self.method = method
         self.loader = loader
@@ -89,6 +92,7 @@ class Fit:
                 f"train.accumulate: {plural(self.passes, 'pass', 'passes')} of {plural(train.batch_size, 'image')} are "
                 f"more than an epoch; write {len(loader)} or less"
             )
+        self.bad_images = bad_images
         self.peak = peak_rate(train, self.ranks)
         self.optimizer = build_optimizer(method, train)
         self.step = TrainStep(method, self.optimizer, train.clip_norm, self.passes)
@@ -116,10 +120,12 @@ class Fit:
         end = min(self.until, stop_after)
         self.draws = self.method.draws()  # the counts are restored by now
         progress = Progress((end - state.epoch) * self.updates)
+        # one stream for all epochs, so that the first images of an epoch are loaded before the epoch before ends
+        batches = self.loader.stream(range(state.epoch, end), self.updates * self.passes)
         try:
             for epoch in range(state.epoch, end):
                 self.step.set_train(True)
-                self._epoch(epoch, progress)
+                self._epoch(epoch, batches, progress)
                 state.epoch = epoch + 1
                 last = state.epoch == self.until
                 metrics: dict[str, float] = {}
@@ -132,11 +138,11 @@ class Fit:
                     attempt(self.folder, "gallery", lambda: self.hooks.pictures(state.epoch))
         finally:
             progress.close()
+            batches.close()
 
-    def _epoch(self, epoch: int, progress: Progress) -> None:
+    def _epoch(self, epoch: int, batches: Iterator[tuple[Tensor, ...]], progress: Progress) -> None:
         """Run all updates of an epoch; outputs stay on the device until a line is logged."""
         pending: list[list[tuple[Tensor, ...]]] = []  # for each update the outputs of its passes
-        batches = iter(self.loader.epoch(epoch))
         self.clock.reset()
         for number in range(self.updates):
             passes = []
@@ -221,6 +227,7 @@ class Fit:
     ) -> None:
         """Log the means of the pending updates to terminal, train.log and metrics.jsonl."""
         means = self._means(pending)
+        bad = self.bad_images.report(self.loader.take_faults())
         if not math.isfinite(means["loss"] + means["grad_norm"]):
             hint = "; the last checkpoint is unchanged" if (self.folder.path / "last.ckpt").exists() else ""
             raise RunError(
@@ -246,9 +253,10 @@ class Fit:
             done = epoch * self.updates + number + 1
             remaining = (self.until * self.updates - done) * effective_batch(self.train, self.ranks)
             pace = f"  {speed:.1f} images/s  data wait {waited:.0%}  ETA {duration(remaining / speed)}"
+        replaced = f"  {plural(bad, 'unusable image')} replaced" if bad and number + 1 == self.updates else ""
         self.folder.info(
             f"epoch {epoch + 1}/{self.train.epochs} step {number + 1}/{self.updates}  loss {means['loss']:.4f}{ratio}  "
-            f"lr {rate:.2e}  grad norm {means['grad_norm']:.3f}{pace}"
+            f"lr {rate:.2e}  grad norm {means['grad_norm']:.3f}{pace}{replaced}"
         )
         progress.advance(loss=f"{means['loss']:.4f}", **({} if relative is None else {"relative": f"{relative:.3f}"}))
 

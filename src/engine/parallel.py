@@ -8,6 +8,7 @@ arrays that are zero except on rank 0.
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Callable
@@ -98,6 +99,25 @@ def gather(values: Any) -> np.ndarray:
     table = np.zeros((size(), row.size), np.float32)
     table[rank()] = row
     return total(table)
+
+
+def gather_texts(texts: list[str]) -> list[str]:
+    """Collect texts from all ranks, those of rank 0 first; most calls have none, which costs one small sum."""
+    if size() == 1:
+        return texts
+    content = "\0".join(texts).encode() + b"\0" * bool(texts)
+    longest = largest(len(content))
+    if not longest:
+        return []
+    row = np.zeros(longest)
+    row[: len(content)] = list(content)
+    parts = [bytes(letters.astype(np.uint8)).rstrip(b"\0") for letters in gather(row)]
+    return [text for part in parts if part for text in part.decode().split("\0")]
+
+
+def gather_faults(faults: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Collect the unusable images of all ranks."""
+    return [json.loads(text) for text in gather_texts([json.dumps(fault) for fault in faults])]
 
 
 def largest(value: int) -> int:

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
-import shlex
-import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +21,10 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.ops.signature import make_sig, sig_rw
 
+from .. import native
 from ..config import Kernels, Precision
 from ..errors import UserError
+from ..native import KernelError, cores, processor
 from .forms import kernel_form
 from .rows import (
     Affine,
@@ -45,26 +42,16 @@ from .rows import (
 from .updates import AdamWUpdate, GlobalNorm
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-#: of a C++ compiler; NaN and infinity keep their meaning
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-march=native",
+#: of a C++ compiler, with those of `native`; NaN and infinity keep their meaning
+FLAGS = (
     "-mprefer-vector-width=512",
     "-fopenmp-simd",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-signed-zeros",
-    "-shared",
-    "-fPIC",
     "-pthread",
-]
-COMPILE_SECONDS = 300  # limit of a compilation; it takes three seconds
+)
 CHECK_ERROR = 1e-4  # largest relative error of the self-check in float32; bfloat16 has 100 times that
-
-
-class KernelError(Exception):
-    """The kernels cannot be used; the text is the reason."""
 
 
 class ExportError(UserError):
@@ -114,11 +101,6 @@ def set_up(kernels: Kernels = "auto", threads: int = 0, precision: Precision = "
     return description()
 
 
-def cores() -> int:
-    """Return the CPU cores that this process may use; `taskset` and job schedulers limit them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def description() -> str:
     """Return a line on the kernels in use."""
     if not _state.library:
@@ -161,110 +143,15 @@ def library() -> Path:
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise KernelError(f"they are for Linux on x86-64, and this is {platform.system()} on {platform.machine()}")
-    import fcntl  # Linux only
-
-    compiler = find_compiler()
     libraries = Path(ms.__file__).parent / "lib"
     products = sorted(libraries.glob("libdnnl.so*"))
     if not products:
         raise KernelError(f"this MindSpore has no oneDNN in {libraries}")
-    command = [*compiler, *FLAGS]
-    links = [f"-L{libraries}", f"-l:{products[0].name}", f"-Wl,-rpath,{libraries}"]
-    target = cache_folder() / f"kernels-{key(compiler, [*command, *links])}.so"
-    if ":" in str(target) or "MS_CUSTOM_AOT_WHITE_LIST" in os.environ:
-        raise KernelError(f"MindSpore cannot load {target}: a colon, or MS_CUSTOM_AOT_WHITE_LIST, is in the way")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a machine wait for the first
-            if not is_whole(target):
-                compile_into(target, [*command, str(SOURCE), *links])
-    except OSError as error:
-        raise KernelError(f"the cache folder {target.parent} cannot be used ({error.strerror or error})") from None
-    return target
-
-
-def find_compiler() -> list[str]:
-    """Return the program of the C++ compiler, with its arguments if the variable CXX has some."""
-    named = os.environ.get("CXX", "")
-    found = named or shutil.which("g++") or shutil.which("clang++")
-    if not found:
-        raise KernelError("there is no C++ compiler (g++ or clang++) on the path")
-    try:
-        return shlex.split(named) or [found]
-    except ValueError as error:
-        raise KernelError(f"CXX={named} is not a command ({error})") from None
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for compiled files."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "mim_mindspore"
-    except RuntimeError:  # a user without a home folder
-        raise KernelError("there is no home folder for the compiled file; set XDG_CACHE_HOME") from None
-
-
-def key(compiler: list[str], command: list[str]) -> str:
-    """Return a hash of all that the compiled kernels depend on: source, command, compiler, processor, MindSpore."""
-    version = run_compiler([*compiler, "--version"])[1].encode()
-    flags = next((line for line in processor().splitlines() if line.startswith("flags")), "")
-    parts = [SOURCE.read_bytes(), *map(str.encode, command), version, flags.encode(), ms.__version__.encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def processor() -> str:
-    """Return Linux's description of the processors."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else platform.processor()
-
-
-def compile_into(target: Path, command: list[str]) -> None:
-    """Compile into a partial file, append its SHA-256, then rename it; the caller holds the lock."""
-    partial = target.with_suffix(".partial")
-    try:
-        code, output = run_compiler([*command, "-o", str(partial)])
-        if code or not partial.is_file():
-            lines = output.splitlines()
-            errors = [line for line in lines if "error" in line] or lines or [f"exit code {code}"]
-            raise KernelError(f"{shlex.join(command[:1])} fails: {errors[0][:200]}")
-        content = partial.read_bytes()
-        partial.write_bytes(content + hashlib.sha256(content).digest())  # what follows the end of a library is not read
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def is_whole(target: Path) -> bool:
-    """Whether a compiled file exists with the bytes that were compiled; loading a damaged one can end the process."""
-    content = target.read_bytes() if target.is_file() else b""
-    size = hashlib.sha256().digest_size
-    return hashlib.sha256(content[:-size]).digest() == content[-size:]
-
-
-def run_compiler(command: list[str]) -> tuple[int, str]:
-    """Run a compiler for at most `COMPILE_SECONDS`; returns exit code and all output.
-
-    Raises:
-        KernelError: it does not start, or does not end in time.
-    """
-    out, merged = subprocess.PIPE, subprocess.STDOUT
-    try:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=merged, text=True, errors="replace", start_new_session=True
-        )
-    except OSError as error:
-        raise KernelError(f"{command[0]} does not run ({error.strerror or error})") from None
-    try:
-        output, _ = process.communicate(timeout=COMPILE_SECONDS)
-    except BaseException as error:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a compiler starts processes of its own
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise KernelError(f"{command[0]} does not end within {COMPILE_SECONDS} seconds") from None
-        raise
-    return process.returncode, output
+    links = (f"-L{libraries}", f"-l:{products[0].name}", f"-Wl,-rpath,{libraries}")
+    source = native.Source(SOURCE, FLAGS, links, ms.__version__)
+    if ":" in str(source.target) or "MS_CUSTOM_AOT_WHITE_LIST" in os.environ:
+        raise KernelError(f"MindSpore cannot load {source.target}: a colon, or MS_CUSTOM_AOT_WHITE_LIST, is in the way")
+    return source.compiled()
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -276,12 +163,7 @@ def open_library(path: str) -> ctypes.CDLL:
     Raises:
         KernelError: the file cannot be loaded.
     """
-    try:
-        opened = ctypes.CDLL(path)
-        opened.set_threads  # noqa: B018 # a file that is not ours lacks it
-        return opened
-    except (OSError, AttributeError) as error:
-        raise KernelError(f"{path} cannot be loaded ({error})") from None
+    return native.open_library(path, "set_threads")
 
 
 def call(path: str, name: str, *arrays: np.ndarray) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 
 from ..config import Recipe, plural
 from ..config.files import ConfigError, load_recipe, override
-from ..data.sources import DataError, ImageFolder, image_folder
-from ..engine import checkpoint, device
+from ..data.opening import open_source
+from ..data.sources import DataError, Source, count_classes, with_classes
+from ..engine import checkpoint, device, parallel
 from ..engine.evaluate import confusion_matrix, evaluate, features
 from ..methods import build_method
 from ..models.graph import AsGraph
-from .images import loader
+from .images import left_out, loader
 from .networks import classifier_recipe, deployed, fill, stored_recipe
 
 
@@ -48,11 +49,17 @@ def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[
 
 
 def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> dict[str, Any]:
-    """Measure the accuracy of a checkpoint on the image folder `data`, by default its validation folder.
+    """Measure the accuracy of a checkpoint on the images `data`, by default the validation images of its recipe.
+
+    Args:
+        path: the checkpoint.
+        data: a folder, list or MindRecord file; its classes are those of the checkpoint, or a part of them.
+        overrides, config: changes to the checkpoint's recipe, or a recipe file instead of it.
 
     Returns:
-        ckpt, data (the folder), count, top1 and top5 as fractions, top1_correct and top5_correct as numbers of images,
-        and loss (cross-entropy without label smoothing).
+        ckpt, data, classes (how many of the checkpoint's have images), count, top1 and top5 as fractions, top1_correct
+        and top5_correct as numbers of images, unusable (images that are not counted), and loss (cross-entropy without
+        label smoothing).
     """
     return measure_checkpoint(path, data, overrides, config)[0]
 
@@ -64,8 +71,12 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     device.set_up(recipe.device, recipe.seed, recipe.train)
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), loaded.weights, loaded.path)
-    batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
-    result = method.metrics(evaluate(AsGraph(method, method.measure), batches))
+    batches = loader(recipe, source, ("image", "label", "number"), training=False)
+    sums = evaluate(AsGraph(method, method.measure), batches.epoch(0))
+    faults = parallel.gather_faults(batches.take_faults())
+    if len(faults) == len(source):
+        raise DataError(left_out(faults, source))
+    result = method.metrics(sums)
     count = int(result["count"])
     shares = {key: result[key] for key in ("top1", "top5")}
     correct = {f"{key}_correct": round(share * count) for key, share in shares.items()}
@@ -74,8 +85,13 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
         for name, key in (("top-1", "top1"), ("top-5", "top5"))
         if key == "top1" or len(source.classes) > 5  # with 5 classes top-5 is always 100 %
     ]
-    figures = {"ckpt": path, "data": str(source.folder), "count": count, **shares, **correct, "loss": result["loss"]}
-    return figures, ", ".join(parts)
+    present = len(np.unique(source.labels))
+    if present < len(source.classes):
+        parts.append(f"images of {count_classes(source)}")
+    if faults:
+        parts.append(left_out(faults, source))
+    figures = {"ckpt": path, "data": str(source.place), "classes": present, "count": count, "unusable": len(faults)}
+    return {**figures, **shares, **correct, "loss": result["loss"]}, ", ".join(parts)
 
 
 def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]:
@@ -87,33 +103,33 @@ def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]
     recipe, loaded = open_classifier(path, [])
     source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed, recipe.train)
-    batches = loader(recipe, source, ("image", "label"), training=False).epoch(0)
-    logits = features(fill(deployed(recipe), loaded), batches)
-    return source.classes, confusion_matrix(np.array(source.labels), logits.argmax(axis=1), len(source.classes))
+    batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
+    numbers, logits = features(fill(deployed(recipe), loaded), batches)
+    return source.classes, confusion_matrix(source.labels[numbers], logits.argmax(axis=1), len(source.classes))
 
 
-def images_for(recipe: Recipe, loaded: checkpoint.Checkpoint, data: str) -> ImageFolder:
-    """The folder `data`, or the validation images of the recipe; its classes are those of the checkpoint."""
-    source = image_folder(Path(data) if data else recipe.data.evaluation_folder)
-    check_class_names(source, loaded)
-    return source
+def images_for(recipe: Recipe, loaded: checkpoint.Checkpoint, data: str) -> Source:
+    """The images in `data`, or the validation images of the recipe, with the classes of the checkpoint."""
+    place, key = (Path(data), "--data") if data else (recipe.data.evaluation_place, "data.val")
+    return with_trained_classes(open_source(place, key, "needed"), loaded, key)
 
 
-def check_class_names(source: ImageFolder, loaded: checkpoint.Checkpoint) -> None:
-    """Check that the folder has the checkpoint's class names; a converted checkpoint has only their number.
+def with_trained_classes(source: Source, loaded: checkpoint.Checkpoint, key: str) -> Source:
+    """Return the images with the checkpoint's classes, found by name; the images may have a part of them.
+
+    A converted checkpoint without class names needs as many classes in the order of its own.
 
     Raises:
         DataError: the classes differ.
     """
-    names = loaded.meta["classes"]
-    trained = names or [str(number) for number in range(len(loaded.weights["head.weight"]))]
-    if source.classes == trained or (not names and len(source.classes) == len(trained)):
-        return
-    if not source.classes:
-        raise DataError(f"data: {source.folder} has no class folders; accuracy needs one for each of {len(trained)}")
-    different = sorted(set(source.classes) ^ set(trained)) if names else []
-    raise DataError(
-        f"data: {source.folder} has {len(source.classes)} classes, the checkpoint has {len(trained)}"
-        + (f"; not in both: {', '.join(different[:5])}" if different else "")
-        + (", ..." if len(different) > 5 else "")
-    )
+    count = len(loaded.weights["head.weight"])
+    names = list(loaded.meta["classes"])
+    numbered = getattr(source, "numbered", False) and len(source.classes) <= count
+    if names or numbered:
+        return with_classes(source, names or [str(number) for number in range(count)], "the checkpoint", key)
+    if len(source.classes) != count:
+        raise DataError(
+            f"{key}: {source.place} has {plural(len(source.classes), 'class', 'classes')}, and the checkpoint {count} "
+            f"without names; name images of all {count}, or a list with class numbers from 0"
+        )
+    return source

@@ -12,7 +12,8 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ..config import Recipe
-from ..data.sources import DataError, image_folder
+from ..data.opening import open_source
+from ..data.sources import DataError
 from ..engine import device
 from ..engine.log import RunError
 from ..operations import kernels
@@ -114,15 +115,15 @@ def largest_difference(path: Path, network: nn.Cell, images: np.ndarray, sizes: 
 def example_images(recipe: Recipe, count: int) -> tuple[np.ndarray, str]:
     """Return `count` validation images of the recipe, or noise without its data, and a description of them."""
     try:
-        source = image_folder(recipe.data.evaluation_folder)
+        source = open_source(recipe.data.evaluation_place)
     except DataError:
         shape = (count, recipe.encoder.in_chans, *recipe.encoder.image_size)
         return np.random.default_rng(0).standard_normal(shape).astype(
             np.float32
         ), "noise, since the recipe's data folder does not exist"
     spread = np.linspace(0, len(source) - 1, count).astype(int)
-    batch = next(evaluation_batches(recipe, [source.files[index] for index in spread], count))
-    return batch[0].asnumpy(), f"images of {source.folder}"
+    batch = next(evaluation_batches(recipe, source.subset(spread), count))
+    return batch[0].asnumpy(), f"images of {source.place}"
 
 
 def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, Any]:

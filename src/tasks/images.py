@@ -1,51 +1,69 @@
-"""The images of a recipe: its folders, checked against its classes, and batches of them."""
+"""The images of a recipe: folders or lists, checked against its classes, and batches of them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 from mindspore import Tensor
 
-from ..config import Recipe, plural
+from ..config import Kernels, Recipe, plural
+from ..data import resample
 from ..data.loader import Loader
-from ..data.sources import DataError, ImageFolder, image_folder, labelled_subset
+from ..data.opening import open_source
+from ..data.sources import DataError, Source, labelled_subset, with_classes, without_labels
 from ..engine import parallel
 
 
-def load_sources(recipe: Recipe) -> tuple[ImageFolder, ImageFolder | None]:
-    """Return training and validation images of a recipe.
+def load_sources(recipe: Recipe) -> tuple[Source, Source | None]:
+    """Return training and validation images of a recipe; the labels of both count the same classes.
 
     Raises:
-        DataError: a folder is unusable, or its classes do not fit the classifier.
+        DataError: a folder or list is unusable, or its classes do not fit the classifier.
     """
-    root = Path(recipe.data.root)
-    training = image_folder(root / recipe.data.train)
-    training = labelled_subset(training, recipe.data.labels_per_class)
-    validation = image_folder(root / recipe.data.val) if recipe.data.val else None
-    classifier = recipe.method.classifier
-    if classifier is not None:
-        check_class_count(classifier.num_classes, training)
-        if validation is not None and validation.classes != training.classes:
-            different = sorted(set(validation.classes) ^ set(training.classes))
-            raise DataError(
-                f"data.val: {validation.folder} and {training.folder} differ in classes ({', '.join(different[:5])})"
-            )
+    data, classifier = recipe.data, recipe.method.classifier
+    training = open_source(data.training_place, "data.train", "complete" if classifier else "any")
+    if classifier:
+        training = numbered_classes(training, classifier.num_classes)
+    training = labelled_subset(training, data.labels_per_class)
+    if not data.val:
+        return training, None
+    validation = open_source(data.evaluation_place, "data.val", "needed" if classifier else "any")
+    if classifier or (recipe.train.knn and training.classes and validation.classes):
+        validation = with_classes(validation, training.classes, str(training.place), "data.val")
+    elif recipe.train.knn:  # a probe needs the labels of both
+        validation = without_labels(validation)
     return training, validation
 
 
-def check_class_count(num_classes: int, source: ImageFolder) -> None:
-    """Check that the folder has `num_classes` classes."""
-    if not source.classes:
-        raise DataError(f"data: {source.folder} has no class folders; a classifier needs one per class")
+def numbered_classes(source: Source, num_classes: int) -> Source:
+    """Return the training images of a classifier; those of a list with numbers have `num_classes` classes.
+
+    Raises:
+        DataError: they have another number of classes.
+    """
+    if getattr(source, "numbered", False) and len(source.classes) < num_classes:
+        return with_classes(source, [str(number) for number in range(num_classes)], "method.num_classes", "data.train")
+    check_class_count(num_classes, source)
+    return source
+
+
+def check_class_count(num_classes: int, source: Source) -> None:
+    """Check that the images have `num_classes` classes."""
+    if getattr(source, "numbered", False) and source.labels.min() > 0:
+        raise DataError(
+            f"method.num_classes: {num_classes}, but {source.place} has class numbers {source.labels.min()} to "
+            f"{source.labels.max()}, and they count from 0; subtract {source.labels.min()} from each"
+        )
     if len(source.classes) != num_classes:
         count = plural(len(source.classes), "class", "classes")
         raise DataError(
-            f"method.num_classes: {num_classes}, but {source.folder} has {count}; write {len(source.classes)}"
+            f"method.num_classes: {num_classes}, but {source.place} has {count}; write {len(source.classes)}"
         )
 
 
-def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], training: bool) -> Loader:
+def loader(recipe: Recipe, source: Source, columns: tuple[str, ...], training: bool) -> Loader:
     """Return the batches of a split, with augmentation (training) or evaluation transform of the recipe."""
     return Loader(
         source,
@@ -58,15 +76,30 @@ def loader(recipe: Recipe, source: ImageFolder, columns: tuple[str, ...], traini
         training,
         parallel.rank(),
         parallel.size(),
+        library=resampling(recipe.train.kernels),
+    )
+
+
+@functools.cache
+def resampling(kernels: Kernels) -> str:
+    """Return the compiled library that resizes images; empty where it cannot be had, or is not asked for."""
+    return resample.library() if kernels == "auto" else ""
+
+
+def left_out(faults: list[dict[str, str]], source: Source) -> str:
+    """Return a line on the images of an evaluation that are not counted; empty if there are none."""
+    if not faults:
+        return ""
+    first = min(faults, key=lambda fault: fault["image"])
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return (
+        f"{len(faults)} of {plural(len(source), 'image')} cannot be used and {'is' if len(faults) == 1 else 'are'} not "
+        f"counted: {first['image']} ({first['reason']}){more}"
     )
 
 
 def evaluation_batches(
-    recipe: Recipe, files: list[Path], batch: int, columns: tuple[str, ...] = ("image",)
+    recipe: Recipe, source: Source, batch: int, columns: tuple[str, ...] = ("image",)
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield batches of single files with the evaluation transform; they are the same on every rank."""
-    source = ImageFolder(files[0].parent, files, [0] * len(files), [])
-    encoder = recipe.encoder
-    return Loader(
-        source, recipe.data, encoder.image_size, encoder.in_chans, batch, columns, recipe.seed, training=False
-    ).epoch(0)
+    """Yield batches of a few images with the evaluation transform; they are the same on every rank."""
+    return replace(loader(recipe, source, columns, training=False), batch_size=batch, rank=0, ranks=1).epoch(0)

@@ -16,7 +16,8 @@ from mindspore.nn.utils import no_init_parameters
 from ..config import Recipe, at_stage, plural
 from ..config.files import ConfigError
 from ..data.loader import images_of_epoch
-from ..data.sources import image_folder, labelled_subset
+from ..data.opening import open_source
+from ..data.sources import labelled_subset
 from ..engine import checkpoint, device
 from ..engine.log import duration
 from ..engine.optim import build_optimizer
@@ -65,7 +66,7 @@ def make_plan(recipe: Recipe, devices: int = 1, images: int = 0, measure: bool =
     Args:
         recipe: the resolved recipe.
         devices: number of devices; each takes `train.batch_size` images per pass.
-        images: number of training images. 0: count those in the data folder, or use ImageNet-1K's number if a folder of
+        images: number of training images. 0: count those of `data.train`, or use ImageNet-1K's number if a folder of
             that name does not exist. If neither is known, `images` and the steps of the plan are None.
         measure: also run two training steps on random images.
 
@@ -131,14 +132,14 @@ def steps_per_epoch(recipe: Recipe, devices: int, images: int) -> int:
 def count_images(recipe: Recipe) -> tuple[int | None, str]:
     """Return the training images of an epoch (None if unknown) and the source of that number."""
     data = recipe.data
-    folder = Path(data.root) / data.train
-    if folder.is_dir():
-        return len(labelled_subset(image_folder(folder), data.labels_per_class)), str(folder)
+    place = data.training_place
+    if place.exists():
+        return len(labelled_subset(open_source(place, "data.train"), data.labels_per_class)), str(place)
     if "imagenet" not in Path(data.root).name.lower():
-        return None, f"there is no folder {folder}; set data.root, or write --images N"
+        return None, f"there is no folder {place}; set data.root, or write --images N"
     if data.labels_per_class and recipe.method.classifier:
         return data.labels_per_class * recipe.method.classifier.num_classes, "ImageNet-1K, data.labels_per_class"
-    return IMAGENET, f"ImageNet-1K; there is no folder {folder}"
+    return IMAGENET, f"ImageNet-1K; there is no folder {place}"
 
 
 def count_parameters(recipe: Recipe) -> dict[str, int]:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..config import Recipe
-from ..data.sources import EXTENSIONS, DataError, images_below
+from ..data.folders import images_below
+from ..data.sources import DataError, plain_files
 from ..engine import device
 from .evaluate import open_classifier
-from .images import evaluation_batches
+from .images import loader
 from .networks import deployed, fill
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, best first; an empty list if the file cannot be read."""
+    """The most probable classes of one image, best first."""
 
     path: Path
-    classes: list[tuple[str, float]]  # name and probability
+    classes: list[tuple[str, float]]  # name and probability; empty if the file cannot be used
+    reason: str = ""  # why it cannot be used
 
 
 def predict(path: str, images: list[str], top: int, overrides: list[str]) -> Iterator[Prediction]:
@@ -40,51 +41,38 @@ def predict(path: str, images: list[str], top: int, overrides: list[str]) -> Ite
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
         decoded = read_images(recipe, part)
-        readable = [image for image in decoded if image is not None]
+        readable = [image for image in decoded if not isinstance(image, str)]
         scores = iter(probabilities(network, readable, batch))
         for file, image in zip(part, decoded, strict=True):
-            best = [] if image is None else top_classes(next(scores), loaded.meta["classes"], top)
-            yield Prediction(file, best)
+            if isinstance(image, str):
+                yield Prediction(file, [], image)
+            else:
+                yield Prediction(file, top_classes(next(scores), loaded.meta["classes"], top))
 
 
 def image_files(images: list[str]) -> list[Path]:
-    """Return the given image files and all images below the given folders, in the given order."""
+    """Return the given files, whatever their names, and all images below the given folders, in the given order."""
     files: list[Path] = []
     for name in images:
         path = Path(name)
         if path.is_dir():
-            below = images_below(path)
-            if not below:
-                raise DataError(f"{path}: no image in this folder; valid formats: {', '.join(sorted(EXTENSIONS))}")
-            files += below
+            below = images_below(path, "command line")
+            files += [below.path(index) for index in range(len(below))]
         elif not path.is_file():
-            raise DataError(f"{path}: no such file or folder")
-        elif path.suffix.lower() not in EXTENSIONS:
-            raise DataError(f"{path}: not an image file; valid formats: {', '.join(sorted(EXTENSIONS))}")
+            kind = "is a pipe, a socket or a device; name a file" if path.exists() else "no such file or folder"
+            raise DataError(f"{path}: {kind}")
         else:
             files.append(path)
     return files
 
 
-def read_images(recipe: Recipe, files: list[Path]) -> list[np.ndarray | None]:
-    """Read files with the evaluation transform, each (in_chans, H, W); None for a file that cannot be read."""
-
-    readable = [path for path in files if is_image(path)]
-    arrays: dict[Path, np.ndarray] = {}
-    try:
-        if readable:
-            batch = next(evaluation_batches(recipe, readable, len(readable)))[0].asnumpy()
-            arrays = dict(zip(readable, batch, strict=True))
-    except DataError:
-        if len(files) > 1:
-            return [read_images(recipe, [path])[0] for path in files]
-    return [arrays.get(path) for path in files]
-
-
-def is_image(path: Path) -> bool:
-    """Whether OpenCV decodes a file; MindSpore ends the process for a JPEG truncated in its header."""
-    content = np.fromfile(path, np.uint8)
-    return bool(content.size) and cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_8) is not None
+def read_images(recipe: Recipe, files: list[Path]) -> list[np.ndarray | str]:
+    """Read files with the evaluation transform, each (in_chans, H, W), or the reason why it cannot be used."""
+    batches = replace(loader(recipe, plain_files(files), ("image",), training=False), batch_size=len(files))
+    (image,) = next(batches.epoch(0))
+    reasons = {fault["image"]: fault["reason"] for fault in batches.take_faults()}
+    pixels = image.asnumpy()
+    return [reasons.get(str(path), pixels[row]) for row, path in enumerate(files)]
 
 
 def probabilities(network: nn.Cell, images: list[np.ndarray], batch: int) -> np.ndarray:

@@ -15,8 +15,9 @@ from mindspore import Tensor
 from ..config import Recipe, at_stage, plural
 from ..config.files import dump_recipe, parse_recipe, to_tree
 from ..data.loader import Loader
-from ..data.sources import ImageFolder
+from ..data.sources import DataError, Source
 from ..engine import checkpoint, device, parallel
+from ..engine.bad_images import BadImages
 from ..engine.evaluate import evaluate, features, knn_accuracy
 from ..engine.log import RunFolder
 from ..engine.loop import Fit, Hooks, State, attempt
@@ -27,7 +28,7 @@ from ..operations import kernels
 from ..visual.curves import draw_curves
 from ..visual.gallery import write_grid
 from ..weights.load import Origin, carry_over, load_encoder_weights
-from .images import evaluation_batches, load_sources, loader
+from .images import evaluation_batches, left_out, load_sources, loader
 from .networks import origin_of
 from .teacher import digest_of, load_teacher, store_outputs, stored_outputs
 
@@ -94,7 +95,7 @@ def resume_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | No
     return loaded
 
 
-def training_parts(recipe: Recipe) -> tuple[Method, Loader, ImageFolder | None]:
+def training_parts(recipe: Recipe) -> tuple[Method, Loader, Source | None]:
     """Return Method, training batches and validation images of a recipe."""
     source, validation = load_sources(recipe)
     method = build_method(recipe, load_teacher(recipe, source.classes))
@@ -118,7 +119,7 @@ class Training:
         recipe: Recipe,
         method: Method,
         train_loader: Loader,
-        validation: ImageFolder | None,
+        validation: Source | None,
         folder: RunFolder,
         used: str,
     ):
@@ -187,7 +188,9 @@ class Training:
         if recipe.method.teacher_network:
             meta["teacher"] = digest_of(recipe.method.teacher_network.file)
         hooks = Hooks(self._evaluate, self._pictures, meta)
-        return Fit(self.method, self.train_loader, recipe.train, self.folder, hooks, state, until)
+        self.bad_images = BadImages(self.folder, self.train_loader)
+        parts = (self.train_loader, recipe.train, self.folder, hooks, state, until, self.bad_images)
+        return Fit(self.method, *parts)
 
     def _with_teacher_outputs(self, batches: Loader) -> Loader:
         """Add stored teacher outputs to the training batches if the recipe has a cache; rank 0 computes them."""
@@ -299,8 +302,14 @@ class Training:
         if self.validation is None:
             return {}
         batches = loader(self.recipe, self.validation, ("image", "label", "number"), training=False)
-        self.metrics = self.method.metrics(evaluate(self.measure, batches.epoch(0))) | self._knn()
+        sums = evaluate(self.measure, batches.epoch(0))
+        faults = self.bad_images.report_evaluation(batches.take_faults())
+        if len(faults) == len(self.validation):
+            raise DataError(left_out(faults, self.validation))
+        self.metrics = self.method.metrics(sums) | self._knn()
         self._log_metrics(self.metrics, epoch)
+        if faults:
+            self.folder.info(left_out(faults, self.validation))
         return self.metrics
 
     def _knn(self) -> dict[str, float]:
@@ -310,18 +319,22 @@ class Training:
             return {}
         bank = self._features(self.train_loader.source)
         vectors, labels = self._features(self.validation)
+        if not len(bank[1]) or not len(labels):  # none can be used
+            return {}
         part = slice(parallel.rank(), None, parallel.size())  # each rank classifies a part of the images
         correct = knn_accuracy(bank, (vectors[part], labels[part]), k) * len(labels[part]) if len(labels[part]) else 0.0
         return {"knn_top1": float(parallel.total([correct])[0]) / len(labels)}
 
-    def _features(self, source: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
-        """Compute features (n, dim) and labels (n,) of all images; each rank computes a part of them."""
-        batches = loader(self.recipe, source, ("image", "label"), training=False)
+    def _features(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Compute features (n, dim) and labels (n,) of all usable images; each rank computes a part of them."""
+        batches = loader(self.recipe, source, ("image", "label", "number"), training=False)
         vectors = np.zeros((len(source), self.method.encoder.out_dim), np.float32)
-        order = batches.order(0)
-        if len(order):
-            vectors[order[order >= 0]] = features(self.probe, batches.epoch(0))
-        return parallel.total(vectors), np.array(source.labels)
+        used = np.zeros(len(source), np.float32)
+        if len(batches):
+            numbers, found = features(self.probe, batches.epoch(0))
+            vectors[numbers], used[numbers] = found, 1
+        usable = parallel.total(used) > 0
+        return parallel.total(vectors)[usable], source.labels[usable]
 
     def _log_metrics(self, metrics: dict[str, float], epoch: int) -> None:
         if not metrics:
@@ -335,18 +348,19 @@ class Training:
     def _sample_images(self) -> Iterator[np.ndarray]:
         """Yield up to `SAMPLE_IMAGES` training images with the evaluation transform; the same on every rank."""
         sample = evenly_spread(self.train_loader.source, SAMPLE_IMAGES)
-        batches = evaluation_batches(self.recipe, sample.files, min(len(sample), self.recipe.train.batch_size))
-        remaining = len(sample)
-        for (image,) in batches:
-            yield image.asnumpy()[:remaining]
-            remaining -= image.shape[0]
+        batch = min(len(sample), self.recipe.train.batch_size)
+        for image, label in evaluation_batches(self.recipe, sample, batch, ("image", "label")):
+            yield image.asnumpy()[label.asnumpy() >= 0]
 
     def _pictures(self, epoch: int) -> None:
         """Write the gallery of a few validation images, on rank 0 only."""
         if not self.folder.writes:
             return
         sample = evenly_spread(self.validation or self.train_loader.source, GALLERY_IMAGES)
-        image, number = next(evaluation_batches(self.recipe, sample.files, len(sample), ("image", "number")))
+        columns = ("image", "number", "label")
+        image, number, label = next(evaluation_batches(self.recipe, sample, len(sample), columns))
+        usable = np.flatnonzero(label.asnumpy() >= 0)
+        image, number = Tensor(image.asnumpy()[usable]), Tensor(number.asnumpy()[usable])
         panels = self.method.panels(image, number, self.recipe.data.mean, self.recipe.data.std)
         if panels:
             path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
@@ -354,10 +368,9 @@ class Training:
             self.folder.info(f"gallery {path}")
 
 
-def evenly_spread(source: ImageFolder, count: int) -> ImageFolder:
-    """Return at most `count` images of a source, spread evenly over its files."""
-    indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    return replace(source, files=[source.files[i] for i in indices], labels=[source.labels[i] for i in indices])
+def evenly_spread(source: Source, count: int) -> Source:
+    """Return at most `count` images of a source, spread evenly over it."""
+    return source.subset(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
 
 
 def show_metric(name: str, value: float) -> str:

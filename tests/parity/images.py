@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from pathlib import Path
@@ -10,14 +11,13 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.dataset import vision
-from mindspore.dataset.vision import Inter
 from PIL import Image
 
 from src.config import DataConfig, parse_auto_augment
 from src.data import augment
-from src.data.loader import Loader
-from src.data.sources import ImageFolder
+from src.data.decode import Box
+from src.data.resample import resized
+from src.data.transform import Transform, draw_box, evaluation_pixels
 from src.methods.classify import soft_cross_entropy
 from src.methods.mixing import cut_box, mix, soft_targets
 from tests.parity.common import Case, Findings, error, read_json
@@ -29,33 +29,45 @@ def share_of(crop: int, resize: int) -> float:
     return next((share for share in shares if share <= 1 and int(crop / share) == resize), DataConfig().eval_crop)
 
 
+class Pixels:
+    """Decoded pixels as a picture."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def crop(self, box: Box, least: tuple[int, int]) -> np.ndarray:
+        top, left, rows, cols = box
+        return self.pixels[top : top + rows, left : left + cols]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """The bytes of a PNG file, (H, W, 3) RGB."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def evaluation_transform(case: Case) -> Findings:
     """Resize, centre crop and normalisation of `eval.py`; the resize filter on stated boxes (training crops)."""
-    data, files = case.data, ImageFolder(case.folder, [], [], [])
+    data = case.data
     for row in case.info.get("eval", []):
         size = (row["crop"], row["crop"])
         crop = share_of(row["crop"], row["resize"])
-        steps = Loader(files, DataConfig(eval_crop=crop), size, 3, 1, ("image",), training=False).operations()[0][0][1:]
         image = data[f"image_{row['image']}"]
-        for step in steps[:2]:
-            image = step(image)
-        yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
+        pixels = evaluation_pixels(Pixels(image), size, crop)
+        yield row["array"], float(np.abs(pixels.astype(int) - data[row["array"]]).max()), 0.0
         if "float_array" in row:
-            for step in steps[2:]:
-                image = step(image)
-            yield row["float_array"], error(image, data[row["float_array"]]), case.tolerance.get("float32_rel", 1e-6)
+            ours = np.empty((3, *size), np.float32)
+            Transform(DataConfig(eval_crop=crop), size, 3, training=False)(png(image), (0, 0, 0, 0), ours)
+            yield row["float_array"], error(ours, data[row["float_array"]]), case.tolerance.get("float32_rel", 1e-6)
     for row in case.info.get("random_resized_crop", []):
         image, size = data[f"image_{row['image']}"], (row["size"], row["size"])
-        top, left, height, width = box = row["top_left_height_width"]
-        if row["interpolation"] == "bicubic":
-            part = np.ascontiguousarray(image[top : top + height, left : left + width])
-            image = vision.Resize(size, Inter.PILCUBIC)(part)
-        else:
-            image = np.asarray(augment.resized_crop(Image.fromarray(image), box, size))
+        image = resized(Pixels(image).crop(tuple(row["top_left_height_width"]), size), size, row["interpolation"])
         yield row["array"], float(np.abs(image.astype(int) - data[row["array"]]).max()), 0.0
     for row in case.info.get("fallback_boxes", []):
-        never = augment.ResizedCrop((1, 1), tuple(row["scale"]), tuple(row["ratio"]))  # never fits, so it falls back
-        box = never.draw(row["height"], row["width"], np.random.default_rng(0))
+        height, width = row["height"], row["width"]  # no drawn box fits, so it falls back
+        box = draw_box(height, width, tuple(row["scale"]), tuple(row["ratio"]), np.random.default_rng(0))
         yield f"box of {row['width']}x{row['height']}", float(list(box) != row["top_left_height_width"]), 0.0
 
 

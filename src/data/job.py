@@ -1,0 +1,121 @@
+"""What a worker does for one image: read, transform, and replace what cannot be used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from . import resample
+from .decode import Undecodable
+from .sources import Source
+from .transform import Key, Transform, generator
+
+#: number of the random draw of a replacement (`transform.generator`)
+REPLACE = 10
+TRIES = 64  # images drawn for a replacement before the run stops
+MAX_REASON = 200  # characters
+
+
+class Fault(NamedTuple):
+    """An image that could not be used."""
+
+    image: int
+    replacement: int  # the image used instead; -1: none
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """Load images of a source; a worker process has a copy.
+
+    Args:
+        source, transform: what to load and how.
+        seed: of the augmentation.
+        replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch. False:
+            it becomes zeros.
+        library: of `resample`; empty: Pillow.
+        crashed: images whose decoding ended a worker process.
+    """
+
+    source: Source
+    transform: Transform
+    seed: int
+    replaces: bool
+    library: str = ""
+    crashed: set[int] = field(default_factory=set)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image: channels, height, width."""
+        return (self.transform.channels, *self.transform.size)
+
+    def fill(
+        self, rows: np.ndarray, items: np.ndarray, note: Callable[[int], None] = lambda index: None
+    ) -> list[tuple[int, Fault]]:
+        """Load images into rows of a batch; returns the faults with their rows.
+
+        Args:
+            rows: (n or more, channels, H, W) float32.
+            items: (n, 3) image, epoch and copy; image -1 is padding and becomes zeros.
+            note: is told each image before it is decoded.
+        """
+        resample.use(self.library)
+        faults = []
+        for row, (index, epoch, copy) in enumerate(items.tolist()):
+            if index < 0:
+                rows[row] = 0
+            elif fault := self.load(index, epoch, copy, rows[row], note):
+                faults.append((row, fault))
+        return faults
+
+    def load(self, index: int, epoch: int, copy: int, out: np.ndarray, note: Callable[[int], None]) -> Fault | None:
+        """Write an image into `out`, (channels, H, W) float32; returns what was wrong with it.
+
+        Args:
+            copy: number of this copy of the image in the epoch.
+            note: is told each image before it is decoded.
+        """
+        key = (self.seed, epoch, index, copy)
+        try:
+            self._load(index, key, out, note)
+            return None
+        except Undecodable as error:
+            reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+        for candidate in self._candidates(index) if self.replaces else ():
+            try:
+                self._load(candidate, key, out, note)
+                return Fault(index, candidate, reason)
+            except Undecodable:
+                continue
+        out[:] = 0
+        return Fault(index, -1, reason)
+
+    def _load(self, index: int, key: Key, out: np.ndarray, note: Callable[[int], None]) -> None:
+        if index in self.crashed:
+            raise Undecodable("its decoding ended the process")
+        note(index)
+        try:
+            self.transform(self.source.read(index), key, out)
+        except (OSError, ValueError) as error:
+            raise Undecodable(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        except MemoryError:
+            raise Undecodable("does not fit into memory") from None
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """Yield images of the same class in an order drawn from seed and image."""
+        order, ends = self._by_class
+        label = int(self.source.labels[index])
+        members = order[int(ends[label - 1]) if label else 0 : int(ends[label])]
+        if len(members) > 1:
+            draws = generator((self.seed, 0, index, 0), REPLACE).integers(len(members), size=TRIES)
+            yield from (int(members[draw]) for draw in draws if members[draw] != index)
+
+    @functools.cached_property
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images sorted by class, and the end of each class in them."""
+        labels = self.source.labels
+        return np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))

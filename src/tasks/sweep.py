@@ -1,0 +1,162 @@
+"""Apply a function to every image of a source, in processes that never import MindSpore."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.decode import Box, Decoder, Undecodable
+from ..data.sources import Source
+
+CHUNK = 8  # images of a task
+AHEAD = 4  # tasks of each process that wait or are done
+MAX_REASON = 200  # characters
+
+#: takes the content of an image
+Work = Callable[[bytes], Any]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that cannot be used, and why."""
+
+    reason: str
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def decoded(decoder: Decoder, content: bytes) -> np.ndarray:
+    """Decode a whole image, (height, width, channels).
+
+    Raises:
+        Undecodable: it cannot be used.
+    """
+    picture = decoder.open(content)
+    box: Box = (0, 0, picture.height, picture.width)
+    return picture.crop(box, (picture.height, picture.width))
+
+
+def sweep(
+    source: Source, work: Work, processes: int, title: str, indices: Sequence[int] | np.ndarray | None = None
+) -> Generator[tuple[int, Any], None, None]:
+    """Yield each image and the result of `work`, or `Bad`, in their order, with a progress bar on a terminal.
+
+    An image whose decoding ends the process is bad too.
+
+    Args:
+        work: a function or an object that can be pickled; it may raise `Undecodable`.
+        indices: images; None is all.
+    """
+    numbers = list(range(len(source))) if indices is None else [int(index) for index in indices]
+    bar = tqdm(total=len(numbers), desc=title, unit=" images", disable=not sys.stderr.isatty(), leave=False)
+    with closing(bar), closing(_results(source, work, processes, numbers)) as results:
+        for index, result in results:
+            bar.update()
+            yield index, result
+
+
+def _results(source: Source, work: Work, processes: int, numbers: list[int]) -> Generator[tuple[int, Any], None, None]:
+    chunks = iter([numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)])
+    pool = _pool(source, work, processes)
+    pending: deque[tuple[list[int], Future[list[Any]] | None]] = deque()
+    try:
+        while True:
+            while len(pending) < AHEAD * processes and (following := next(chunks, None)) is not None:
+                pending.append((following, _submitted(pool, following)))
+            if not pending:
+                return
+            chunk, future = pending.popleft()
+            try:
+                results = future.result() if future is not None else None
+            except BrokenProcessPool:
+                results = None
+            if results is None:  # a process ended, maybe in another chunk: try this one image by image
+                results = list(_one_by_one(source, work, chunk))
+                pool.shutdown()
+                pool = _pool(source, work, processes)
+                pending = deque((later, _submitted(pool, later)) for later, _ in pending)
+            yield from zip(chunk, results, strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_by_one(source: Source, work: Work, chunk: list[int]) -> Iterator[Any]:
+    pool = _pool(source, work, 1)
+    try:
+        for index in chunk:
+            try:
+                yield pool.submit(_run, [index]).result()[0]
+            except BrokenProcessPool:
+                yield Bad("its decoding ended the process")
+                pool.shutdown()
+                pool = _pool(source, work, 1)
+    finally:
+        pool.shutdown()
+
+
+def _pool(source: Source, work: Work, processes: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, _start, (source, work))
+
+
+def _submitted(pool: ProcessPoolExecutor, chunk: list[int]) -> Future[list[Any]] | None:
+    """Submit a chunk; None if a process has ended."""
+    try:
+        return pool.submit(_run, chunk)
+    except BrokenProcessPool:
+        return None
+
+
+#: source and work of a process
+_job: list[tuple[Source, Work]] = []
+
+
+def _start(source: Source, work: Work) -> None:
+    """Prepare a process: it ignores Ctrl-C, which its parent handles, and ends with its parent."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    _job[:] = [(source, work)]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _run(indices: list[int]) -> list[Any]:
+    return [_one(*_job[0], index) for index in indices]
+
+
+def _one(source: Source, work: Work, index: int) -> Any:
+    """Return the result for an image; the reasons have the words of `data/job.py`."""
+    try:
+        return work(source.read(index))
+    except Undecodable as error:
+        reason = str(error) or type(error).__name__
+    except MemoryError:
+        reason = "does not fit into memory"
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return Bad(" ".join(reason.split())[:MAX_REASON])
