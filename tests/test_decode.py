@@ -21,6 +21,7 @@ from src.data.decode import Decoder, Undecodable
 from src.data.printed import LIBJPEG, LIBTIFF, printed
 
 tifffile = pytest.importorskip("tifffile")  # comes with scikit-image
+pytestmark = pytest.mark.filterwarnings("ignore:Palette images")  # of Pillow, about the expected pixels
 ALL = (1, 1)  # `least` of a crop that may shrink to nothing
 RNG = np.random.default_rng(0)
 
@@ -162,7 +163,8 @@ def test_fast_keeps_at_least_the_asked_pixels_and_the_region(library: str, monke
     content = saved(Image.fromarray(ramps), "JPEG", quality=100, subsampling=0)
     for box, least, size in [
         ((0, 0, 203, 317), (100, 100), (102, 159)),
-        ((0, 0, 203, 317), (102, 159), (102, 159)),
+        ((0, 0, 203, 317), (102, 158), (203, 317)),
+        ((0, 0, 203, 317), (101, 158), (102, 159)),
         ((0, 0, 203, 317), (103, 159), (203, 317)),
         ((0, 0, 203, 317), (20, 20), (25, 40)),
         ((3, 5, 64, 128), (8, 16), (8, 16)),
@@ -366,6 +368,28 @@ def test_sizes_are_checked_before_pixels_take_memory() -> None:
     refused(header, channels=5)
 
 
+def test_damaged_png_is_not_used() -> None:
+    for shape in ((40, 30), (40, 30, 3), (40, 30, 4)):
+        pixels = RNG.integers(1, 256, shape).astype(np.uint8)
+        content = saved(Image.fromarray(pixels), "PNG")
+        start = content.index(b"IDAT") + 4
+        for place in range(start + 2, len(content) - 24, 97):
+            changed = content[:place] + bytes((content[place] ^ 16,)) + content[place + 1 :]
+            assert refused(changed).startswith("damaged PNG")
+        rows = pixels[:25].tobytes()
+        lines = b"".join(b"\0" + rows[at : at + len(rows) // 25] for at in range(0, len(rows), len(rows) // 25))
+        for data, whole_image in ((lines, False), (lines + bytes(len(lines) // 25 * 15), True)):
+            chunk = b"IDAT" + zlib.compress(data)
+            chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            short = content[: start - 8] + chunk + content[-12:]
+            if whole_image:
+                assert np.array_equal(whole(short), pillow(short))
+            else:
+                assert refused(short) == "damaged PNG: rows are missing"
+    black = saved(Image.new("RGB", (30, 40)), "PNG")
+    assert not whole(black).any()
+
+
 def test_no_other_format_is_reached() -> None:
     assert refused(b"") == "the file is empty"
     for content in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"text", b"P6 1 1 255 abc", b"\0" * 99):
@@ -414,7 +438,7 @@ def test_harmless_oddities_are_used(
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 4}):
         content = photograph(**options)
         expected = pillow(content)
-        version = content.index(b"JFIF\0") + 5
+        version, start = content.index(b"JFIF\0") + 5, content.index(b"\xff\xda")
         odd = [
             content + b"after the end",
             content[:-2] + b"\0" * 40 + content[-2:],
@@ -423,6 +447,7 @@ def test_harmless_oddities_are_used(
             content[:version] + b"\0\0" + content[version + 2 :],
             content[:2] + b"\xff\xe1\0\x10Exif\0\0garbled!" + content[2:],
             content[:2] + b"\xff\xfe\0\x05\0\xff\xd9" + content[2:],
+            content[:start] + b"between segments" + content[start:],
         ]
         both = odd[4][:-2] + b"\0" * 40 + odd[4][-2:]
         for case in (*odd, both):

@@ -31,12 +31,14 @@ class DataError(UserError):
 class Source(Protocol):
     """The images of one split. Worker processes get a copy, so its large parts are NumPy arrays.
 
-    A source is a frozen dataclass with the fields `classes` and `labels`, which `with_classes` replaces.
+    A source is a frozen dataclass with the fields `classes`, `labels` and `numbered`, which `with_classes` replaces.
 
     Attributes:
         place: the folder or file that messages name.
         classes: class names; empty without labels.
         labels: (n,) int32, an index into `classes`; 0 without classes.
+        numbered: the labels are numbers, which count the classes of whatever the images are used with; `classes` are
+            these numbers as texts.
         skipped: what was left out and why -> number of entries.
     """
 
@@ -48,6 +50,9 @@ class Source(Protocol):
 
     @property
     def labels(self) -> np.ndarray: ...
+
+    @property
+    def numbered(self) -> bool: ...
 
     @property
     def skipped(self) -> Counter[str]: ...
@@ -145,9 +150,7 @@ class Files:
         place: folder or list file that messages name.
         folder: the names are relative to it.
         names: paths of the files.
-        labels, classes, skipped: as in `Source`.
-        numbered: the labels are numbers, which count the classes of whatever the images are used with; `classes` are
-            these numbers as texts.
+        labels, classes, skipped, numbered: as in `Source`.
     """
 
     place: Path
@@ -237,7 +240,7 @@ def with_classes(source: Source, classes: list[str], owner: str, key: str = "dat
     if source.classes == classes:
         return source
     place = {name: index for index, name in enumerate(classes)}
-    counts = getattr(source, "numbered", False) and not any(name.isdecimal() for name in classes)
+    counts = source.numbered and not any(name.isdecimal() for name in classes)
     used = np.unique(source.labels)
     unknown = [source.classes[i] for i in used if (i >= len(classes) if counts else source.classes[i] not in place)]
     if unknown:
@@ -257,8 +260,7 @@ def without_labels(source: Source) -> Source:
 
 
 def _replaced(source: Any, labels: np.ndarray, classes: list[str]) -> Source:
-    changes: dict[str, Any] = {"numbered": False} if getattr(source, "numbered", False) else {}
-    result: Source = replace(source, labels=labels, classes=classes, **changes)
+    result: Source = replace(source, labels=labels, classes=classes, numbered=False)
     return result
 
 
