@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import resample
+from . import affine, resample
 from .decode import Undecodable
 from .sources import Source
 from .transform import Key, Transform, generator
@@ -37,7 +37,7 @@ class ImageJob:
         seed: of the augmentation.
         replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch. False:
             it becomes zeros.
-        library: of `resample`; empty: Pillow.
+        library: of `resample` and `affine`; empty: Pillow.
         crashed: images whose decoding ended a worker process.
     """
 
@@ -64,6 +64,7 @@ class ImageJob:
             note: is told each image before it is decoded.
         """
         resample.use(self.library)
+        affine.use(self.library)
         faults = []
         for row, (index, epoch, copy) in enumerate(items.tolist()):
             if index < 0:

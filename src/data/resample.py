@@ -23,6 +23,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 Part = tuple[int, int, int, int]  # top, left, height and width
 
 SOURCE = Path(__file__).with_name("resample.cpp")
+FURTHER = SOURCE.with_name("affine.cpp")  # in the same library, for `affine`
 #: of the compiler; each operation is rounded, as in Pillow
 FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 WIDE = ("-mprefer-vector-width=512",)  # x86-64 only
@@ -93,7 +94,7 @@ def library() -> str:
     """Return the path of the library for `set_up`; compiles it on first use on a machine. Empty: Pillow is used."""
     flags = FLAGS + WIDE * (platform.machine() == "x86_64")
     try:
-        return str(native.Source(SOURCE, flags).compiled())
+        return str(native.Source(SOURCE, flags, (str(FURTHER),), FURTHER.read_text(encoding="utf-8")).compiled())
     except (KernelError, ImportError) as error:
         _state.reason = str(error)
         return ""
