@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.config import DataConfig
 from src.data.decode import Decoder
+from src.data.job import ImageJob
 from src.data.opening import open_source
 from src.data.records import MindRecords, open_mindrecord
 from src.data.sources import Files, plain_files
+from src.data.transform import Transform
 from src.errors import UserError
 from src.tasks import records
 from src.tasks.dataset import Measure, Moments, images_of, shown, verify
@@ -227,6 +230,17 @@ def _umask() -> int:
     return mask
 
 
+def test_a_training_draws_the_same_pictures_from_the_set(folder: Path, tmp_path: Path) -> None:
+    prepare(str(folder / "train"), str(tmp_path / "set.mindrecord"), OPTIONS, 1)
+    images = []
+    for place in (folder / "train", tmp_path / "set.mindrecord"):
+        job = ImageJob(open_source(place), Transform(DataConfig(), (32, 32), 3, training=True), seed=3, replaces=True)
+        images.append(np.zeros((24, *job.shape), np.float32))
+        faults = [job.load(index, 1, 0, out, lambda number: None) for index, out in enumerate(images[-1])]
+        assert faults == [None] * 24
+    np.testing.assert_array_equal(*images)
+
+
 def test_mindspore_reads_the_whole_set_from_one_file(folder: Path, tmp_path: Path) -> None:
     import mindspore.dataset as ds
 
@@ -388,18 +402,28 @@ def test_check_finds_changed_files(
 
 
 @pytest.mark.compiles
-def test_a_killed_process_leaves_no_workers_and_goes_on(folder: Path, tmp_path: Path, run_entry: Run) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_leaves_no_workers_and_goes_on(
+    folder: Path, tmp_path: Path, run_entry: Run, number: signal.Signals
+) -> None:
     script = ROOT / "scripts" / "prepare_mindrecord.py"
     arguments = [script, folder / "train", tmp_path / "a.mindrecord", "--shards", "12", "--page-size", "1"]
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     partial = tmp_path / ".a.mindrecord.partial"
     deadline = time.monotonic() + 120
     while not (partial / "a.mindrecord00.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: all processes get it
+        assert process.communicate()[1] == "interrupted\n" and process.returncode == 130
+    else:
+        process.send_signal(number)
+        process.wait()
     assert children and not (tmp_path / "a.mindrecord.json").exists()
     while any(running(int(child)) for child in children):
         assert time.monotonic() < deadline
