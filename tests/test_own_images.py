@@ -62,7 +62,7 @@ def test_the_page_runs(
 
     log = capsys.readouterr().out
     assert "my_images: 8 images, no labels" in log
-    assert "my_split/train: 12 images, 3 classes" in log and "my_split/val: 3 images, 3 classes" in log
+    assert "my_split/train.csv: 12 images, 3 classes" in log and "my_split/val.csv: 3 images, 3 classes" in log
     assert "64 x 96 pixels" in log and "my_images/0_00.jpg  class_" in log
     assert Path("runs/my_finetune/best.mindir").exists()
     exec("\n".join(fenced("docs/images.md", "python")), {})  # the project's own lines

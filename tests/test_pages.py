@@ -22,6 +22,7 @@ import pytest
 from scipy.io import savemat
 
 from src.config.files import load_recipe
+from src.data.opening import open_source
 from tests.helpers import ROOT
 from tests.markdown import (
     PAGES,
@@ -232,7 +233,8 @@ def small_imagenet(folder: Path) -> None:
     archive(folder / "ILSVRC2012_img_val.tar", val)
     # the kit's numbers are not in the order of the names
     numbers = {"n03": 1, "n01": 2, "n02": 3}
-    rows = np.array([(number, name) for name, number in numbers.items()], [("ILSVRC2012_ID", "O"), ("WNID", "O")])
+    fields = [(name, "O") for name in ("ILSVRC2012_ID", "WNID", "num_children")]
+    rows = np.array([(number, name, 0) for name, number in numbers.items()], fields)
     savemat(kit / "meta.mat", {"synsets": rows})
     truth = "".join(f"{numbers[label]}\n" for label in LABELS)
     (kit / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
@@ -241,19 +243,32 @@ def small_imagenet(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", ["the kit", "a list"])
-def test_imagenet_is_sorted_into_folders(labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_is_sorted_into_folders(labels: str, tmp_path: Path) -> None:
     small_imagenet(tmp_path)
-    train, val, by_kit, by_list, check = fenced("docs/imagenet.md", "bash")
+    train, val, by_kit, by_list, check, _ = fenced("docs/imagenet.md", "bash")
     run_shell(train + val + (by_kit if labels == "the kit" else by_list), tmp_path)
     for split, count in (("train", 3), ("val", len(LABELS))):
         files = sorted(path for path in (tmp_path / "data/imagenet" / split).rglob("*") if path.is_file())
         assert len(files) == count
         for path in files:
             assert path.read_text() == path.parent.name
-    *counts, plan = check.splitlines()
+    *counts, _ = check.splitlines()
     for command in counts:
         run_shell(command, tmp_path)
-    check_command(plan, monkeypatch)
+
+
+def test_imagenet_is_used_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_imagenet(tmp_path)
+    train, val, _, _, check, records = fenced("docs/imagenet.md", "bash")
+    run_shell(train + val, tmp_path)
+    assignment, *commands = records.splitlines()
+    variable, _, truth = assignment.partition("=")
+    for place in ("data/imagenet/val", truth):
+        source = open_source(tmp_path / place, labels="needed")
+        assert [source.read(index).decode() for index in range(len(source))] == list(LABELS)
+        assert [source.classes[label] for label in source.labels] == list(LABELS)
+    for command in [check.splitlines()[-1], *commands]:
+        check_command(command.replace(f"${variable}", truth), monkeypatch)
 
 
 def test_resisc45_is_divided(tmp_path: Path) -> None:
@@ -262,14 +277,12 @@ def test_resisc45_is_divided(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for number in range(1, 143):
             (folder / f"{name}_{number:03d}.jpg").touch()
-    (script,) = fenced("config/ringmo/README.md", "bash")
-    run_shell(script, tmp_path)
-    counts = {
-        f"{split}/{name}": len(list((tmp_path / "data/resisc45" / split / name).iterdir()))
-        for split in ("train", "val")
-        for name in ("airplane", "bridge")
-    }
-    assert counts == {"train/airplane": 140, "train/bridge": 140, "val/airplane": 2, "val/bridge": 2}
+    (line,) = fenced("config/ringmo/README.md", "bash")
+    _, script, *words = shlex.split(line)
+    subprocess.run([sys.executable, ROOT / script, *words], cwd=tmp_path, check=True)
+    for split, count in (("train", 140), ("val", 2)):
+        source = open_source(tmp_path / f"data/resisc45/{split}.csv")
+        assert source.classes == ["airplane", "bridge"] and np.bincount(source.labels).tolist() == [count] * 2
 
 
 # --- names and links ------------------------------------------------------------------------------------------------

@@ -63,11 +63,11 @@ def _auto_augment_help(text: str, part: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Images: root/train/<class>/... and root/val/<class>/..., or folders without classes, or list files."""
+    """Images in root/train and root/val: folders of class folders or of images, lists or MindRecord files."""
 
     root: PathText = "data/imagenet"
-    # below root: a folder of class folders or of images, a list file (.txt, .csv, .tsv, .jsonl) with a path and
-    # optionally a class on each line, or a MindRecord file (.mindrecord)
+    # in root: a folder of class folders or of images, a list file (.txt, .csv, .tsv, .jsonl) with a path and maybe a
+    # label on each line, or a MindRecord file (.mindrecord)
     train: PathText = "train"
     val: PathText = "val"  # as train; its classes are those of train, or a part of them. Empty: no evaluation
     labels_per_class: int = 0  # training images used of each class; 0: all
@@ -89,13 +89,13 @@ class DataConfig:
     eval_crop: float = 0.875  # evaluation: resize the short side to image_size / eval_crop, then crop the centre
     # processes of a rank that read, decode and augment images, at most one for each core; 0: in the training process
     workers: int = 4
-    # exact: pixels as Pillow decodes and resizes them. fast: training images of JPEG files are decoded with a cheaper
-    # transform, and at half, a quarter or an eighth of their size where the crop stays at least as large as the result;
-    # evaluation is always exact
+    # exact: pixels as Pillow decodes and resizes them. fast: training images of JPEG files are decoded at half, a
+    # quarter or an eighth of their size where the crop stays at least as large as the result, and their colours are not
+    # interpolated (docs/data.md); evaluation is always exact
     decode: Literal["exact", "fast"] = "exact"
     exif: Literal["ignore", "apply"] = "ignore"  # whether to turn images as their EXIF orientation says
-    max_pixels: int = 178_956_970  # larger images are not decoded (decompression bombs); the limit of Pillow
-    bad_limit: float = 0.01  # fraction of the training files that may be unusable, and at least 10 files may be
+    max_pixels: int = 178_956_970  # larger images cannot be used (decompression bombs); the limit of Pillow
+    bad_limit: float = 0.01  # of the training files; if more than these and more than 10 are unusable, the run stops
     show_bands: tuple[int, ...] = (0, 1, 2)  # channels that pictures show as red, green, blue, where there are more
 
     @property
