@@ -152,6 +152,7 @@ class Files:
         folder: the names are relative to it.
         names: paths of the files.
         labels, classes, skipped, numbered: as in `Source`.
+        base: a relative `folder` begins here; worker processes have another working folder.
     """
 
     place: Path
@@ -161,6 +162,7 @@ class Files:
     classes: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
     numbered: bool = False
+    base: Path = field(default_factory=Path.cwd)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -173,7 +175,7 @@ class Files:
         return self.folder / self.names[index]
 
     def read(self, index: int) -> bytes:
-        return read_file(self.path(index))
+        return read_file(self.base / self.path(index))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Files:
         chosen = np.asarray(indices, np.int64)
