@@ -19,7 +19,7 @@ from src.config.files import dump_recipe, load_recipe
 from src.engine import checkpoint
 from src.methods import build_method
 from src.tasks.command import run_command
-from src.tasks.evaluate import evaluate_checkpoint, measure_confusion, open_checkpoint
+from src.tasks.evaluate import evaluate_checkpoint, measure_checkpoint, measure_confusion, open_checkpoint
 from src.tasks.export import EXPORT_TOLERANCE, export_checkpoint, largest_difference, preprocessing
 from src.tasks.networks import deployed, fill
 from src.tasks.predict import predict
@@ -181,14 +181,14 @@ def test_predict_prints_a_table(one_fine_tuned: Path, tiny_data: Path, run_entry
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("notes.txt", "not an image file; valid formats:"),
+        ("notes.heic/", "no image in "),
         ("gone.png", "no such file or folder"),
-        ("", "no image in this"),
+        ("", "no image in "),
     ],
-    ids=["text", "missing", "empty folder"],
+    ids=["empty folder with a suffix", "missing", "empty folder"],
 )
 def test_predict_on_no_image(one_fine_tuned: Path, tmp_path: Path, capfd: Any, name: str, words: str) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.heic").mkdir()
     assert run_command(lambda: list(predict(str(one_fine_tuned), [str(tmp_path / name)], 5, [])) and None) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1 and f"{tmp_path / name}" in error[0] and words in error[0]
@@ -278,10 +278,33 @@ def test_eval_on_another_folder(
     one_fine_tuned: Path, tiny_data: Path, tmp_path: Path, image_folder_factory: MakeFolder, capfd: Any
 ) -> None:
     result = evaluate_checkpoint(str(one_fine_tuned), str(tiny_data / "train"), [])
-    assert result["count"] == 72 and result["data"] == str(tiny_data / "train")
-    fewer = image_folder_factory(tmp_path / "fewer", classes=2, train=1, val=1) / "val"
-    assert "has 2 classes, the checkpoint has 6; not in both: class_2" in refused(
-        capfd, str(one_fine_tuned), str(fewer), []
+    assert result["count"] == 72 and result["data"] == str(tiny_data / "train") and result["classes"] == 6
+    more = image_folder_factory(tmp_path / "more", classes=7, train=1, val=1) / "val"
+    assert f"--data: {more} has images of 1 class that the checkpoint does not have (class_6)" in refused(
+        capfd, str(one_fine_tuned), str(more), []
     )
     flat = image_folder_factory(tmp_path / "flat", classes=2, train=1, val=1, flat=True) / "val"
     assert "has no class folders" in refused(capfd, str(one_fine_tuned), str(flat), [])
+
+
+def test_eval_on_a_part_of_the_classes(one_fine_tuned: Path, tiny_data: Path, tmp_path: Path) -> None:
+    whole = evaluate_checkpoint(str(one_fine_tuned), str(tiny_data / "val"), [])
+    correct = 0
+    for number, names in enumerate((["class_4"], ["class_0", "class_1"], ["class_2", "class_3", "class_5"])):
+        part = tmp_path / str(number)
+        part.mkdir()
+        for name in names:
+            (part / name).symlink_to(tiny_data / "val" / name)
+        result, line = measure_checkpoint(str(one_fine_tuned), str(part), [])
+        assert result["count"] == 4 * len(names) and result["classes"] == len(names)
+        assert line.endswith(f", images of {len(names)} of 6 classes")
+        correct += result["top1_correct"]
+        classes, matrix = measure_confusion(str(one_fine_tuned), str(part))
+        assert classes == [f"class_{label}" for label in range(6)] and matrix.shape == (6, 6)
+        assert [name for name, row in zip(classes, matrix, strict=True) if row.sum()] == names
+        assert np.trace(matrix) == result["top1_correct"]
+    assert correct == whole["top1_correct"]
+    path = tmp_path / "val.csv"
+    rows = [f"{tiny_data}/val/class_{label}/{label}_00.jpg,class_{label}" for label in (5, 0, 3)]
+    path.write_text("path,class\n" + "\n".join(rows))
+    assert evaluate_checkpoint(str(one_fine_tuned), str(path), [])["count"] == 3

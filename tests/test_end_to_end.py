@@ -143,7 +143,8 @@ def test_eval_gives_the_accuracy_training_reported(finetuned: Path, run_entry: R
         key: last[key] for key in ("loss", "top1", "top5", "count")
     }
     assert result["count"] == 9 and result["ckpt"] == str(finetuned / "last.ckpt")
-    assert set(result) == {"ckpt", "data", "count", "top1", "top5", "top1_correct", "top5_correct", "loss"}
+    measured = {"top1", "top5", "top1_correct", "top5_correct", "loss"}
+    assert set(result) == {"ckpt", "data", "classes", "count", "unusable", *measured}
     percent, correct = f"{100 * result['top1']:.2f} %", result["top1_correct"]
     assert text == f"top-1 {percent} ({correct} of 9 images)"  # top-5 of three classes tells nothing
     assert re.findall(r"evaluation: .*top1 (\S+ %)", (finetuned / "train.log").read_text())[-1] == percent
@@ -192,9 +193,10 @@ def test_eval_of_a_text_file(tmp_path: Path, run_entry: Run) -> None:
 def test_eval_on_other_classes(
     finetuned: Path, tmp_path: Path, image_folder_factory: MakeFolder, run_entry: Run
 ) -> None:
-    other = image_folder_factory(tmp_path, classes=2, train=1, val=1) / "val"
+    other = image_folder_factory(tmp_path, classes=5, train=1, val=1) / "val"
     done = run_entry("eval.py", "--ckpt", finetuned / "last.ckpt", "--data", other)
-    assert_one_line_error(done, f"data: {other} has 2 classes, the checkpoint has 3; not in both: class_2")
+    words = f"--data: {other} has images of 2 classes that the checkpoint does not have (class_3, class_4)"
+    assert_one_line_error(done, words)
 
 
 def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, tmp_path: Path, run_entry: Run) -> None:
@@ -215,7 +217,7 @@ def test_an_encoder_that_does_not_fit(pretrained: Path, finetune_recipe: Path, t
         (["train.epoch=3"], "command line: train.epoch: unknown key of TrainConfig; did you mean epochs?"),
         (
             ["data.labels_per_class=9"],
-            "data.labels_per_class: 9, but {data}/train/class_0 has only 8 images",
+            "data.labels_per_class: 9, but class class_0 of {data}/train has only 8 images; write 8 or less",
         ),
     ],
     ids=["no data", "classes", "device", "batch", "accumulate", "unknown key", "labels"],

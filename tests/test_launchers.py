@@ -19,17 +19,17 @@ import pytest
 
 from src.config.files import load_recipe
 from src.data.loader import Loader
-from src.data.sources import image_folder
+from src.data.opening import open_source
 from src.engine import checkpoint
 from tests.helpers import ROOT, MakeFolder, Run
 
 ASCEND, GPU = "run_distribute_train_ascend.sh", "run_distribute_train_gpu.sh"
 
-#: no augmentation, which is random per process; masks and dropped branches are the real ones
+#: crops, augmentation, masks and dropped branches are the real ones: no number of ranks changes them
 RECIPE = """
 encoder: {{name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, drop_path: 0.3}}
 method: {{name: fastmim, mask_block: 8, target: {{cell: 4}}, decoder: {{width: 32, depth: 1}}}}
-data: {{root: {root}, workers: 1, crop_scale: [1, 1], crop_ratio: [1, 1], hflip: 0}}
+data: {{root: {root}, workers: 1, auto_augment: rand-m9-mstd0.5-inc1, erasing: 0.25}}
 train: {{epochs: 4, batch_size: 4, base_lr: 4e-3, lr_batch: 16, warmup_epochs: 1, log_every: 1, knn: 3}}
 device: CPU
 """
@@ -267,25 +267,58 @@ def rank_table(path: Path, *devices: int) -> Path:
 
 @pytest.mark.compiles
 def test_an_error_of_one_rank_is_shown_once(folder: Path, recipe: Path, tmp_path: Path) -> None:
-    """A picture that only rank 1 reads is damaged; the command is the zoo's, from its folder, with a rank table."""
+    """A picture that only rank 1 reads is damaged, and no other one has its class; the command is the zoo's, from its
+    folder, with a rank table."""
     config = load_recipe(recipe)
-    source = image_folder(folder / "data" / "train")
+    source = open_source(folder / "data" / "train")
     loader = Loader(source, config.data, (32, 32), 3, 4, ("image",), config.seed, True, 1, 2)
-    broken = source.files[loader.order(0)[2]]
-    whole = broken.read_bytes()
+    alone = int(loader.order(0)[2])
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(Path(source.name(alone)).read_bytes()[:40])
+    names = [str(broken) if index == alone else source.name(index) for index in range(len(source))]
+    rows = [f"{name},{'alone' if index == alone else 'other'}\n" for index, name in enumerate(names)]
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(rows))
     table = rank_table(tmp_path / "hccl_2p.json", 2)
-    try:
-        broken.write_bytes(whole[:40])
-        done = launch(ASCEND, table, recipe, f"output={tmp_path / 'run'}", cwd=ROOT / "scripts")
-    finally:
-        broken.write_bytes(whole)
+    changes = (f"output={tmp_path / 'run'}", f"data.train={tmp_path / 'train.csv'}", "train.knn=0")
+    done = launch(ASCEND, table, recipe, *changes, cwd=ROOT / "scripts")
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: data: {broken} cannot be read as an image; replace or remove it"]
+    assert len(errors) == 1 and errors[0].startswith(f"error: data: {broken}: damaged JPEG")
+    assert errors[0].endswith("; no other image of class alone can be used instead")
     assert done.stderr.splitlines()[-1] == f"rank 1 failed with code 2; logs in {tmp_path / 'run'}/log"
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "run" / "last.ckpt").exists()
     assert processes_with(str(tmp_path)) == []
+
+
+@pytest.mark.compiles
+def test_damaged_files_change_no_step_and_are_listed_once(folder: Path, recipe: Path, tmp_path: Path) -> None:
+    """The same files on one rank and on two; the losses show that they use the same images instead."""
+    source = open_source(folder / "data" / "train")
+    damaged = {}
+    for place, (index, content) in enumerate({3: b"", 20: b"\x89PNG\r\n\x1a\n", 21: b"no image", 50: None}.items()):
+        path = tmp_path / f"{place}.jpg"
+        damaged[index] = path
+        if content is not None:
+            path.write_bytes(content)
+    names = [str(damaged.get(index, source.name(index))) for index in range(len(source))]
+    rows = [f"{name},{source.classes[label]}\n" for name, label in zip(names, source.labels, strict=True)]
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(rows))
+    changes = (f"data.train={tmp_path / 'train.csv'}", "train.epochs=2", "train.knn=0")
+    two = launch(GPU, recipe, 2, "0,1", f"output={tmp_path / 'two'}", *changes)
+    assert two.returncode == 0, two.stdout + two.stderr
+    one = launch("run_standalone_train_gpu.sh", 0, recipe, "train.batch_size=8", f"output={tmp_path / 'one'}", *changes)
+    assert one.returncode == 0, one.stdout + one.stderr
+    assert "4 unusable images replaced" in two.stdout
+    lists = []
+    for run in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / run / "bad_images.jsonl").read_text().splitlines()]
+        assert {line["image"] for line in lines} == {str(path) for path in damaged.values()}
+        lists.append(sorted(lines, key=lambda line: str(line["image"])))
+    assert lists[0] == lists[1] and len(lists[0]) == 4
+    losses = [[line["loss"] for line in events(tmp_path / run, "train")] for run in ("one", "two")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=2e-6)
+    assert len(losses[0]) == 14
 
 
 # --- what is refused before anything starts -----------------------------------------------------------------------

@@ -18,9 +18,8 @@ import pytest
 
 from src.config.paths import check_images
 from src.data.opening import open_source
-from src.data.records import MindRecords, open_mindrecord, unpacked
+from src.data.records import MindRecords, is_mindrecord, open_mindrecord, unpacked
 from src.data.sources import DataError, with_classes
-from src.errors import UserError
 from tests.helpers import ROOT
 
 SCHEMA = {"file_name": {"type": "string"}, "label": {"type": "int32"}, "data": {"type": "bytes"}}
@@ -333,8 +332,8 @@ def test_paths_that_are_no_set(tmp_path: Path, shards: Path) -> None:
         open_mindrecord(tmp_path / "a.mindrecord", "data.train")
     with pytest.raises(DataError, match="is a folder"):
         open_mindrecord(tmp_path)
-    with pytest.raises(UserError, match=r"data.train: there is no folder .*a\.mindrecord"):
-        check_images(tmp_path / "a.mindrecord", "data.train")
+    (tmp_path / "text.txt").write_text("a")
+    assert not is_mindrecord(tmp_path / "text.txt") and not is_mindrecord(tmp_path)
 
 
 def test_a_renamed_set_is_refused_and_a_renamed_single_file_is_read(copied: Path, tmp_path: Path) -> None:

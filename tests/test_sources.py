@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
@@ -190,6 +191,17 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert source.skipped[listing.LOOP] >= 4 and source.skipped[listing.NOWHERE] == 2
 
 
+def test_links_between_many_folders_give_few_paths(tmp_path: Path) -> None:
+    """Every order of the folders is a path: 14 factorial of them."""
+    letters = "abcdefghijklmn"
+    for name in letters:
+        touch(tmp_path, f"{name}/{name}.png")
+        for other in letters:
+            (tmp_path / name / f"to_{other}").symlink_to(f"../{other}")
+    source = image_folder(tmp_path)
+    assert len(source) == len(letters) ** 2 and set(np.bincount(source.labels)) == {len(letters)}
+
+
 def test_what_has_the_name_of_an_image_but_is_none(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "a/folder.jpg/2.png")
     (tmp_path / "a" / "gone.jpg").symlink_to("nowhere.jpg")
@@ -244,9 +256,11 @@ def test_very_deep_folders(tmp_path: Path) -> None:
             os.chdir("eeee")
     finally:
         os.chdir(here)
-    source = image_folder(tmp_path)
-    assert len(source) == 1 and source.skipped[listing.UNLISTED] == 1
-    shutil.rmtree(tmp_path / "dd", ignore_errors=True)
+    try:
+        source = image_folder(tmp_path)
+        assert len(source) == 1 and source.skipped[listing.UNLISTED] == 1
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "dd"], check=True)  # too deep for pytest
 
 
 # --- errors of folders ------------------------------------------------------------------------------------------
@@ -287,6 +301,14 @@ def test_one_level_too_high(tmp_path: Path) -> None:
     assert open_source(tmp_path / "set").summary().endswith("3 images, no labels")
     text = error_of(touch(tmp_path / "more", "flowers/rose/1.png", "flowers/tulip/1.png"), "complete")
     assert "a single class folder, flowers, with 2 folders" in text and f"for example {tmp_path}/more/flowers" in text
+    touch(tmp_path / "set", "samples/1.png")
+    assert "(samples, train, val), not classes" in error_of(tmp_path / "set", "complete")
+    touch(tmp_path / "set2", "x/1.png")
+    (tmp_path / "sets").mkdir()
+    for name in ("set", "set2"):
+        (tmp_path / name).rename(tmp_path / "sets" / name)
+    shutil.rmtree(tmp_path / "sets" / "set" / "samples")
+    assert f"for example {tmp_path}/sets/set/train" in error_of(tmp_path / "sets", "complete")
     touch(tmp_path / "vehicles", "train/1.png", "car/1.png")
     assert open_source(tmp_path / "vehicles", "data", "complete").classes == ["car", "train"]
 
@@ -304,6 +326,10 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     for name in ("x.jpg", "LIST", "pipe.txt"):
         text = error_of(tmp_path / name)
         assert f"{tmp_path}/{name} is no folder, no list of images (.txt, .csv, .tsv, .jsonl)" in text
+    (tmp_path / "folder.mindrecord").mkdir()
+    assert "no image in" in error_of(tmp_path / "folder.mindrecord")
+    assert "set.mindrecord" in error_of(tmp_path / "set.mindrecord")
+    assert "(File name too long)" in error_of(tmp_path / ("n" * 300 + ".mindrecord"))
     assert "cannot be used (File name too long); name another" in error_of(tmp_path / ("n" * 300))
     assert "cannot be used (embedded null byte)" in error_of(tmp_path / "nul\0")
 
@@ -507,7 +533,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-FILES = ("my cat.jpg", "ü/日本.png", "x.JPEG", "noext", "line\nend.png", 'q"uote.gif')
+FILES = ("cr\r\nlf.png", "my cat.jpg", "ü/日本.png", "x.JPEG", "noext", "line\nend.png", 'q"uote.gif')
 
 
 @pytest.fixture
@@ -740,6 +766,17 @@ def test_a_part_of_the_classes_is_mapped_by_name(tmp_path: Path) -> None:
     assert other_order.labels.tolist() == [2, 0]
 
 
+def test_accents_of_class_names_may_be_written_apart(tmp_path: Path) -> None:
+    """macOS writes them as two characters."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    source = open_source(touch(tmp_path, f"{two}/1.png", "tea/1.png"))
+    for name in (one, two):
+        mapped = with_classes(source, ["ant", name, "tea"], "the checkpoint")
+        assert labelled(mapped) == [(f"{two}/1.png", name), ("tea/1.png", "tea")]
+    both = with_classes(source, [one, two, "tea"], "the checkpoint")
+    assert labelled(both)[0] == (f"{two}/1.png", two)
+
+
 def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
     source = open_source(touch(tmp_path, "cat/1.png", "yak/1.png", "zebra/1.png"))
     with pytest.raises(DataError) as caught:
@@ -843,7 +880,9 @@ def test_training_from_lists(root: Path) -> None:
     assert training.classes == list("0123456") and training.labels.tolist() == [0, 2]
     text = refused(root, CLASSIFY, "data.train=val.txt", "method.num_classes=2")
     assert text.startswith("method.num_classes: 2, but") and text.endswith("has 3 classes; write 3")
+    assert len(sources_of(root, CLASSIFY, "data.train=val.txt", "data.val=")[0].classes) == 3
     write(root / "one.txt", "val/ant/1.png 1\nval/cat/1.png 3\n")
+    assert len(sources_of(root, CLASSIFY, "data.train=one.txt", "data.val=", "method.num_classes=4")[0].classes) == 4
     text = refused(root, CLASSIFY, "data.train=one.txt")
     assert "has class numbers 1 to 3, and they count from 0; subtract 1 from each" in text
 
@@ -853,7 +892,8 @@ def test_paths_are_checked_before_slow_imports(root: Path, run_entry: Run) -> No
     code = "import sys; from src.config.files import load_recipe; from src.config.paths import check_training_paths\n"
     code += "check_training_paths(load_recipe(sys.argv[1], sys.argv[2:]), '')"
     write(root / "train.txt", "train/ant/1.png\n")
-    assert run_entry("-c", code, path, "data.train=train.txt").returncode == 0
+    for name in ("train.txt", "set.mindrecord"):
+        assert run_entry("-c", code, path, f"data.train={name}").returncode == 0
     for name, words in (("gone", "there is no folder"), ("gone.csv", "there is no file")):
         done = run_entry("-c", code, path, f"data.train={name}")
         assert f"data.train: {words} {root}/{name}; set data.root" in done.stderr
@@ -874,6 +914,8 @@ def test_files_of_a_prediction(tmp_path: Path) -> None:
         ("gone", "gone: no such file or folder"),
         ("pipe", "pipe: is a pipe, a socket or a device; name a file"),
         ("empty", "command line: no image in "),
+        ("n" * 300, "no such file or folder"),
+        ("nul\0", "no such file or folder"),
     ):
         with pytest.raises(DataError, match=words):
             image_files([str(tmp_path / name)])
@@ -886,7 +928,8 @@ def test_a_plan_counts_a_list(root: Path) -> None:
     write(root / "train.txt", "train/ant/1.png\ntrain/bee/1.png\n")
     path = write(root.parent / "recipe.yaml", RECIPE.format(method=PRETRAIN, root=root))
     assert count_images(load_recipe(path, ["data.train=train.txt"])) == (2, str(root / "train.txt"))
-    assert count_images(load_recipe(path, ["data.train=gone"]))[0] is None
+    for name in ("gone", "n" * 300):
+        assert count_images(load_recipe(path, [f"data.train={name}"]))[0] is None
 
 
 # --- scripts/split_dataset.py -----------------------------------------------------------------------------------

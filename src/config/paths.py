@@ -71,8 +71,8 @@ def check_images(path: Path, key: str, remedy: str = "") -> None:
         UserError: it does not exist, or is no valid path.
     """
     suffix = path.suffix.lower()
-    if suffix == RECORDS and any(os.path.isfile(f"{path}{'0' * digits}") for digits in range(1, 5)):  # noqa: PTH113
-        return  # a set of several files, named without their numbers
+    if suffix.startswith(RECORDS):  # a set may have no file of its own name, only numbered ones
+        return
     if os.path.isdir(path) or not (os.path.isfile(path) or suffix in LISTS):  # noqa: PTH112, PTH113 # never raise
         check(path, key, "folder", remedy)
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..native import KernelError, cache_folder
 from .listing import NOWHERE, UNLISTED, Tree, list_folder, stamp
 from .sources import Names
 
@@ -38,19 +39,13 @@ def indexed(folder: Path) -> Tree:
     return tree
 
 
-def cache_folder() -> Path | None:
-    """Return the user's cache folder; None for a user without a home folder."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "mim_mindspore"
-    except RuntimeError:
-        return None
-
-
 def index_file(folder: Path) -> Path | None:
-    """Return the path of a folder's stored list."""
-    cache = cache_folder()
-    return cache and cache / "index" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:24]}.npz"
+    """Return the path of a folder's stored list; None for a user without a home folder."""
+    name = f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:24]}.npz"
+    try:
+        return cache_folder() / "index" / name
+    except KernelError:
+        return None
 
 
 def read_index(path: Path, folder: Path) -> Tree | None:
@@ -103,10 +98,9 @@ def is_current(tree: Tree, folder: Path) -> bool:
         OSError: one has gone.
     """
     root = os.fsencode(folder)
-    return all(
-        stamp(os.path.join(root, os.fsencode(tree.folders[index]))) == tuple(tree.stamps[index])  # noqa: PTH118
-        for index in range(len(tree.folders))
-    )
+    paths = (os.path.join(root, os.fsencode(tree.folders[i])) for i in range(len(tree.folders)))  # noqa: PTH118
+    states = map(stamp, map(os.stat, paths))
+    return all(state == tuple(stored) for state, stored in zip(states, tree.stamps, strict=True))
 
 
 def _tree(parts: dict[str, np.ndarray], folder: Path) -> Tree | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config.paths import LISTS, RECORDS
 from .folders import image_folder
 from .lists import ground_truth, ground_truth_of, is_ground_truth, open_list
+from .records import is_mindrecord, open_mindrecord
 from .sources import DataError, Labels, Source
 
 
@@ -38,31 +39,21 @@ def open_source(path: Path, key: str = "data", labels: Labels = "any") -> Source
 
 
 def _open(path: Path, key: str, labels: Labels) -> Source:
-    if path.suffix.lower().startswith(RECORDS) and not path.is_dir():
-        return _open_mindrecord(path, key)
     mode = _mode(path, key)
     if stat.S_ISDIR(mode):
         return image_folder(path, key, labels)
-    if stat.S_ISREG(mode) and is_ground_truth(path):
-        return ground_truth(path, key)
+    if not mode or (stat.S_ISREG(mode) and is_mindrecord(path)):
+        return open_mindrecord(path, key)
     if stat.S_ISREG(mode) and path.suffix.lower() in LISTS:
-        return open_list(path, key)
-    if stat.S_ISREG(mode) and path.with_name(f"{path.name}.db").is_file():  # MindRecord files have any name
-        return _open_mindrecord(path, key)
+        return ground_truth(path, key) if is_ground_truth(path) else open_list(path, key)
     raise DataError(
         f"{key}: {path} is no folder, no list of images ({', '.join(LISTS)}) and no MindRecord file ({RECORDS}); "
         "name one of these"
     )
 
 
-def _open_mindrecord(path: Path, key: str) -> Source:
-    from .records import open_mindrecord  # not every Python has SQLite
-
-    return open_mindrecord(path, key)
-
-
 def _mode(path: Path, key: str) -> int:
-    """Return the mode of what a path leads to.
+    """Return the mode of what a path leads to; 0 for a MindRecord set without a file of its own name.
 
     Raises:
         DataError: it leads nowhere.
@@ -70,6 +61,8 @@ def _mode(path: Path, key: str) -> int:
     try:
         return os.stat(path).st_mode  # noqa: PTH116 # Path.is_dir hides why a path cannot be used
     except (FileNotFoundError, NotADirectoryError):
+        if path.suffix.startswith(RECORDS):
+            return 0
         kind = "file" if path.suffix.lower() in LISTS else "folder"
         link = ", only a link that leads nowhere" if path.is_symlink() else ""
         remedy = "set data.root (and data.train, data.val) to your images"

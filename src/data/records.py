@@ -154,6 +154,13 @@ class Columns:
     name: str
 
 
+def is_mindrecord(path: Path) -> bool:
+    """Whether a path names a MindRecord set: by its name, or because it has an index next to it."""
+    if re.search(r"\.mindrecord\d*$", path.name):
+        return True
+    return path.is_file() and index_of(path).is_file()
+
+
 def open_mindrecord(path: Path, key: str = "data") -> MindRecords:
     """Open a set of MindRecord files.
 

@@ -55,7 +55,7 @@ class Transform:
         pixels = cv2.flip(pixels, 1).reshape(pixels.shape) if flip else pixels
         for number, augmentation in self._augmentations:
             rng = generator(key, number)
-            pixels = np.asarray(augmentation(Image.fromarray(pixels), rng))
+            pixels = augmentation(pixels, rng)
         self._normalise(pixels, out)
         if self._erasing is not None:
             self._erasing(out, generator(key, ERASE))

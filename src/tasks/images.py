@@ -43,7 +43,7 @@ def numbered_classes(source: Source, num_classes: int) -> Source:
     Raises:
         DataError: they have another number of classes.
     """
-    if getattr(source, "numbered", False) and len(source.classes) < num_classes:
+    if source.numbered and len(source.classes) < num_classes:
         return with_classes(source, [str(number) for number in range(num_classes)], "method.num_classes", "data.train")
     check_class_count(num_classes, source)
     return source
@@ -51,10 +51,11 @@ def numbered_classes(source: Source, num_classes: int) -> Source:
 
 def check_class_count(num_classes: int, source: Source) -> None:
     """Check that the images have `num_classes` classes."""
-    if getattr(source, "numbered", False) and source.labels.min() > 0:
+    low, high = int(source.labels.min()), int(source.labels.max())
+    if source.numbered and high >= num_classes > high - low:
         raise DataError(
-            f"method.num_classes: {num_classes}, but {source.place} has class numbers {source.labels.min()} to "
-            f"{source.labels.max()}, and they count from 0; subtract {source.labels.min()} from each"
+            f"method.num_classes: {num_classes}, but {source.place} has class numbers {low} to {high}, and they count "
+            f"from 0; subtract {low} from each"
         )
     if len(source.classes) != num_classes:
         count = plural(len(source.classes), "class", "classes")

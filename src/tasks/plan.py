@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from ..config import Recipe, at_stage, plural
 from ..config.files import ConfigError
+from ..config.paths import RECORDS
 from ..data.loader import images_of_epoch
 from ..data.opening import open_source
 from ..data.sources import labelled_subset
@@ -133,7 +135,7 @@ def count_images(recipe: Recipe) -> tuple[int | None, str]:
     """Return the training images of an epoch (None if unknown) and the source of that number."""
     data = recipe.data
     place = data.training_place
-    if place.exists():
+    if place.suffix.startswith(RECORDS) or os.path.exists(place):  # noqa: PTH110 # never raises
         return len(labelled_subset(open_source(place, "data.train"), data.labels_per_class)), str(place)
     if "imagenet" not in Path(data.root).name.lower():
         return None, f"there is no folder {place}; set data.root, or write --images N"

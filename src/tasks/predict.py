@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,11 +56,12 @@ def image_files(images: list[str]) -> list[Path]:
     files: list[Path] = []
     for name in images:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 # never raises
             below = images_below(path, "command line")
             files += [below.path(index) for index in range(len(below))]
-        elif not path.is_file():
-            kind = "is a pipe, a socket or a device; name a file" if path.exists() else "no such file or folder"
+        elif not os.path.isfile(path):  # noqa: PTH113
+            exists = os.path.exists(path)  # noqa: PTH110
+            kind = "is a pipe, a socket or a device; name a file" if exists else "no such file or folder"
             raise DataError(f"{path}: {kind}")
         else:
             files.append(path)
