@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..config import plural
 from ..config.files import load_recipe
@@ -22,6 +21,7 @@ from ..data.folders import images_below
 from ..data.listing import EXTENSIONS
 from ..data.opening import open_source
 from ..data.sources import Source, plain_files
+from ..data.transform import luminance
 from ..errors import UserError
 from .command import one_line
 from .sweep import Bad, decoded, sweep
@@ -150,7 +150,7 @@ class Measure:
     def __call__(self, content: bytes) -> Sums:
         pixels = decoded(self.decoder, content)
         if self.decoder.channels == 1 and pixels.shape[2] == 3:
-            pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+            pixels = luminance(pixels)
         height, width, channels = pixels.shape
         totals = np.zeros((2, channels))
         for start in range(0, height, ROWS):
