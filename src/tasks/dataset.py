@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..config import plural
 from ..config.files import load_recipe
@@ -23,6 +22,7 @@ from ..data.folders import images_below
 from ..data.listing import EXTENSIONS
 from ..data.opening import open_source
 from ..data.sources import Source, plain_files
+from ..data.transform import luminance
 from ..errors import UserError
 from .command import one_line
 from .sweep import Bad, decoded, sweep
@@ -151,7 +151,7 @@ class Measure:
     def __call__(self, content: bytes) -> Sums:
         pixels = decoded(self.decoder, content)
         if self.decoder.channels == 1 and pixels.shape[2] == 3:
-            pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+            pixels = luminance(pixels)
         height, width, channels = pixels.shape
         parts = [pixels[start : start + PART // width + 1] for start in range(0, height, PART // width + 1)]
         if pixels.dtype == np.uint8:
