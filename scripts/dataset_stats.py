@@ -39,8 +39,8 @@ def main() -> int:
                 ("--workers", args.workers),
             )
         )
+        from src.native import cores
         from src.tasks.dataset import statistics
-        from src.tasks.sweep import cores
 
         statistics(args.path, args.overrides, channels, sample, processes or cores(), max_pixels, args.json)
 

@@ -65,8 +65,8 @@ def write(args: argparse.Namespace) -> None:
     side = whole_number("--shorter-side", args.shorter_side) if args.shorter_side else 0
     channels, max_pixels = whole_number("--channels", args.channels), whole_number("--max-pixels", args.max_pixels)
     processes = whole_number("--workers", args.workers) if args.workers else 0
+    from src.native import cores
     from src.tasks.records import Options, prepare
-    from src.tasks.sweep import cores
 
     options = Options(shards, side, quality, channels, max_pixels, page << 20)
     prepare(args.source, args.out, options, processes or cores())

@@ -34,8 +34,8 @@ def main() -> int:
         pixels = whole_number("--max-pixels", args.max_pixels)
         processes = whole_number("--workers", args.workers) if args.workers else 0
         from src.data.decode import Decoder
+        from src.native import cores
         from src.tasks.dataset import verify
-        from src.tasks.sweep import cores
 
         good = verify(args.paths, Decoder(channels, max_pixels=pixels), processes or cores(), args.out, args.json)
 

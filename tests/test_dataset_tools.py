@@ -134,11 +134,11 @@ def test_mean_and_std_are_those_of_all_pixels(folder: Path) -> None:
 
 
 def test_sums_of_grey_levels_are_exact() -> None:
-    """Rows of more than one block, and a white image, whose variance is 0 exactly."""
+    """A white image of more than one part, whose variance is exactly 0."""
     file = io.BytesIO()
-    Image.fromarray(np.full((700, 30, 3), 255, np.uint8)).save(file, "PNG")
+    Image.fromarray(np.full((3001, 1000, 3), 255, np.uint8)).save(file, "PNG")
     image = Measure(Decoder())(file.getvalue())
-    assert image.sums == [255 * 21_000] * 3 and image.squares == [255**2 * 21_000] * 3
+    assert image.sums == [255 * 3_001_000] * 3 and image.squares == [255**2 * 3_001_000] * 3
     moments = Moments()
     moments.add(image)
     assert moments.result() == ([1, 1, 1], [0, 0, 0])
@@ -150,6 +150,18 @@ def test_one_channel_is_luminance(folder: Path) -> None:
     moments.add(Measure(Decoder(channels=1))(path.read_bytes()))
     grey = np.asarray(Image.open(path).convert("RGB").convert("L")) / 255
     np.testing.assert_allclose(moments.result(), [[grey.mean()], [grey.std()]], rtol=1e-12)
+
+
+def test_bands_of_arrays_are_measured() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (30, 20, 5), np.uint8), rng.random((10, 40, 5)).astype(np.float32)]
+    moments = Moments()
+    for array in arrays:
+        file = io.BytesIO()
+        np.save(file, array)
+        moments.add(Measure(Decoder(channels=5))(file.getvalue()))
+    every = np.concatenate([arrays[0].reshape(-1, 5) / 255, arrays[1].reshape(-1, 5).astype(np.float64)])
+    np.testing.assert_allclose(moments.result(), [every.mean(0), every.std(0)], rtol=1e-7)
 
 
 def test_numbers_have_no_exponent() -> None:

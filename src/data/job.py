@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,22 @@ class Fault(NamedTuple):
     image: int
     replacement: int  # the image used instead; -1: none
     reason: str
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Turn every error of an image's file or content into `Undecodable` with a reason of one short line."""
+    try:
+        yield
+    except Undecodable as error:
+        reason = str(error) or type(error).__name__
+    except MemoryError:
+        reason = "does not fit into memory"
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    else:
+        return
+    raise Undecodable(" ".join(reason.split())[:MAX_REASON])
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class ImageJob:
             self._load(index, key, out, note)
             return None
         except Undecodable as error:
-            reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+            reason = str(error)
         for candidate in self._candidates(index) if self.replaces else ():
             try:
                 self._load(candidate, key, out, note)
@@ -97,14 +114,10 @@ class ImageJob:
 
     def _load(self, index: int, key: Key, out: np.ndarray, note: Callable[[int], None]) -> None:
         if index in self.crashed:
-            raise Undecodable("its decoding ended the process")
+            raise Undecodable("its decoding ended the process, or took too long")
         note(index)
-        try:
+        with readable():
             self.transform(self.source.read(index), key, out)
-        except (OSError, ValueError) as error:
-            raise Undecodable(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        except MemoryError:
-            raise Undecodable("does not fit into memory") from None
 
     def _candidates(self, index: int) -> Iterator[int]:
         """Yield images of the same class in an order drawn from seed and image."""

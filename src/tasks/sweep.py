@@ -20,11 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.decode import Box, Decoder, Undecodable
+from ..data.job import readable
 from ..data.sources import Source
 
 CHUNK = 8  # images of a task
 AHEAD = 4  # tasks of each process that wait or are done
-MAX_REASON = 200  # characters
 ENDED = "its decoding ended the process"
 
 #: takes the content of an image
@@ -36,11 +36,6 @@ class Bad:
     """An image that cannot be used, and why."""
 
     reason: str
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def decoded(decoder: Decoder, content: bytes) -> np.ndarray:
@@ -170,13 +165,9 @@ def _run(indices: list[int]) -> list[Any]:
 
 
 def _one(source: Source, work: Work, index: int) -> Any:
-    """Return the result for an image; the reasons have the words of `data/job.py`."""
+    """Return the result for an image."""
     try:
-        return work(source.read(index))
+        with readable():
+            return work(source.read(index))
     except Undecodable as error:
-        reason = str(error) or type(error).__name__
-    except MemoryError:
-        reason = "does not fit into memory"
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    return Bad(" ".join(reason.split())[:MAX_REASON])
+        return Bad(str(error))
