@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from scipy.io import savemat
 
+from src.config import DataConfig
 from src.config.files import load_recipe
+from src.data.loader import Faults, Loader
 from src.data.opening import open_source
+from src.tasks.images import left_out
 from tests.helpers import ROOT
 from tests.markdown import (
     PAGES,
@@ -283,6 +289,52 @@ def test_resisc45_is_divided(tmp_path: Path) -> None:
     for split, count in (("train", 140), ("val", 2)):
         source = open_source(tmp_path / f"data/resisc45/{split}.csv")
         assert source.classes == ["airplane", "bridge"] and np.bincount(source.labels).tolist() == [count] * 2
+
+
+# --- lines of docs/data.md ------------------------------------------------------------------------------------------
+
+
+def animals(folder: Path) -> None:
+    """The images of the page's examples: 30 good ones in each of 3 classes, 3 broken ones, and what is left out."""
+    good = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))[1].tobytes()
+    for name in ("cat", "dog", "owl"):
+        (folder / name).mkdir(parents=True)
+        for number in range(30):
+            (folder / name / f"{number:03d}.jpg").write_bytes(good)
+    (folder / "cat/002.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "cat/empty.jpg").touch()
+    (folder / "dog/text.png").write_text("no image")
+    (folder / "dog/link.jpg").symlink_to("nowhere")
+    (folder / "owl/.ipynb_checkpoints").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / "owl" / name).touch()
+
+
+def test_the_lines_about_images_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    animals(tmp_path / "animals")
+    monkeypatch.chdir(tmp_path)
+    shown = [block.strip() for block in fenced("docs/data.md", "text")]
+    source = open_source(Path("animals"))
+    assert source.summary() in shown
+    config = DataConfig(workers=0)
+    training = Loader(source, config, (16, 16), 3, 92, ("image",))
+    list(training.epoch(0))
+    assert any(json.dumps(fault) in shown for fault in training.take_faults())
+    evaluation = replace(training, training=False, faults=Faults())
+    list(evaluation.epoch(0))
+    assert left_out(evaluation.take_faults(), source) in shown
+
+
+def test_the_list_of_the_page_is_read(tmp_path: Path) -> None:
+    (text,) = [block for block in fenced("docs/data.md", "text") if "\t" in block]
+    (tmp_path / "train.txt").write_text(text)
+    (tmp_path / "cat").mkdir()
+    names = ["cat/1.jpg", "my dog 1.jpg", "no extension"]
+    for name in names:
+        (tmp_path / name).touch()
+    source = open_source(tmp_path / "train.txt")
+    assert [source.name(index) for index in range(len(source))] == [str(tmp_path / name) for name in names]
+    assert [source.classes[label] for label in source.labels] == ["cat", "dog", "dog"]
 
 
 # --- names and links ------------------------------------------------------------------------------------------------
