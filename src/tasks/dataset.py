@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import plural
+from ..config import DataConfig, plural
 from ..config.files import load_recipe
 from ..config.paths import expanded
 from ..data.decode import Decoder, Undecodable
@@ -26,6 +27,7 @@ from ..errors import UserError
 from .command import one_line
 from .sweep import Bad, decoded, sweep
 
+FAR = 10  # standard deviations that the mean of a few images may be from `data.mean`
 ROWS = 256  # rows of an image whose sums are computed at once, which bounds the memory
 
 
@@ -233,6 +235,20 @@ def statistics(
         line(json.dumps(report))
     else:
         print_report(source, report, bad)
+
+
+def far_off(data: DataConfig, images: np.ndarray) -> str:
+    """Return a line if normalised images (B, C, H, W) are far from 0, so that mean and std cannot be theirs."""
+    means = images.mean(axis=(0, 2, 3), dtype=np.float64)
+    channel = int(np.abs(means).argmax())
+    if abs(means[channel]) < FAR:
+        return ""
+    mean, std = data.mean[channel], data.std[channel]
+    return (
+        f"data.mean: {mean:g} and data.std {std:g} do not fit the images: channel {channel} has the mean "
+        f"{mean + std * means[channel]:.4g} in the first ones; python scripts/dataset_stats.py "
+        f"{shlex.quote(str(data.training_place))} --channels {len(means)} measures both"
+    )
 
 
 def training_images(path: str, overrides: list[str], channels: int, max_pixels: int) -> tuple[Source, Decoder]:
