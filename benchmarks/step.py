@@ -43,6 +43,7 @@ from cases import INFERENCE, ROOT, TRAINING, products, recipe_of
 PEER = ROOT / ".venv-peer"
 PEER_PACKAGES = ["torch", "transformers", "numpy"]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch without GPU libraries
+CPU_PACKAGES = ("torch", "torchvision")
 #: name -> case, images in a batch (Swin stores many more activations)
 CASES = {
     "fastmim_vit_base": ("fastmim_vit_base", 32),
@@ -146,18 +147,19 @@ def report(name: str, process: StepProcess, batch: int) -> float:
 # --- the peer -------------------------------------------------------------------------------------------------------
 
 
-def peer_python() -> Path:
-    """Return the Python of the peer's environment, which is installed on first use."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".complete").exists():
-        print(f"installing the peer into {PEER.name}: {', '.join(PEER_PACKAGES)}", flush=True)
-        venv.create(PEER, with_pip=True, clear=True)
+def peer_python(folder: Path = PEER, packages: Sequence[str] = PEER_PACKAGES) -> Path:
+    """Return the Python of a peer's environment, which is installed on first use."""
+    python = folder / "bin" / "python"
+    if not (folder / ".complete").exists():
+        print(f"installing the peer into {folder.name}: {', '.join(packages)}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
         install = [python, "-m", "pip", "install", "--quiet"]
         if reachable(CPU_INDEX):
-            subprocess.run([*install, "--index-url", CPU_INDEX, "torch"], check=False)
-        if subprocess.run([*install, *PEER_PACKAGES], check=False).returncode:
-            raise SystemExit(f"error: cannot install {', '.join(PEER_PACKAGES)} into {PEER}")
-        (PEER / ".complete").touch()
+            on_cpu = [name for name in packages if name in CPU_PACKAGES]
+            subprocess.run([*install, "--index-url", CPU_INDEX, *on_cpu], check=False)
+        if subprocess.run([*install, *packages], check=False).returncode:
+            raise SystemExit(f"error: cannot install {', '.join(packages)} into {folder}")
+        (folder / ".complete").touch()
     return python
 
 
@@ -169,8 +171,7 @@ def reachable(address: str) -> bool:
         return False
 
 
-def peer_versions(python: Path) -> str:
-    names = "torch", "transformers"
+def peer_versions(python: Path, *names: str) -> str:
     code = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -357,7 +358,7 @@ def main() -> int:
     if args.against:
         compare_with_commit(args.case or "manifold_deit_tiny", args)
         return 0
-    print(f"peer: {peer_versions(peer_python())}")
+    print(f"peer: {peer_versions(peer_python(), *PEER_PACKAGES[:2])}")
     for name in [args.case] if args.case else CASES:
         if args.precision == "float32" or CASES[name][0] not in INFERENCE:
             compare_with_peer(name, args)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from src.config import DataConfig, parse_auto_augment
 from src.data import augment
@@ -58,22 +58,59 @@ def test_the_argument_of_a_level(name: str, level: float, argument: float) -> No
 def test_every_operation_that_is_drawn_can_be_applied(text: str, increasing: bool) -> None:
     names = augment.operations_of(parse_auto_augment(text))
     assert len(names) == 15 and ("PosterizeIncreasing" in names) == increasing == ("Posterize" not in names)
-    image = Image.fromarray(picture())
     for name in names:
         for level in (0.0, 5.0, 10.0):
             rule = ARGUMENTS.get(name)
-            out = np.asarray(apply_operation(image, name, rule(level, -1) if rule else None, (1, 2, 3)))
+            out = apply_operation(picture(), name, rule(level, -1) if rule else None, (1, 2, 3))
             assert out.shape == (32, 32, 3) and out.dtype == np.uint8, name
 
 
 def test_zero_bits_are_black() -> None:
-    assert not np.asarray(apply_operation(Image.fromarray(picture()), "PosterizeIncreasing", 0, (1, 2, 3))).any()
+    assert not apply_operation(picture(), "PosterizeIncreasing", 0, (1, 2, 3)).any()
+
+
+def by_pillow(image: Image.Image, name: str, argument: float) -> Image.Image:
+    """An operation as timm 0.4.12 has it (data/auto_augment.py)."""
+    if name == "SolarizeAdd":
+        return image.point([min(255, level + int(argument)) if level < 128 else level for level in range(256)] * 3)
+    if name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        return getattr(ImageEnhance, name)(image).enhance(argument)
+    rule = getattr(ImageOps, name.lower())
+    return rule(image) if name in ("AutoContrast", "Equalize", "Invert") else rule(image, argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("AutoContrast", [0]),
+        ("Equalize", [0]),
+        ("Invert", [0]),
+        ("Posterize", [1, 2, 3, 4]),
+        ("Solarize", [0, 1, 26, 230, 256]),
+        ("SolarizeAdd", [0, 1, 99, 110]),
+        ("Color", [0.0, 0.1, 0.5, 1.0, 1.81, 1.9, 2.5]),
+        ("Contrast", [0.0, 0.1, 0.5, 1.0, 1.81, 1.9, 2.5]),
+        ("Brightness", [0.0, 0.1, 0.5, 1.0, 1.81, 1.9, 2.5]),
+        ("Sharpness", [0.0, 0.1, 0.5, 1.0, 1.81, 1.9, 2.5]),
+    ],
+)
+def test_grey_levels_are_those_of_pillow(name: str, arguments: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    images = [picture(), picture(1, (224, 160)), np.full((9, 7, 3), 200, np.uint8)]
+    images += [rng.choice(np.array([0, 255], np.uint8), (40, 30, 3)), rng.integers(3, 5, (1, 300, 3)).astype(np.uint8)]
+    images += [rng.integers(rng.integers(200), 256, (*rng.integers(1, 40, 2), 3)).astype(np.uint8) for _ in range(30)]
+    for argument in arguments:
+        for image in images:
+            before = image.copy()
+            wanted = np.asarray(by_pillow(Image.fromarray(image), name, argument))
+            np.testing.assert_array_equal(apply_operation(image, name, argument, (0, 0, 0)), wanted)
+            np.testing.assert_array_equal(image, before)
 
 
 def test_what_lies_outside_has_the_mean_colour() -> None:
     assert augment.fill_colour((0.485, 0.456, 0.406)) == (124, 116, 104)
     assert augment.fill_colour((0.5,)) == (128, 128, 128)
-    out = np.asarray(apply_operation(Image.fromarray(picture()), "TranslateXRel", 0.5, (9, 8, 7)))
+    out = apply_operation(picture(), "TranslateXRel", 0.5, (9, 8, 7))
     assert (out[:, 17:] == (9, 8, 7)).all() and not (out[:, :16] == (9, 8, 7)).all(axis=2).any()
     np.testing.assert_array_equal(out[:, :16], picture()[:, 16:])  # a positive share moves to the left
 
@@ -107,12 +144,12 @@ def test_number_of_operations_and_fixed_magnitude() -> None:
 
 
 def test_colour_jitter_changes_brightness_contrast_and_saturation() -> None:
-    grey = Image.fromarray(np.full((4, 4, 3), 100, np.uint8))  # only brightness changes it
+    grey = np.full((4, 4, 3), 100, np.uint8)  # only brightness changes it
     jitter = ColorJitter(dict.fromkeys(("Brightness", "Contrast", "Color"), 0.4))
-    levels = np.array([np.asarray(jitter(grey, np.random.default_rng(seed)))[0, 0, 0] for seed in range(300)])
+    levels = np.array([jitter(grey, np.random.default_rng(seed))[0, 0, 0] for seed in range(300)])
     assert levels.min() >= 59 and levels.max() <= 141 and levels.min() < 64 and levels.max() > 136
     assert ColorJitter({"Color": 1.5}).ranges == [("Color", 0.0, 2.5)]
-    image, out = picture(), np.asarray(jitter(Image.fromarray(picture()), np.random.default_rng(3)))
+    image, out = picture(), jitter(picture(), np.random.default_rng(3))
     rng = np.random.default_rng(3)  # by hand, from the same numbers: float formulas of contrast and saturation
     expected = image.astype(float)
     for number in rng.permutation(3):
@@ -176,14 +213,14 @@ def transformed(config: DataConfig, number: int = 0, training: bool = True) -> n
 
 
 def by_hand(config: DataConfig, number: int) -> np.ndarray:
-    """An image with Pillow and NumPy, in the order of the published recipes."""
-    key, image = (3, 1, number, 0), Image.fromarray(picture(number))
+    """An image with NumPy, in the order of the published recipes."""
+    key, image = (3, 1, number, 0), picture(number)
     if config.auto_augment:
         image = RandAugment(parse_auto_augment(config.auto_augment), MEAN)(image, generator(key, PIXELS))
     if config.color_jitter:
         names = ("Brightness", "Contrast", "Color")
         image = ColorJitter(dict.fromkeys(names, config.color_jitter))(image, generator(key, PIXELS))
-    out = ((np.asarray(image) / 255.0 - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
+    out = ((image / 255.0 - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
     if config.erasing:
         RandomErasing(config.erasing, config.erasing_area)(out, generator(key, ERASE))
     return out

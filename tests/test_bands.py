@@ -14,11 +14,12 @@ from PIL import Image
 
 from src.config import DataConfig, Recipe
 from src.config.files import ConfigError, load_recipe
-from src.data.decode import Undecodable
+from src.data.decode import Decoder, Undecodable
 from src.data.opening import open_source
 from src.data.sources import DataError, Files
 from src.data.transform import MOST_OF_OPENCV, Key, Transform, luminance
 from src.engine.parallel import RankError
+from src.tasks.dataset import Measure, Moments
 from src.tasks.evaluate import evaluate_checkpoint
 from src.tasks.export import export_checkpoint
 from src.tasks.images import TRIED, check_usable
@@ -114,6 +115,16 @@ def test_colours_of_floats_are_changed_in_8_bits(channels: int, changes: dict[st
         with pytest.raises(Undecodable, match=r"values outside of 0 to 1.*data\.auto_augment"):
             transformed(npy(wrong), config)
         transformed(npy(wrong), replace(config, auto_augment="", color_jitter=0.0, brightness=0.0))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("channels", [1, 2, 5, 600])
+def test_statistics_of_bands(channels: int, kind: str) -> None:
+    pixels = pixels_of(kind, 30, 44, channels)
+    moments = Moments()
+    moments.add(Measure(Decoder(channels))(npy(pixels)))
+    values = pixels / (np.iinfo(kind).max if kind != "float32" else 1)
+    np.testing.assert_allclose(moments.result(), [values.mean((0, 1)), values.std((0, 1))], rtol=1e-4)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------

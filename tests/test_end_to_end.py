@@ -143,7 +143,8 @@ def test_eval_gives_the_accuracy_training_reported(finetuned: Path, run_entry: R
         key: last[key] for key in ("loss", "top1", "top5", "count")
     }
     assert result["count"] == 9 and result["ckpt"] == str(finetuned / "last.ckpt")
-    assert set(result) == {"ckpt", "data", "classes", "count", "top1", "top5", "top1_correct", "top5_correct", "loss"}
+    measured = {"top1", "top5", "top1_correct", "top5_correct", "loss"}
+    assert set(result) == {"ckpt", "data", "classes", "count", "unusable", *measured}
     percent, correct = f"{100 * result['top1']:.2f} %", result["top1_correct"]
     assert text == f"top-1 {percent} ({correct} of 9 images)"  # top-5 of three classes tells nothing
     assert re.findall(r"evaluation: .*top1 (\S+ %)", (finetuned / "train.log").read_text())[-1] == percent

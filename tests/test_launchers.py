@@ -301,10 +301,8 @@ def test_damaged_files_change_no_step_and_are_listed_once(folder: Path, recipe: 
         damaged[index] = path
         if content is not None:
             path.write_bytes(content)
-    rows = [
-        f"{damaged.get(index, source.name(index))},{source.classes[source.labels[index]]}\n"
-        for index in range(len(source))
-    ]
+    names = [str(damaged.get(index, source.name(index))) for index in range(len(source))]
+    rows = [f"{name},{source.classes[label]}\n" for name, label in zip(names, source.labels, strict=True)]
     (tmp_path / "train.csv").write_text("path,label\n" + "".join(rows))
     changes = (f"data.train={tmp_path / 'train.csv'}", "train.epochs=2", "train.knn=0")
     two = launch(GPU, recipe, 2, "0,1", f"output={tmp_path / 'two'}", *changes)

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from src.config.paths import check_images
+from src.data.opening import open_source
 from src.data.records import MindRecords, is_mindrecord, open_mindrecord, unpacked
-from src.data.sources import DataError
+from src.data.sources import DataError, with_classes
 from tests.helpers import ROOT
 
 SCHEMA = {"file_name": {"type": "string"}, "label": {"type": "int32"}, "data": {"type": "bytes"}}
@@ -98,7 +100,8 @@ def test_the_set_is_what_mind_dataset_reads_in_its_order(shards: Path) -> None:
 @pytest.mark.parametrize("name", ["train.mindrecord", "train.mindrecord0", "train.mindrecord2"])
 def test_a_set_is_named_by_any_of_its_files_or_without_the_number(shards: Path, name: str) -> None:
     path = shards.with_name(name)
-    assert is_mindrecord(path)
+    check_images(path, "data.train")
+    assert len(open_source(path)) == 40
     assert held(open_mindrecord(path)) == held(open_mindrecord(shards))
     assert f"{path}: 40 images in 3 MindRecord files, 4 classes" == open_mindrecord(path).summary()
 
@@ -152,7 +155,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], Row, Sequence[str]]] = {
 def test_schemas_of_others(tmp_path: Path, kind: str) -> None:
     schema, row, index = FOREIGN[kind]
     source = open_mindrecord(write(tmp_path / "theirs.mr", schema, [row, row], index=index))
-    assert is_mindrecord(tmp_path / "theirs.mr")
+    assert len(open_source(tmp_path / "theirs.mr")) == 2
     assert [source.read(i) for i in range(2)] == [b"x", b"x"]
     assert source.classes == ["0", "1"] and source.labels.tolist() == [1, 1]
 
@@ -373,6 +376,28 @@ def test_a_row_that_changes_later_is_an_error_of_reading(copied: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError):
         source.read(1)
+
+
+def test_numbers_count_the_classes_of_others_and_names_are_mapped(shards: Path, tmp_path: Path) -> None:
+    """A set without class names is used with class folders: its labels are their numbers in sorted order."""
+    source = open_mindrecord(shards)
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    assert source.numbered and with_classes(source, names, "training").labels.tolist() == source.labels.tolist()
+    with pytest.raises(DataError, match="that training does not have"):
+        with_classes(source, names[:3], "training")
+    note = json.dumps({"classes": ["eel", "cat", "bee", "ant"]})
+    named = open_mindrecord(write(tmp_path / "named.mindrecord", SCHEMA, plain_rows(4), note=note))
+    assert not named.numbered and with_classes(named, names, "training").labels.tolist() == [4, 2, 1, 0]
+
+
+def test_images_of_a_relative_path_are_read_from_another_working_folder(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As worker processes have it."""
+    monkeypatch.chdir(shards.parent)
+    source = open_mindrecord(Path(shards.name))
+    monkeypatch.chdir("/")
+    assert held(source) == held(open_mindrecord(shards)) and source.name(0).startswith(shards.name)
 
 
 def test_subset_checksum_and_pickle(shards: Path) -> None:

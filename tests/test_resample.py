@@ -152,6 +152,9 @@ def test_a_part_of_an_enormous_result(library: str, filter_name: Filter, kind: t
         ((3000, 4), (192_000, 256), (95_888, 16, 224, 224)),
         ((3, 2), (40_000, 60_000), (0, 59_990, 20, 10)),
         ((70_000, 2), (35_000, 2), (34_990, 0, 10, 2)),
+        ((1_000_000, 2), (2_000_000, 3000), (900_000, 1000, 10, 10)),
+        ((40_000, 3), (9, 2), (0, 0, 9, 2)),
+        ((3, 40_000), (2, 9), (0, 0, 2, 9)),
     ]:
         pixels = image(rng, *before, 3, kind)
         resample.set_up("")
@@ -205,6 +208,13 @@ def test_pillow_is_used_where_the_library_takes_too_much_memory(library: str, mo
         done = pool.submit(resample.resized, pixels, (90, 80)).result()
     resample.set_up("")
     assert by_library is None and np.array_equal(done, expected(pixels, (90, 80), "bicubic"))
+
+
+@pytest.mark.usefixtures("way")
+def test_too_many_pixels_are_refused() -> None:
+    pixels = np.broadcast_to(np.uint8(0), (100_000_000, 1, 1))
+    with pytest.raises(MemoryError):
+        resample.resized(pixels, (224, 224))
 
 
 # --- where there is no library ----------------------------------------------------------------------------------

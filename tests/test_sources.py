@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
@@ -190,6 +191,17 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert source.skipped[listing.LOOP] >= 4 and source.skipped[listing.NOWHERE] == 2
 
 
+def test_links_between_many_folders_give_few_paths(tmp_path: Path) -> None:
+    """Every order of the folders is a path: 14 factorial of them."""
+    letters = "abcdefghijklmn"
+    for name in letters:
+        touch(tmp_path, f"{name}/{name}.png")
+        for other in letters:
+            (tmp_path / name / f"to_{other}").symlink_to(f"../{other}")
+    source = image_folder(tmp_path)
+    assert len(source) == len(letters) ** 2 and set(np.bincount(source.labels)) == {len(letters)}
+
+
 def test_what_has_the_name_of_an_image_but_is_none(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "a/folder.jpg/2.png")
     (tmp_path / "a" / "gone.jpg").symlink_to("nowhere.jpg")
@@ -244,9 +256,11 @@ def test_very_deep_folders(tmp_path: Path) -> None:
             os.chdir("eeee")
     finally:
         os.chdir(here)
-    source = image_folder(tmp_path)
-    assert len(source) == 1 and source.skipped[listing.UNLISTED] == 1
-    shutil.rmtree(tmp_path / "dd", ignore_errors=True)
+    try:
+        source = image_folder(tmp_path)
+        assert len(source) == 1 and source.skipped[listing.UNLISTED] == 1
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "dd"], check=True)  # too deep for pytest
 
 
 # --- errors of folders ------------------------------------------------------------------------------------------
@@ -287,6 +301,14 @@ def test_one_level_too_high(tmp_path: Path) -> None:
     assert open_source(tmp_path / "set").summary().endswith("3 images, no labels")
     text = error_of(touch(tmp_path / "more", "flowers/rose/1.png", "flowers/tulip/1.png"), "complete")
     assert "a single class folder, flowers, with 2 folders" in text and f"for example {tmp_path}/more/flowers" in text
+    touch(tmp_path / "set", "samples/1.png")
+    assert "(samples, train, val), not classes" in error_of(tmp_path / "set", "complete")
+    touch(tmp_path / "set2", "x/1.png")
+    (tmp_path / "sets").mkdir()
+    for name in ("set", "set2"):
+        (tmp_path / name).rename(tmp_path / "sets" / name)
+    shutil.rmtree(tmp_path / "sets" / "set" / "samples")
+    assert f"for example {tmp_path}/sets/set/train" in error_of(tmp_path / "sets", "complete")
     touch(tmp_path / "vehicles", "train/1.png", "car/1.png")
     assert open_source(tmp_path / "vehicles", "data", "complete").classes == ["car", "train"]
 
@@ -511,7 +533,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-FILES = ("my cat.jpg", "ü/日本.png", "x.JPEG", "noext", "line\nend.png", 'q"uote.gif')
+FILES = ("cr\r\nlf.png", "my cat.jpg", "ü/日本.png", "x.JPEG", "noext", "line\nend.png", 'q"uote.gif')
 
 
 @pytest.fixture
@@ -742,6 +764,17 @@ def test_a_part_of_the_classes_is_mapped_by_name(tmp_path: Path) -> None:
     assert mapped.summary() == f"{tmp_path}: 2 images, 2 of 3 classes"
     other_order = with_classes(source, ["cat", "bee", "ant"], "the checkpoint")
     assert other_order.labels.tolist() == [2, 0]
+
+
+def test_accents_of_class_names_may_be_written_apart(tmp_path: Path) -> None:
+    """macOS writes them as two characters."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    source = open_source(touch(tmp_path, f"{two}/1.png", "tea/1.png"))
+    for name in (one, two):
+        mapped = with_classes(source, ["ant", name, "tea"], "the checkpoint")
+        assert labelled(mapped) == [(f"{two}/1.png", name), ("tea/1.png", "tea")]
+    both = with_classes(source, [one, two, "tea"], "the checkpoint")
+    assert labelled(both)[0] == (f"{two}/1.png", two)
 
 
 def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Augmentation of training images as in timm: RandAugment, colour jitter, random erasing.
 
-The first two act on Pillow images, because other libraries round, resample and fill differently.
+The first two have the numbers of Pillow, which rounds, resamples and fills in its own way.
 
 Sources: timm 0.4.12 data/auto_augment.py, data/random_erasing.py, data/transforms_factory.py; torchvision ColorJitter.
 """
@@ -11,10 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from ..config import RandAugmentConfig
+from .affine import Fill, Matrix, rotation, transformed
+from .resample import Filter
 
 LEVELS = 10  # the highest magnitude
 #: timm's operations in timm's order; with `inc1` those in STRONGER_WITH_LEVEL have another rule and name
@@ -25,8 +28,6 @@ OPERATIONS = (
 STRONGER_WITH_LEVEL = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 #: probability of each drawn operation
 APPLY = 0.5
-
-Fill = tuple[int, int, int]
 
 
 def operations_of(config: RandAugmentConfig) -> tuple[str, ...]:
@@ -63,58 +64,108 @@ ARGUMENTS: dict[str, Callable[[float, int], float]] = {
 }
 
 
-def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    """Posterize to 0 bits gives black, as in older versions of Pillow; newer ones raise an error."""
-    return ImageOps.posterize(image, int(bits)) if bits >= 1 else Image.new(image.mode, image.size)
+# --- operations on (rows, cols, 3) uint8, with the numbers of Pillow ----------------------------------------------
+
+_LEVELS = np.arange(256)
 
 
-def _solarize_add(image: Image.Image, amount: float) -> Image.Image:
-    return image.point([min(255, level + int(amount)) if level < 128 else level for level in range(256)] * 3)
+def _blend(base: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Return base + factor x (pixels - base), rounded as Pillow's ImageEnhance does."""
+    first, second = (Image.fromarray(part.reshape(len(part), -1)) for part in (base, pixels))
+    return np.asarray(Image.blend(first, second, factor)).reshape(pixels.shape)
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], **options: Any) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, **options)
+def _luminance(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
-_PLAIN: dict[str, Callable[..., Image.Image]] = {
-    "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
-    "Equalize": lambda image, _: ImageOps.equalize(image),
-    "Invert": lambda image, _: ImageOps.invert(image),
-    "Posterize": _posterize,
-    "Solarize": lambda image, threshold: ImageOps.solarize(image, threshold),
-    "SolarizeAdd": _solarize_add,
-    "Color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-    "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
-    "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    "Sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
+def _colour(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return _blend(cv2.cvtColor(_luminance(pixels), cv2.COLOR_GRAY2RGB), pixels, factor)
+
+
+def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """The smooth image is the mean of 3 x 3 pixels, where the central one counts five times; its edge is unchanged."""
+    smooth = pixels.copy()
+    if min(pixels.shape[:2]) > 2:
+        # never half a grey level: rounding in float32 cannot differ from Pillow's
+        smooth[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH)[1:-1, 1:-1]
+    return _blend(smooth, pixels, factor)
+
+
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+def _enhanced(base: int, factor: float) -> np.ndarray:
+    """The table of a blend with one grey level."""
+    levels = _LEVELS.astype(np.uint8)
+    return _blend(np.full_like(levels, base), levels, factor)
+
+
+def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    grey = _luminance(pixels)
+    return _enhanced(int(int(grey.sum()) / grey.size + 0.5), factor)
+
+
+def _autocontrast(counts: np.ndarray) -> np.ndarray:
+    """The table that spreads the levels of a channel over all."""
+    low, high = counts.nonzero()[0][[0, -1]].tolist()
+    if high <= low:
+        return _LEVELS
+    scale = 255.0 / (high - low)
+    return (_LEVELS * scale - low * scale).astype(int)
+
+
+def _equalize(counts: np.ndarray) -> np.ndarray:
+    """The table that makes the levels of a channel equally frequent."""
+    step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+    return (step // 2 + np.cumsum(counts) - counts) // step if step else _LEVELS
+
+
+def _of_counts(rule: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """The tables of the channels, each from the number of pixels of each level."""
+    counts = np.array(Image.fromarray(pixels).histogram()).reshape(-1, 256)
+    return np.stack([rule(channel) for channel in counts], axis=-1)
+
+
+#: operations that replace each grey level by another one: (pixels, argument) -> the new levels, (256,) or (256, 3);
+#: posterize to 0 bits gives black, as in Pillow before version 13
+_TABLES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "AutoContrast": lambda pixels, _: _of_counts(_autocontrast, pixels),
+    "Equalize": lambda pixels, _: _of_counts(_equalize, pixels),
+    "Invert": lambda _, __: 255 - _LEVELS,
+    "Posterize": lambda _, bits: _LEVELS & ~(2 ** (8 - bits) - 1),
+    "Solarize": lambda _, threshold: np.where(threshold <= _LEVELS, 255 - _LEVELS, _LEVELS),
+    "SolarizeAdd": lambda _, amount: np.where(_LEVELS < 128, _LEVELS + amount, _LEVELS),
+    "Contrast": _contrast,
+    "Brightness": lambda _, factor: _enhanced(0, factor),
 }
-_GEOMETRIC: dict[str, Callable[..., Image.Image]] = {
-    "Rotate": lambda image, degrees, **options: image.rotate(degrees, **options),
-    "ShearX": lambda image, factor, **options: _affine(image, (1, factor, 0, 0, 1, 0), **options),
-    "ShearY": lambda image, factor, **options: _affine(image, (1, 0, 0, factor, 1, 0), **options),
-    "TranslateXRel": lambda image, share, **options: _affine(image, (1, 0, share * image.width, 0, 1, 0), **options),
-    "TranslateYRel": lambda image, share, **options: _affine(image, (1, 0, 0, 0, 1, share * image.height), **options),
+_BLENDS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {"Color": _colour, "Sharpness": _sharpness}
+#: geometric operations: (argument, rows, columns) -> matrix
+_MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
+    "Rotate": rotation,
+    "ShearX": lambda factor, _, __: (1, factor, 0, 0, 1, 0),
+    "ShearY": lambda factor, _, __: (1, 0, 0, factor, 1, 0),
+    "TranslateXRel": lambda share, _, cols: (1, 0, share * cols, 0, 1, 0),
+    "TranslateYRel": lambda share, rows, _: (1, 0, 0, 0, 1, share * rows),
 }
 
 
 def apply_operation(
-    image: Image.Image,
-    name: str,
-    argument: float | None,
-    fill: Fill,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
-    """Apply one operation of RandAugment to an RGB image.
+    pixels: np.ndarray, name: str, argument: Any, fill: Fill, filter_name: Filter = "bicubic"
+) -> np.ndarray:
+    """Apply one operation of RandAugment to (rows, cols, 3) uint8.
 
     Args:
         argument: from `ARGUMENTS`; None for operations without one.
-        fill: colour outside the image, for geometric operations.
-        resample: filter of geometric operations.
+        fill, filter_name: colour outside the image and filter of geometric operations.
     """
     name = name.removesuffix("Increasing")
-    if name in _GEOMETRIC:
-        return _GEOMETRIC[name](image, argument, resample=resample, fillcolor=fill)
-    return _PLAIN[name](image, argument)
+    if name in _MATRICES:
+        return transformed(pixels, _MATRICES[name](argument, *pixels.shape[:2]), fill, filter_name)
+    if name in _BLENDS:
+        return _BLENDS[name](pixels, argument)
+    table = _TABLES[name](pixels, argument).clip(0, 255).astype(np.uint8)
+    return cv2.LUT(pixels, table.reshape(256, 1, -1))
 
 
 class RandAugment:
@@ -142,10 +193,11 @@ class RandAugment:
                 drawn.append((name, rule(level, sign) if rule else None))
         return drawn
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Augment (rows, cols, 3) uint8."""
         for name, argument in self.draw(rng):
-            image = apply_operation(image, name, argument, self.fill)
-        return image
+            pixels = apply_operation(pixels, name, argument, self.fill)
+        return pixels
 
 
 class ColorJitter:
@@ -158,11 +210,12 @@ class ColorJitter:
     def __init__(self, strengths: Mapping[str, float]):
         self.ranges = [(name, max(0.0, 1.0 - strength), 1.0 + strength) for name, strength in strengths.items()]
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Augment (rows, cols, 3) uint8."""
         for number in rng.permutation(len(self.ranges)):
             name, low, high = self.ranges[number]
-            image = _PLAIN[name](image, rng.uniform(low, high))
-        return image
+            pixels = apply_operation(pixels, name, rng.uniform(low, high), (0, 0, 0))
+        return pixels
 
 
 class RandomErasing:

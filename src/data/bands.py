@@ -252,8 +252,8 @@ def read_tiff(content: bytes, channels: int, max_pixels: int) -> Tiff:
     block = (min(height, tags.one(STRIP_ROWS, height)), width)
     if tiled:
         block = (tags.one(TILE_ROWS, 0), tags.one(TILE_WIDTH, 0))
-        check_size(*block, max_pixels)
         check_bytes(*block, bands, dtype, max_pixels)
+    check_size(*block, max_pixels)
     starts, lengths = (TILES, TILE_BYTES) if tiled else (STRIPS, STRIP_BYTES)
     return Tiff(
         content=content,

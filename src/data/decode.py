@@ -5,9 +5,11 @@ The content decides the format, never the name: JPEG (and MPO), PNG, BMP, TIFF, 
 without a colour profile. What differs:
 
 - Grey images of 9 to 16 bits keep their highest 8 bits; Pillow cuts all values above 255.
-- TIFF of 32-bit floats or integers, which Pillow cuts too, is read as one band (`bands.py`).
-- JPEG whose scan is damaged is refused (`jpeg.py`); Pillow fills in what it can.
-- JPEG of 12 and more bits is refused.
+- TIFF of 32-bit floats or integers, which Pillow cuts too, and of floats with 3 bands are read by `bands.py`. TIFF of
+  more than 4 bands is no RGB image, and 16-bit grey whose zero is white is refused.
+- JPEG whose scan is damaged is refused (`jpeg.py`), and PNG whose checksums are wrong or that lacks rows (`png.py`);
+  Pillow fills in what it can. BMP, GIF, TIFF and WebP have no checksums of pixels: only what cannot be read is noticed.
+- JPEG of 12 and more bits is refused, and PNG with texts or a colour profile of more than a megabyte.
 
 A TIFF is turned as its orientation says whatever `exif` is, since Pillow turns it while it decodes.
 """
@@ -24,6 +26,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from . import bands
 from .jpeg import HUFFMAN, Header, JpegPicture, decode, read_header
 from .picture import Box, Picture, Undecodable, check_size, only_undecodable, turned
+from .png import check_png
 from .printed import LIBTIFF, printed
 
 __all__ = ["Box", "Decoder", "Picture", "Undecodable"]
@@ -45,7 +48,7 @@ STARTS = {
     b"MM\0+": "TIFF",
     bands.NPY: "npy",
 }
-ORIENTATION, BITS, SAMPLES, TILE_WIDTH, TILE_ROWS = 274, 258, 277, 322, 323  # tags of TIFF and EXIF
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, TILE_WIDTH, TILE_ROWS = 274, 258, 262, 277, 322, 323  # tags of TIFF and EXIF
 MODE_BANDS = {"LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}  # modes that are used as bands
 
 
@@ -115,16 +118,17 @@ class Decoder:
                     return bands.open_tiff(content, self.channels, self.max_pixels)
             if self.channels not in (1, 3):
                 bands.check_bands(MODE_BANDS.get(image.mode, 1), self.channels)
-            scan = (content, header) if header and header.frame in HUFFMAN and header.components != 2 else None
-            picture = PillowPicture(image, kind, self.channels, scan)
+            if header and (header.frame not in HUFFMAN or header.components == 2):
+                header = None
+            picture = PillowPicture(image, kind, self.channels, content, header)
             return turned(picture, orientation_of(image)) if self.exif and kind != "TIFF" else picture
 
 
 class PillowPicture:
-    """An image that Pillow decodes; of a JPEG, `content` and `header` let libjpeg look for damage first."""
+    """An image that Pillow decodes, and in which we look for damage; of a JPEG with the `header` that libjpeg needs."""
 
-    def __init__(self, image: Image.Image, kind: str, channels: int, jpeg: tuple[bytes, Header] | None):
-        self.image, self.kind, self.channels, self.jpeg = image, kind, channels, jpeg
+    def __init__(self, image: Image.Image, kind: str, channels: int, content: bytes, header: Header | None):
+        self.image, self.kind, self.channels, self.content, self.header = image, kind, channels, content, header
         if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(ORIENTATION, 1) in range(5, 9):
             self.load()  # Pillow before version 11 knows the size of a turned TIFF only then
         self.width, self.height = image.size
@@ -132,9 +136,8 @@ class PillowPicture:
     def crop(self, box: Box, least: tuple[int, int]) -> np.ndarray:
         top, left, rows, cols = box
         with only_undecodable(self.kind):
-            if self.jpeg:
-                decode(*self.jpeg)
             self.load()
+            self.check()
             part = self.image.crop((left, top, left + cols, top + rows))
             if self.channels not in (1, 3):
                 return np.asarray(part)
@@ -142,6 +145,14 @@ class PillowPicture:
                 high = np.asarray(part) >> (self.bits() - 8)
                 return np.repeat(high.astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
+
+    def check(self) -> None:
+        """Look for damage that Pillow does not notice."""
+        if self.kind == "PNG":
+            end = self.image.crop((0, self.height - 1, self.width, self.height))
+            check_png(self.content, not np.asarray(end).any())
+        elif self.header:
+            decode(self.content, self.header)
 
     def load(self) -> None:
         """Decode all pixels, once."""
@@ -154,6 +165,8 @@ class PillowPicture:
     def bits(self) -> int:
         """Return the bits of a grey value of more than 8 bits."""
         if isinstance(self.image, TiffImagePlugin.TiffImageFile):
+            if self.image.tag_v2.get(PHOTOMETRIC) == 0:
+                raise Undecodable("TIFF of 16-bit grey whose zero is white")
             return int(self.image.tag_v2.get(BITS, (16,))[0])
         return 16
 

@@ -96,12 +96,14 @@ def _too_high(folder: Path, tree: Tree, present: np.ndarray) -> str:
     """Return what is wrong if the folders are no classes, but parts of a data set or data sets."""
     names = [tree.top_names[index] for index in present]
     listed = ", ".join(names[:5])
-    if {name.lower() for name in names} <= SPLITS:
-        return f"the folders in {folder} are parts of a data set ({listed}), not classes; {_remedy(folder, names[0])}"
     below = tree.subfolders()
+    splits = [name for name in names if name.lower() in SPLITS]
+    if len(splits) == len(names) or (len(splits) > 1 and all(below[name] for name in splits)):
+        return f"the folders in {folder} are parts of a data set ({listed}), not classes; {_remedy(folder, splits[0])}"
     parts = [{part.lower() for part in below[name]} for name in names]
-    if all(part and part <= SPLITS for part in parts):
-        first = f"{names[0]}/{sorted(below[names[0]])[0]}"
+    whole = [name for name, part in zip(names, parts, strict=True) if part and part <= SPLITS]
+    if len(whole) == len(names) or any(len(below[name]) > 1 for name in whole):
+        first = f"{whole[0]}/{sorted(below[whole[0]])[0]}"
         return f"the folders in {folder} are data sets ({listed}), not classes; {_remedy(folder, first)}"
     if len(names) == 1 and len(parts[0]) > 1:
         return (

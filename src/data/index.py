@@ -98,10 +98,9 @@ def is_current(tree: Tree, folder: Path) -> bool:
         OSError: one has gone.
     """
     root = os.fsencode(folder)
-    return all(
-        stamp(os.path.join(root, os.fsencode(tree.folders[index]))) == tuple(tree.stamps[index])  # noqa: PTH118
-        for index in range(len(tree.folders))
-    )
+    paths = (os.path.join(root, os.fsencode(tree.folders[i])) for i in range(len(tree.folders)))  # noqa: PTH118
+    states = map(stamp, map(os.stat, paths))
+    return all(state == tuple(stored) for state, stored in zip(states, tree.stamps, strict=True))
 
 
 def _tree(parts: dict[str, np.ndarray], folder: Path) -> Tree | None:

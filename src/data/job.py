@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import resample
+from . import affine, resample
 from .decode import Undecodable
 from .sources import Source
 from .transform import Key, Transform, generator
@@ -37,7 +37,7 @@ class ImageJob:
         seed: of the augmentation.
         replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch. False:
             it becomes zeros.
-        library: of `resample`; empty: Pillow.
+        library: of `resample` and `affine`; empty: Pillow.
         crashed: images whose decoding ended a worker process.
     """
 
@@ -64,6 +64,7 @@ class ImageJob:
             note: is told each image before it is decoded.
         """
         resample.use(self.library)
+        affine.use(self.library)
         faults = []
         for row, (index, epoch, copy) in enumerate(items.tolist()):
             if index < 0:
@@ -96,7 +97,7 @@ class ImageJob:
 
     def _load(self, index: int, key: Key, out: np.ndarray, note: Callable[[int], None]) -> None:
         if index in self.crashed:
-            raise Undecodable("its decoding ended the process")
+            raise Undecodable("its decoding ended the process, or took too long")
         note(index)
         try:
             self.transform(self.source.read(index), key, out)

@@ -14,7 +14,7 @@ from struct import unpack_from
 import cv2
 import numpy as np
 
-from .picture import Box, Undecodable
+from .picture import Box, Undecodable, reason
 from .printed import LIBJPEG, OPENCV, printed
 
 try:
@@ -29,6 +29,8 @@ REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # since OpenCV 4.11
+FLAGS = cv2.IMREAD_IGNORE_ORIENTATION | RGB
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that start a frame
 HUFFMAN = (0xC0, 0xC1, 0xC2)  # frames that every libjpeg decodes; arithmetic ones are left to Pillow
 ALONE = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers without a length
@@ -40,7 +42,12 @@ MOST_REPAIRS = 8
 
 @dataclass(frozen=True)
 class Header:
-    """What the segments before the first scan say; `jfif`, `adobe` and `scan` are the places of segments, 0 is none."""
+    """What the segments before the first scan say.
+
+    Attributes:
+        jfif, adobe, scan: places of segments, 0 is none.
+        gap: start and end of the last bytes between segments, (0, 0) is none.
+    """
 
     frame: int
     bits: int
@@ -50,6 +57,7 @@ class Header:
     jfif: int
     adobe: int
     scan: int
+    gap: tuple[int, int]
     described: bool  # it may have an EXIF orientation
 
     @property
@@ -62,8 +70,11 @@ def read_header(content: bytes) -> Header | None:
     """Read the segments before the first scan; None if they are damaged."""
     place, found = 2, {0xE0: 0, 0xEE: 0, 0xE1: 0}
     frame: tuple[int, int, int, int, int] | None = None
-    while (place := content.find(b"\xff", place)) >= 0 and place + 4 <= len(content):
-        marker = content[place + 1]
+    gap = (0, 0)
+    while (start := content.find(b"\xff", place)) >= 0 and start + 4 <= len(content):
+        if start > place:
+            gap = (place, start)
+        place, marker = start, content[start + 1]
         if marker in (0xFF, 0x00) or marker in ALONE:  # fill bytes and markers without a segment
             place += 1 if marker == 0xFF else 2
             continue
@@ -74,7 +85,7 @@ def read_header(content: bytes) -> Header | None:
         elif marker == 0xDA:
             if frame is None:
                 return None
-            return Header(*frame, found[0xE0], found[0xEE], place, bool(found[0xE1]))
+            return Header(*frame, found[0xE0], found[0xEE], place, gap, bool(found[0xE1]))
         elif marker in found:
             found[marker] = found[marker] or place
         place += 2 + length
@@ -84,8 +95,9 @@ def read_header(content: bytes) -> Header | None:
 class JpegPicture:
     """A JPEG file of 1 or 3 components.
 
-    With `fast`, the box is decoded at the largest of the factors 1/8, 1/4 and 1/2 for which it has at least `least`
-    pixels. Its edges are rounded to the nearest pixel of that scale, so each moves by at most half of such a pixel.
+    With `fast`, the box is decoded at the largest of the factors 1/8, 1/4 and 1/2 that leaves it at least `least`
+    pixels. Its edges are rounded to the nearest pixel of that scale, halves to the outside, so that none moves by more
+    than half of such a pixel, and the box keeps its place.
     """
 
     def __init__(self, content: bytes, header: Header, fast: bool):
@@ -94,29 +106,34 @@ class JpegPicture:
 
     def crop(self, box: Box, least: tuple[int, int]) -> np.ndarray:
         factor, (top, left, bottom, right) = self.scale(box, least)
-        pixels = decode(self.content, self.header, factor)
+        pixels = decode(self.content, self.header, factor, self.fast)
         return pixels[top:bottom, left:right]
 
     def scale(self, box: Box, least: tuple[int, int]) -> tuple[int, tuple[int, int, int, int]]:
-        """Return the factor and the edges of the box at that scale."""
+        """Return the factor and the edges of the box at that scale (top, left, bottom, right)."""
         top, left, rows, cols = box
-        edges = (top, left, top + rows, left + cols)
-        for factor in FACTORS if self.fast else ():
-            small = tuple((edge + factor // 2) // factor for edge in edges)
-            if small[2] - small[0] >= least[0] and small[3] - small[1] >= least[1]:
-                return factor, (small[0], small[1], small[2], small[3])
-        return 1, edges
+        factor = next((factor for factor in FACTORS if rows >= factor * least[0] and cols >= factor * least[1]), 1)
+        if factor == 1 or not self.fast:
+            return 1, (top, left, top + rows, left + cols)
+        half = factor // 2
+        first = (top + half - 1) // factor, (left + half - 1) // factor
+        return factor, (*first, (top + rows + half) // factor, (left + cols + half) // factor)
 
 
-def decode(content: bytes, header: Header, factor: int = 1) -> np.ndarray:
-    """Return all pixels, (rows, cols, 3) uint8, divided by a factor and rounded up.
+def decode(content: bytes, header: Header, factor: int = 1, fast: bool = False) -> np.ndarray:
+    """Return all pixels, (rows, cols, 3) uint8; the size is divided by a factor and rounded up.
+
+    Args:
+        fast: whether simplejpeg repeats colours that are stored at half size, and does not interpolate them.
 
     Raises:
         Undecodable: data is lost.
     """
     size = (-(-header.height // factor), -(-header.width // factor))
     for _ in range(MOST_REPAIRS):
-        pixels, warning = (by_simplejpeg if simplejpeg else by_opencv)(content, header, factor)
+        pixels, warning = (
+            by_simplejpeg(content, header, factor, fast) if simplejpeg else by_opencv(content, header, factor)
+        )
         if pixels is not None and not warning:
             if pixels.shape[:2] != size:
                 raise Undecodable(f"damaged JPEG: its size is {pixels.shape[1]} x {pixels.shape[0]} pixels")
@@ -124,20 +141,20 @@ def decode(content: bytes, header: Header, factor: int = 1) -> np.ndarray:
         repaired = without_oddity(content, header, warning)
         if repaired is None:
             break
-        content = repaired
-    raise Undecodable(f"damaged JPEG: {warning.removeprefix('Corrupt JPEG data: ')}")
+        content, header = repaired, read_header(repaired) or header
+    raise Undecodable(reason(ValueError(warning.removeprefix("Corrupt JPEG data: ")), "JPEG"))
 
 
-def by_simplejpeg(content: bytes, header: Header, factor: int) -> tuple[np.ndarray | None, str]:
+def by_simplejpeg(content: bytes, header: Header, factor: int, fast: bool) -> tuple[np.ndarray | None, str]:
     """Return the pixels or the first warning of libjpeg. Four components stay as they are."""
     colours = "CMYK" if header.components == 4 else "RGB"
     try:
-        if factor == 1:
-            return simplejpeg.decode_jpeg(content, colours), ""
-        low = (-(-header.height // factor), -(-header.width // factor))
-        return simplejpeg.decode_jpeg(content, colours, False, False, *low, factor), ""
+        low = (-(-header.height // factor), -(-header.width // factor)) if factor > 1 else (0, 0)
+        return simplejpeg.decode_jpeg(content, colours, False, fast, *low, factor), ""
     except Exception as error:
-        return None, str(error)
+        if "subsampling" in str(error):  # TurboJPEG refuses unusual ones
+            return by_opencv(content, header, factor)
+        return None, str(error) or type(error).__name__
 
 
 def by_opencv(content: bytes, header: Header, factor: int) -> tuple[np.ndarray | None, str]:
@@ -146,21 +163,22 @@ def by_opencv(content: bytes, header: Header, factor: int) -> tuple[np.ndarray |
         return None, "Premature end of JPEG file"
     try:
         with printed(LIBJPEG, OPENCV) as texts:
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        return None, str(error.err)
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[factor] | FLAGS)
+    except Exception as error:
+        return None, str(error) or type(error).__name__
     if texts and (warned := LIBJPEG.search(texts[0])):
         return None, warned[0].strip()
     if pixels is None:
         return None, "OpenCV cannot decode it"
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), ""
+    return pixels if RGB else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), ""
 
 
 def without_oddity(content: bytes, header: Header, warning: str) -> bytes | None:
     """Return the content without the harmless oddity of a warning, or None if data is lost.
 
     libjpeg tells only its first warning, so the content is decoded again to hear the others. Bytes that nobody reads
-    before a marker are harmless if they are padding (all equal), else they are the rest of a damaged scan.
+    before a marker are harmless between segments, and after a scan if they are padding (all equal); else they are the
+    rest of a damaged scan.
     """
     if "unknown JFIF revision" in warning and header.jfif:
         return replaced(content, header.jfif + 9, b"\x01\x01")
@@ -170,6 +188,8 @@ def without_oddity(content: bytes, header: Header, warning: str) -> bytes | None
         end = header.scan + 2 + int.from_bytes(content[header.scan + 2 : header.scan + 4], "big")
         return replaced(content, end - 3, b"\x00\x3f\x00")
     if found := EXTRANEOUS.search(warning):
+        if header.gap[1]:
+            return content[: header.gap[0]] + content[header.gap[1] :]
         return without_padding(content, int(found[1]), bytes((0xFF, int(found[2], 16))))
     return None
 

@@ -24,7 +24,7 @@ SYSTEM_FOLDERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "lost+found", "$RE
 
 NOWHERE = "link that leads nowhere"
 UNLISTED = "folder that cannot be listed"
-LOOP = "link to a folder that contains it"
+LOOP = "link to a folder that its class has already"
 SECONDS = 3.0  # between two lines about a listing that takes long
 
 
@@ -57,15 +57,14 @@ class Tree:
         """Return the names of the folders directly in each of `top_names`."""
         found: dict[str, set[str]] = {name: set() for name in self.top_names}
         for index in range(len(self.folders)):
-            parts = Path(self.folders[index]).parts
-            if len(parts) == 2:
-                found[parts[0]].add(parts[1])
+            name, _, below = self.folders[index].partition("/")
+            if below and "/" not in below:
+                found[name].add(below)
         return found
 
 
-def stamp(path: bytes) -> tuple[int, int, int]:
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
     """Return what changes with the entries of a folder or the right to list them: times in ns, and the inode."""
-    status = os.stat(path)  # noqa: PTH116 # many folders: no Path objects
     return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
@@ -93,7 +92,9 @@ class _Listing:
 
     def tree(self) -> Tree:
         others: Counter[str] = Counter()
-        self.top_names = self._list(b"", -1, others)
+        seen: set[tuple[int, int]] = set()
+        self.top_names = self._list(b"", -1, others, seen)
+        (self.own,) = seen
         for number, name in enumerate(self.top_names):
             skipped: Counter[str] = Counter()
             self._descend(name, number, skipped)
@@ -110,29 +111,32 @@ class _Listing:
 
     def _descend(self, name: bytes, number: int, skipped: Counter[str]) -> None:
         """List a folder and all below it; a stack instead of recursion, since folders may be very deep."""
-        waiting: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(name, frozenset([identity(self.root)]))]
+        seen = {self.own}
+        waiting = [name]
         while waiting:
-            path, above = waiting.pop()
+            path = waiting.pop()
             try:
-                own = identity(os.path.join(self.root, path))  # noqa: PTH118
-                if own in above:
-                    skipped[LOOP] += 1
-                    continue
-                below = self._list(path, number, skipped)
+                below = self._list(path, number, skipped, seen)
             except OSError:
                 skipped[UNLISTED] += 1
                 continue
-            inside = above | {own} if below else above
-            waiting += [(os.path.join(path, part), inside) for part in reversed(below)]  # noqa: PTH118
+            waiting += [os.path.join(path, part) for part in reversed(below)]  # noqa: PTH118
 
-    def _list(self, path: bytes, number: int, skipped: Counter[str]) -> list[bytes]:
+    def _list(self, path: bytes, number: int, skipped: Counter[str], seen: set[tuple[int, int]]) -> list[bytes]:
         """Add the images directly in a folder; returns its folders, sorted.
+
+        A folder in `seen` is left out, so that links cannot lead in circles, or to ever more paths of few folders.
 
         Raises:
             OSError: it cannot be listed.
         """
         whole = os.path.join(self.root, path)  # noqa: PTH118
-        before = stamp(whole)
+        status = os.stat(whole)  # noqa: PTH116
+        own = status.st_dev, status.st_ino
+        if own in seen:
+            skipped[LOOP] += 1
+            return []
+        seen.add(own)
         images: list[bytes] = []
         folders: list[bytes] = []
         for name, kind in entries(whole):
@@ -147,7 +151,7 @@ class _Listing:
         self.names.add(prefix + name for name in images)
         self.top.extend([number] * len(images))
         self.folders.add([path])
-        self.stamps.extend(before)
+        self.stamps.extend(stamp(status))
         self._say()
         return sorted(folders)
 
@@ -158,12 +162,6 @@ class _Listing:
             self.said = now
             sys.stderr.write(f"listing {self.folder}: {len(self.names):,} images so far\n")
             sys.stderr.flush()
-
-
-def identity(path: bytes) -> tuple[int, int]:
-    """Return what two paths of the same folder share."""
-    status = os.stat(path)  # noqa: PTH116
-    return status.st_dev, status.st_ino
 
 
 def entries(folder: bytes) -> Iterator[tuple[bytes, str]]:

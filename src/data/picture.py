@@ -80,10 +80,11 @@ def turned(picture: Picture, orientation: object) -> Picture:
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
     """Refuse an empty image, or one that is too large, before its pixels take memory."""
+    size = f"{str(width)[:20]} x {str(height)[:20]}"
     if height < 1 or width < 1:
-        raise Undecodable(f"its size is {width} x {height} pixels")
+        raise Undecodable(f"its size is {size} pixels")
     if height * width > max_pixels:
-        raise Undecodable(f"{width} x {height} pixels are more than data.max_pixels {max_pixels}")
+        raise Undecodable(f"{size} pixels are more than data.max_pixels {max_pixels}")
 
 
 @contextmanager

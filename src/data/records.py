@@ -29,7 +29,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..config import plural
-from .sources import DataError, Names
+from .sources import DataError, Names, count_classes
 
 VERSIONS = ("2.0", "3.0")
 LENGTH = 8  # bytes of a stored length
@@ -57,6 +57,7 @@ class MindRecords:
         labels, classes, skipped: as in `Source`.
         numbered: the labels are numbers, which count the classes of whatever the images are used with; `classes` are
             these numbers as texts.
+        base: relative `shards` begin here; worker processes have another working folder.
     """
 
     place: Path
@@ -71,6 +72,7 @@ class MindRecords:
     classes: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
     numbered: bool = False
+    base: Path = field(default_factory=Path.cwd)
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -84,7 +86,7 @@ class MindRecords:
         return self.keys[index] if self.keys is not None else self.name(index)
 
     def read(self, index: int) -> bytes:
-        path = self.shards[int(self.shard[index])]
+        path = self.base / self.shards[int(self.shard[index])]
         size = int(self.sizes[index])
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -110,8 +112,8 @@ class MindRecords:
         return zlib.crc32(self.labels.astype(np.int32).tobytes(), text)
 
     def summary(self) -> str:
-        kind = plural(len(self.classes), "class", "classes") if self.classes else "no labels"
-        return f"{self.place}: {plural(len(self), 'image')} in {plural(len(self.shards), 'MindRecord file')}, {kind}"
+        files = plural(len(self.shards), "MindRecord file")
+        return f"{self.place}: {plural(len(self), 'image')} in {files}, {count_classes(self)}"
 
 
 @dataclass(frozen=True)
@@ -419,10 +421,11 @@ def query(header: Header, columns: Columns, path: Path) -> Rows:
     stored = [name for name in (columns.label, columns.name) if name]
     from_index = all(name in header.indexed for name in stored)
     taken = [f'"{header.indexed[name]}"' for name in stored] if from_index else []
-    places = "ROW_ID, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END"
-    places += ", PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END"
-    text = f"SELECT {', '.join([places, *taken])} FROM INDEXES ORDER BY ROW_ID"
-    numbers, labels, names = [np.zeros((0, 7), np.int64)], [], []
+    places = ["ROW_ID", "PAGE_ID_BLOB", "PAGE_OFFSET_BLOB", "PAGE_OFFSET_BLOB_END"]
+    places += [] if from_index else ["PAGE_ID_RAW", "PAGE_OFFSET_RAW", "PAGE_OFFSET_RAW_END"]
+    text = f"SELECT {', '.join(places + taken)} FROM INDEXES ORDER BY ROW_ID"
+    count = len(places)
+    numbers, labels, names = [np.zeros((0, count), np.int64)], [], []
     with closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro&immutable=1", uri=True)) as database:
         database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
         of = [row[0] for row in database.execute("SELECT NAME FROM SHARD_NAME LIMIT 2")]
@@ -430,8 +433,8 @@ def query(header: Header, columns: Columns, path: Path) -> Rows:
             raise ValueError("the index of another file")
         found = database.execute(text)
         while chunk := found.fetchmany(CHUNK):
-            numbers.append(np.array([row[:7] for row in chunk]).astype(np.int64, casting="safe"))
-            values = [row[7:] for row in chunk] if from_index else raw_values(header, numbers[-1], stored)
+            numbers.append(np.array([row[:count] for row in chunk]).astype(np.int64, casting="safe"))
+            values = [row[count:] for row in chunk] if from_index else raw_values(header, numbers[-1], stored)
             if columns.label:
                 labels += [checked_label(row[0], header.fields[columns.label]) for row in values]
             if columns.name:

@@ -23,12 +23,15 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 Part = tuple[int, int, int, int]  # top, left, height and width
 
 SOURCE = Path(__file__).with_name("resample.cpp")
+FURTHER = SOURCE.with_name("affine.cpp")  # in the same library, for `affine`
 #: of the compiler; each operation is rounded, as in Pillow
 FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 WIDE = ("-mprefer-vector-width=512",)  # x86-64 only
 KEPT = 2**24  # bytes of memory that a thread keeps for the next image
-MOST = 2**30  # bytes beyond which Pillow is used
-LONG = 2**15  # pixels of a side beyond which Pillow would compute too much that is not part of the result
+MOST = 2**28  # bytes that the library may take; beyond that Pillow is used
+LONG = 2**15  # pixels of a side before or after, beyond which Pillow takes memory without bound
+MOST_PIXELS = 2**29  # between the two directions
+SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # pixels on each side, of a result of the same size
 BITS = 22  # of the fraction of a weight for 8-bit pixels
 UNUSED = "no library was asked for"
 
@@ -68,6 +71,9 @@ def resized(
         pixels: of any strides; if those of a row are dense, they are not copied.
         size: height and width of the whole result.
         part: top, left, height and width of the part of the result that is returned; None is all of it.
+
+    Raises:
+        MemoryError: there are too many pixels (a hundred million rows that become wider).
     """
     part = part or (0, 0, *size)
     top, left, rows, cols = part
@@ -88,7 +94,7 @@ def library() -> str:
     """Return the path of the library for `set_up`; compiles it on first use on a machine. Empty: Pillow is used."""
     flags = FLAGS + WIDE * (platform.machine() == "x86_64")
     try:
-        return str(native.Source(SOURCE, flags).compiled())
+        return str(native.Source(SOURCE, flags, (str(FURTHER),), FURTHER.read_text(encoding="utf-8")).compiled())
     except (KernelError, ImportError) as error:
         _state.reason = str(error)
         return ""
@@ -190,42 +196,69 @@ def bands_by_pillow(pixels: np.ndarray, size: tuple[int, int], filter_name: Filt
     """`by_pillow` for (rows, cols) or (rows, cols, 3)."""
     top, left, rows, cols = part
     (height, width), method = size, FILTERS[filter_name]
-    if width > LONG:
-        pixels = columns(pixels.swapaxes(0, 1), width, filter_name, left, cols).swapaxes(0, 1)
+    axis = Axis(len(pixels), height, filter_name)
+    long = max(height, len(pixels)) > LONG
+    low, high = (axis.reach(top)[0], axis.reach(top + rows - 1)[1]) if long else (0, len(pixels))
+    pixels = pixels[low:high]
+    if (high - low) * min(width, LONG) > MOST_PIXELS:
+        raise MemoryError(f"{high - low} rows of {width} pixels are too many")
+    if max(width, pixels.shape[1]) > LONG:
+        across = Axis(pixels.shape[1], width, filter_name)
+        pixels = across.resized(pixels.swapaxes(0, 1), 0, left, cols).swapaxes(0, 1)
     else:
         image = Image.fromarray(pixels).resize((width, len(pixels)), method)
         pixels = np.asarray(image)[:, left : left + cols]
-    if height > LONG:
-        return columns(pixels, height, filter_name, top, rows)
+    if long:
+        return axis.resized(pixels, low, top, rows)
     return np.asarray(Image.fromarray(pixels).resize((cols, height), method))[top : top + rows]
 
 
-def columns(pixels: np.ndarray, length: int, filter_name: Filter, begin: int, count: int) -> np.ndarray:
-    """Resize columns (rows, ...) to `length` and return `count` rows of that, from `begin` on.
+@dataclass(frozen=True)
+class Axis:
+    """A direction that is resized as Pillow does it (libImaging/Resample.c), but only where it is asked for.
 
-    As Pillow (libImaging/Resample.c), but only the rows that are asked for are computed.
+    Attributes:
+        size, length: pixels before and after.
     """
-    size = len(pixels)
-    if size == length:
-        return pixels[begin : begin + count]
-    scale = size / length
-    stretch = max(scale, 1.0)
-    support = (2.0 if filter_name == "bicubic" else 1.0) * stretch
-    out = np.empty((count, *pixels.shape[1:]), pixels.dtype)
-    for row in range(count):
-        center = (row + begin + 0.5) * scale
-        first, end = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), size)
-        weights = weights_at((np.arange(first, end) - center + 0.5) * (1.0 / stretch), filter_name)
-        if total := float(np.cumsum(weights)[-1]):  # np.sum adds in another order
-            weights /= total
-        values = pixels[first:end].astype(np.int32 if pixels.dtype == np.uint8 else np.float64)
-        if pixels.dtype == np.uint8:
-            weights = (np.where(weights < 0, -0.5, 0.5) + weights * 2**BITS).astype(np.int32)
-            sums = sum((w * v for w, v in zip(weights, values, strict=True)), np.int32(2 ** (BITS - 1)))
-            out[row] = (sums >> BITS).clip(0, 255)
-        else:
-            out[row] = sum(w * v for w, v in zip(weights, values, strict=True))
-    return out
+
+    size: int
+    length: int
+    filter_name: Filter
+
+    @property
+    def scale(self) -> float:
+        return self.size / self.length
+
+    def reach(self, index: int) -> tuple[int, int]:
+        """Return the first pixel that a pixel of the result is made from, and the one after the last."""
+        if self.size == self.length:
+            return index, index + 1
+        center, support = (index + 0.5) * self.scale, SUPPORT[self.filter_name] * max(self.scale, 1.0)
+        return max(int(center - support + 0.5), 0), min(int(center + support + 0.5), self.size)
+
+    def weights(self, index: int) -> np.ndarray:
+        """Return the weights of these pixels."""
+        first, end = self.reach(index)
+        distances = np.arange(first, end) - (index + 0.5) * self.scale + 0.5
+        weights = weights_at(distances * (1.0 / max(self.scale, 1.0)), self.filter_name)
+        total = float(np.cumsum(weights)[-1])  # np.sum adds in another order
+        return weights / total if total else weights
+
+    def resized(self, pixels: np.ndarray, low: int, begin: int, count: int) -> np.ndarray:
+        """Return `count` rows of the result, from `begin` on; `pixels` (rows, ...) are those from `low` on."""
+        if self.size == self.length:
+            return pixels[begin - low : begin - low + count]
+        out = np.empty((count, *pixels.shape[1:]), pixels.dtype)
+        for row in range(count):
+            first, end = self.reach(begin + row)
+            values, weights = pixels[first - low : end - low], self.weights(begin + row)
+            if pixels.dtype == np.uint8:
+                weights = (np.where(weights < 0, -0.5, 0.5) + weights * 2**BITS).astype(np.int32)
+                sums = np.tensordot(weights, values.astype(np.int32), 1) + 2 ** (BITS - 1)
+                out[row] = (sums >> BITS).clip(0, 255)
+            else:
+                out[row] = sum(w * v for w, v in zip(weights, values.astype(np.float64), strict=True))
+        return out
 
 
 def weights_at(x: np.ndarray, filter_name: Filter) -> np.ndarray:

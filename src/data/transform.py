@@ -58,7 +58,7 @@ class Transform:
         pixels = flipped(pixels) if flip else pixels
         for number, augmentation in self._augmentations:
             rng = generator(key, number)
-            pixels = np.asarray(augmentation(Image.fromarray(pixels), rng))
+            pixels = augmentation(pixels, rng)
         self._normalise(pixels, out)
         if self._erasing is not None:
             self._erasing(out, generator(key, ERASE))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from ..config import DataConfig, plural
@@ -22,13 +23,13 @@ from ..data.folders import images_below
 from ..data.listing import EXTENSIONS
 from ..data.opening import open_source
 from ..data.sources import Source, plain_files
-from ..data.transform import luminance
+from ..data.transform import MOST_OF_OPENCV, luminance
 from ..errors import UserError
 from .command import one_line
 from .sweep import Bad, decoded, sweep
 
 FAR = 10  # standard deviations that the mean of a few images may be from `data.mean`
-ROWS = 256  # rows of an image whose sums are computed at once, which bounds the memory
+PART = 2**22  # values of an image whose sums are computed at once, which bounds the memory
 
 
 def line(text: str) -> None:
@@ -154,16 +155,29 @@ class Measure:
         if self.decoder.channels == 1 and pixels.shape[2] == 3:
             pixels = luminance(pixels)
         height, width, channels = pixels.shape
+        rows = PART // (width * channels) + 1
+        parts = [pixels[start : start + rows] for start in range(0, height, rows)]
+        if pixels.dtype == np.uint8:
+            levels = np.arange(256)
+            counts = sum(map(histograms, parts))
+            return Sums(height, width, (counts @ levels).tolist(), (counts @ levels**2).tolist(), levels=255)
         totals = np.zeros((2, channels))
-        for start in range(0, height, ROWS):
-            part = pixels[start : start + ROWS].reshape(-1, channels).astype(np.float64)
-            totals += np.stack([part.sum(0), np.einsum("ij,ij->j", part, part)])
+        for part in parts:
+            values = part.reshape(-1, channels).astype(np.float64)
+            totals += np.stack([values.sum(0), np.einsum("ij,ij->j", values, values)])
         if not np.isfinite(totals).all():
             raise Undecodable("has values that are no finite numbers")
-        if pixels.dtype != np.uint8:
-            return Sums(height, width, totals[0].tolist(), totals[1].tolist(), levels=1)
-        sums, squares = [[int(value) for value in row] for row in totals.tolist()]
-        return Sums(height, width, sums, squares, levels=255)
+        return Sums(height, width, totals[0].tolist(), totals[1].tolist(), levels=1)
+
+
+def histograms(pixels: np.ndarray) -> np.ndarray:
+    """Count the grey levels of each channel, (channels, 256) int64; OpenCV counts up to 2**24 exactly."""
+    channels = pixels.shape[2]
+    if channels > MOST_OF_OPENCV:
+        return np.concatenate([histograms(pixels[:, :, [channel]]) for channel in range(channels)])
+    image = np.ascontiguousarray(pixels)
+    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(channels)]
+    return np.stack(counts).astype(np.int64)
 
 
 class Moments:

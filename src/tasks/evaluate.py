@@ -126,7 +126,7 @@ def with_trained_classes(source: Source, loaded: checkpoint.Checkpoint, key: str
     """
     count = len(loaded.weights["head.weight"])
     names = list(loaded.meta["classes"])
-    numbered = getattr(source, "numbered", False) and len(source.classes) <= count
+    numbered = source.numbered and len(source.classes) <= count
     if names or numbered:
         return with_classes(source, names or [str(number) for number in range(count)], "the checkpoint", key)
     if len(source.classes) != count:

@@ -49,7 +49,7 @@ def numbered_classes(source: Source, num_classes: int) -> Source:
     Raises:
         DataError: they have another number of classes.
     """
-    if getattr(source, "numbered", False) and len(source.classes) < num_classes:
+    if source.numbered and len(source.classes) < num_classes:
         return with_classes(source, [str(number) for number in range(num_classes)], "method.num_classes", "data.train")
     check_class_count(num_classes, source)
     return source
@@ -58,7 +58,7 @@ def numbered_classes(source: Source, num_classes: int) -> Source:
 def check_class_count(num_classes: int, source: Source) -> None:
     """Check that the images have `num_classes` classes."""
     low, high = int(source.labels.min()), int(source.labels.max())
-    if getattr(source, "numbered", False) and high >= num_classes > high - low:
+    if source.numbered and high >= num_classes > high - low:
         raise DataError(
             f"method.num_classes: {num_classes}, but {source.place} has class numbers {low} to {high}, and they count "
             f"from 0; subtract {low} from each"

@@ -16,7 +16,7 @@ from PIL import Image
 from src.config import DataConfig, parse_auto_augment
 from src.data import augment
 from src.data.decode import Box
-from src.data.resample import resized
+from src.data.resample import Filter, resized
 from src.data.transform import Transform, draw_box, evaluation_pixels
 from src.methods.classify import soft_cross_entropy
 from src.methods.mixing import cut_box, mix, soft_targets
@@ -172,8 +172,7 @@ def randaugment_ops(case: Case) -> Findings:
         name = f"{entry['op']}[{entry['index']}]"
         same = (argument is None) == (expected is None)
         yield f"argument {name}", abs((argument or 0) - (expected or 0)) if same else float("inf"), 1e-9
-        resample = getattr(augment.Image.Resampling, entry["interpolation"].upper())
-        ours = changed(case.data["image"], [(entry["op"], argument)], fill, resample)
+        ours = changed(case.data["image"], [(entry["op"], argument)], fill, entry["interpolation"])
         yield f"output {name}", grey_levels(ours, case.data["output"][entry["index"]]), 0.0
     for entry in case.info["sequences"]:
         ours = changed(case.data["image"], [(step["op"], step["arg"]) for step in entry["applied"]], fill)
@@ -190,12 +189,11 @@ def changed(
     image: np.ndarray,
     operations: list[tuple[str, float | None]],
     fill: Any,
-    resample: augment.Image.Resampling = augment.Image.Resampling.BICUBIC,
+    filter_name: Filter = "bicubic",
 ) -> np.ndarray:
-    picture = augment.Image.fromarray(image)
     for name, argument in operations:
-        picture = augment.apply_operation(picture, name, argument, fill, resample)
-    return np.asarray(picture)
+        image = augment.apply_operation(image, name, argument, fill, filter_name)
+    return image
 
 
 def grey_levels(ours: np.ndarray, theirs: np.ndarray) -> float:
