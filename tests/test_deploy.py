@@ -156,7 +156,7 @@ def test_predict_says_what_the_network_says(
     short.write_bytes(validation_files(tiny_data)[0][0].read_bytes()[:200])  # ends inside the header
     empty.write_bytes(b"")
     done = run_entry("scripts/predict.py", "--ckpt", one_fine_tuned, "--json", tiny_data / "val", short, empty)
-    assert_one_line_error(done, f"2 of 26 images cannot be read: {short}, {empty}")
+    assert_one_line_error(done, f"2 of 26 images cannot be used: {short} (", f"{empty} (the file is empty)")
     lines = [json.loads(line) for line in done.stdout.strip().splitlines()]
     assert [line["image"] for line in lines] == [str(path) for path in validation_files(tiny_data)[0]]
     info = preprocessing(open_checkpoint(str(one_fine_tuned), [])[0], [], 0)

@@ -17,7 +17,7 @@ from ..data.sources import Source, labelled_subset
 from ..data.transform import Transform
 from ..errors import UserError
 from ..visual.gallery import displayed, write_grid
-from .dataset import line, writable
+from .dataset import far_off, line, writable
 
 MOST_IMAGES, MOST_COPIES = 32, 16  # which bounds memory and the size of the picture
 TRIED = 64  # images that are tried beyond those asked for
@@ -46,22 +46,18 @@ def draw_augmentation(path: str, overrides: list[str], images: int, copies: int,
     Raises:
         UserError: recipe, images or file cannot be used.
     """
-    for option, value, most in (("--images", images, MOST_IMAGES), ("--copies", copies, MOST_COPIES)):
-        if value > most:
-            raise UserError(f"command line: {option}: {value} make too large a picture; write {most} or less")
-    target = writable(out or f"{Path(path).stem}_augment.png")
-    if target.suffix.lower() != ".png":
-        raise UserError(f"--out: {target} does not end in .png; write {target.stem}.png")
+    target = picture_file(out or f"{Path(path).stem}_augment.png", images, copies)
     recipe = at_stage(load_recipe(path, overrides), 0)
     source = labelled_subset(open_source(recipe.data.training_place, "data.train"), recipe.data.labels_per_class)
     columns = columns_of(recipe, copies)
-    rows, faults = [], list[str]()
+    rows, faults, note = [], list[str](), ""
     for index in candidates(len(source), images):
         row = row_of(recipe, source, columns, index)
         if isinstance(row, str):
             faults.append(f"{source.name(index)}: {row}")
         else:
-            rows.append(row)
+            rows.append(row[0])
+            note = note or row[1]
         if len(rows) == images:
             break
     if not rows:
@@ -73,7 +69,24 @@ def draw_augmentation(path: str, overrides: list[str], images: int, copies: int,
         raise UserError(f"{target} cannot be written ({error.strerror or error}); name another file") from None
     if faults:
         line(f"left out: {plural(len(faults), 'image')} that cannot be used, first {faults[0]}")
+    if note:
+        line(note)
     line(f"{target}: {plural(len(rows), 'image')} of {source.place}, in {plural(copies, 'epoch')}")
+
+
+def picture_file(out: str, images: int, copies: int) -> Path:
+    """Return the path of the picture.
+
+    Raises:
+        UserError: it cannot be written, or is too large.
+    """
+    for option, value, most in (("--images", images, MOST_IMAGES), ("--copies", copies, MOST_COPIES)):
+        if value > most:
+            raise UserError(f"command line: {option}: {value} make too large a picture; write {most} or less")
+    target = writable(out)
+    if target.suffix.lower() != ".png":
+        raise UserError(f"--out: {target} does not end in .png; write {target.stem}.png")
+    return target
 
 
 def columns_of(recipe: Recipe, copies: int) -> list[Column]:
@@ -110,8 +123,8 @@ def candidates(count: int, images: int) -> Iterator[int]:
     yield from [index for index in others if index not in chosen][:TRIED]
 
 
-def row_of(recipe: Recipe, source: Source, columns: list[Column], index: int) -> list[np.ndarray] | str:
-    """Return the pictures of an image, (H, W, 3) uint8 each, or why it cannot be used."""
+def row_of(recipe: Recipe, source: Source, columns: list[Column], index: int) -> tuple[list[np.ndarray], str] | str:
+    """Return the pictures of an image, (H, W, 3) uint8 each, and `far_off` of it; or why it cannot be used."""
     size, channels = recipe.encoder.image_size, recipe.encoder.in_chans
     pixels = np.empty((len(columns), channels, *size), np.float32)
     for column, out in zip(columns, pixels, strict=True):
@@ -123,7 +136,7 @@ def row_of(recipe: Recipe, source: Source, columns: list[Column], index: int) ->
         first = original(recipe, source.read(index))
     except (Undecodable, OSError, ValueError) as error:
         return str(error)
-    return [first, *(eight_bits(displayed(recipe.data, one[None])[0]) for one in pixels)]
+    return [first, *(eight_bits(displayed(recipe.data, one[None])[0]) for one in pixels)], far_off(recipe.data, pixels)
 
 
 def original(recipe: Recipe, content: bytes) -> np.ndarray:

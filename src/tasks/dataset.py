@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..config import plural
+from ..config import DataConfig, plural
 from ..config.files import load_recipe
 from ..config.paths import expanded
 from ..data.decode import Decoder, Undecodable
@@ -22,12 +23,13 @@ from ..data.folders import images_below
 from ..data.listing import EXTENSIONS
 from ..data.opening import open_source
 from ..data.sources import Source, plain_files
-from ..data.transform import luminance
+from ..data.transform import MOST_OF_OPENCV, luminance
 from ..errors import UserError
 from .command import one_line
 from .sweep import Bad, decoded, sweep
 
-PART = 2**20  # pixels of an image whose sums are computed at once, which bounds the memory
+FAR = 10  # standard deviations that the mean of a few images may be from `data.mean`
+PART = 2**22  # values of an image whose sums are computed at once, which bounds the memory
 
 
 def line(text: str) -> None:
@@ -153,7 +155,8 @@ class Measure:
         if self.decoder.channels == 1 and pixels.shape[2] == 3:
             pixels = luminance(pixels)
         height, width, channels = pixels.shape
-        parts = [pixels[start : start + PART // width + 1] for start in range(0, height, PART // width + 1)]
+        rows = PART // (width * channels) + 1
+        parts = [pixels[start : start + rows] for start in range(0, height, rows)]
         if pixels.dtype == np.uint8:
             levels = np.arange(256)
             counts = sum(map(histograms, parts))
@@ -169,8 +172,11 @@ class Measure:
 
 def histograms(pixels: np.ndarray) -> np.ndarray:
     """Count the grey levels of each channel, (channels, 256) int64; OpenCV counts up to 2**24 exactly."""
+    channels = pixels.shape[2]
+    if channels > MOST_OF_OPENCV:
+        return np.concatenate([histograms(pixels[:, :, [channel]]) for channel in range(channels)])
     image = np.ascontiguousarray(pixels)
-    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(image.shape[2])]
+    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(channels)]
     return np.stack(counts).astype(np.int64)
 
 
@@ -243,6 +249,20 @@ def statistics(
         line(json.dumps(report))
     else:
         print_report(source, report, bad)
+
+
+def far_off(data: DataConfig, images: np.ndarray) -> str:
+    """Return a line if normalised images (B, C, H, W) are far from 0, so that mean and std cannot be theirs."""
+    means = images.mean(axis=(0, 2, 3), dtype=np.float64)
+    channel = int(np.abs(means).argmax())
+    if abs(means[channel]) < FAR:
+        return ""
+    mean, std = data.mean[channel], data.std[channel]
+    return (
+        f"data.mean: {mean:g} and data.std {std:g} do not fit the images: channel {channel} has the mean "
+        f"{mean + std * means[channel]:.4g} in the first ones; python scripts/dataset_stats.py "
+        f"{shlex.quote(str(data.training_place))} --channels {len(means)} measures both"
+    )
 
 
 def training_images(path: str, overrides: list[str], channels: int, max_pixels: int) -> tuple[Source, Decoder]:

@@ -17,6 +17,7 @@ from ..data.loader import Loader
 from ..data.opening import open_source
 from ..data.sources import DataError, Source, labelled_subset, with_classes, without_labels
 from ..engine import parallel
+from .dataset import far_off
 
 AT_FIRST, TRIED = 3, 24  # images that `check_usable` decodes: as a rule, and if it finds none that can be used
 
@@ -92,8 +93,11 @@ def resampling(kernels: Kernels) -> str:
     return resample.library() if kernels == "auto" else ""
 
 
-def check_usable(recipe: Recipe, source: Source, key: str) -> None:
+def check_usable(recipe: Recipe, source: Source, key: str) -> str:
     """Check before a run that images can be used; they are the same on every rank.
+
+    Returns:
+        `far_off` of those decoded.
 
     A few images are decoded, and some more only if none of these can be used, so a set with broken files passes.
 
@@ -104,15 +108,17 @@ def check_usable(recipe: Recipe, source: Source, key: str) -> None:
         DataError: none of `TRIED` images can be used.
     """
     drawn = np.random.default_rng(0).permutation(len(source))[:TRIED]
-    batches = loader(recipe, source.subset(drawn), ("label",), training=False)
+    batches = loader(recipe, source.subset(drawn), ("image", "label"), training=False)
     batches = replace(batches, batch_size=min(AT_FIRST, len(drawn)), rank=0, ranks=1)
     with closing(batches.stream(range(1))) as stream:
-        if any((labels.asnumpy() >= 0).any() for (labels,) in stream):
-            return
+        for image, label in stream:
+            usable = image.asnumpy()[label.asnumpy() >= 0]
+            if len(usable):
+                return far_off(recipe.data, usable)
     fault = batches.take_faults()[0]
     others = f", and none of {len(drawn) - 1} others tried can be used" if len(drawn) > 1 else ""
     raise DataError(
-        f"{key}: {source.place}: {fault['image']} {fault['reason']}{others}; "
+        f"{key}: {fault['image']}: {fault['reason']}{others}; "
         f"python scripts/verify_dataset.py {shlex.quote(str(source.place))} --channels {recipe.encoder.in_chans} "
         "lists what is wrong with each file"
     )

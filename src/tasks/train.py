@@ -58,7 +58,7 @@ def train(recipe: Recipe, resume: str = "", stop_after: int = 0) -> dict[str, fl
         # a checkpoint at the end of a stage has the shapes of that stage
         start = min(bisect.bisect_left(ends, loaded.meta["epoch"]), len(ends) - 1) if loaded else 0
         stage_recipe = at_stage(recipe, start)
-        parts = parallel.together(lambda: training_parts(stage_recipe))
+        parts = parallel.together(lambda: training_parts(stage_recipe, folder))
         training = Training(stage_recipe, *parts, folder, used)
         fit = parallel.together(lambda: training.prepare(loaded, bool(resume), ends[start]))
         parallel.together(lambda: folder.open(dump_recipe(recipe), used, parallel.size()))
@@ -95,10 +95,12 @@ def resume_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | No
     return loaded
 
 
-def training_parts(recipe: Recipe) -> tuple[Method, Loader, Source | None]:
+def training_parts(recipe: Recipe, folder: RunFolder | None = None) -> tuple[Method, Loader, Source | None]:
     """Return Method, training batches and validation images of a recipe."""
     source, validation = load_sources(recipe)
-    check_usable(recipe, source, "data.train")
+    note = check_usable(recipe, source, "data.train")
+    if note and folder is not None:
+        folder.info(note)
     if validation is not None:
         check_usable(recipe, validation, "data.val")
     method = build_method(recipe, load_teacher(recipe, source.classes))
@@ -164,7 +166,7 @@ class Training:
         """
         recipe = at_stage(whole, number)
         self.folder.info(f"stage {number + 1} of {len(whole.stages)}")
-        following = Training(recipe, *training_parts(recipe), self.folder, self.used)
+        following = Training(recipe, *training_parts(recipe, self.folder), self.folder, self.used)
         fit = following._fit(before.state, whole.stage_ends()[number])
         fit.hooks.meta["origins"] = before.hooks.meta["origins"]
         weights = {name: p.asnumpy() for name, p in checkpoint.weights_of(self.method).items()}
@@ -352,8 +354,14 @@ class Training:
         """Yield up to `SAMPLE_IMAGES` training images with the evaluation transform; the same on every rank."""
         sample = evenly_spread(self.train_loader.source, SAMPLE_IMAGES)
         batch = min(len(sample), self.recipe.train.batch_size)
+        waiting: list[np.ndarray] = []  # usable images of batches that lack some
         for image, label in evaluation_batches(self.recipe, sample, batch, ("image", "label")):
-            yield image.asnumpy()[label.asnumpy() >= 0]
+            waiting += list(image.asnumpy()[label.asnumpy() >= 0])
+            if len(waiting) >= batch:
+                yield np.stack(waiting[:batch])
+                del waiting[:batch]
+        if waiting:
+            yield np.stack(waiting)
 
     def _pictures(self, epoch: int) -> None:
         """Write the gallery of a few validation images, on rank 0 only."""
@@ -363,6 +371,9 @@ class Training:
         columns = ("image", "number", "label")
         image, number, label = next(evaluation_batches(self.recipe, sample, len(sample), columns))
         usable = np.flatnonzero(label.asnumpy() >= 0)
+        if not len(usable):
+            self.folder.info("no gallery: none of its images can be used")
+            return
         image, number = Tensor(image.asnumpy()[usable]), Tensor(number.asnumpy()[usable])
         panels = self.method.panels(image, number, partial(displayed, self.recipe.data))
         if panels:
