@@ -264,9 +264,12 @@ def preprocessing_text(recipe: Recipe) -> str:
     steps = preprocessing(recipe, [], 0)
     size = steps.get("resize_short_side") or " x ".join(map(str, steps.get("resize", [])))
     height, width = steps["centre_crop"]
+    chans = recipe.encoder.in_chans
+    colours = {1: "Luminance", 3: "RGB"}.get(chans, f"{chans} bands")
+    scale = "divided by 255" if chans in (1, 3) else "unsigned integers divided by their largest value"
     return (
-        f"RGB; short side to {size} pixels, {steps['interpolation']}; centre crop of {height} x {width}; divided by "
-        f"255; minus {steps['mean']}, divided by {steps['std']}. "
+        f"{colours}; short side to {size} pixels, {steps['interpolation']}; centre crop of {height} x {width}; "
+        f"{scale}; minus {steps['mean']}, divided by {steps['std']}. "
         f"Input (batch, {steps['input'][1]}, {height}, {width}) float32."
     )
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.data.decode import Decoder
 from src.tasks.command import run_command, whole_number
 
 
@@ -24,7 +23,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--out", default="", metavar="FILE", help="write the bad images as a training does")
     parser.add_argument("--channels", default="3", metavar="N", help="bands of the images, as encoder.in_chans")
-    parser.add_argument("--max-pixels", default="", metavar="N", help="larger images are bad, as data.max_pixels")
+    parser.add_argument("--max-pixels", default="178956970", metavar="N", help="larger images are bad")
     parser.add_argument("--workers", default="", metavar="N", help="processes; all cores if left out")
     args = parser.parse_args()
     good = True
@@ -32,8 +31,9 @@ def main() -> int:
     def verify_all() -> None:
         nonlocal good
         channels = whole_number("--channels", args.channels)
-        pixels = whole_number("--max-pixels", args.max_pixels) if args.max_pixels else Decoder.max_pixels
+        pixels = whole_number("--max-pixels", args.max_pixels)
         processes = whole_number("--workers", args.workers) if args.workers else 0
+        from src.data.decode import Decoder
         from src.tasks.dataset import verify
         from src.tasks.sweep import cores
 

@@ -220,6 +220,17 @@ def test_the_number_of_workers_changes_nothing(many: Files, workers: int, monkey
     assert len(here) == 18
 
 
+def test_workers_find_images_below_a_relative_folder(many: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the working folder of this process has changed."""
+    monkeypatch.chdir(many.folder.parent)
+    source = files_in(Path(many.folder.name))
+    monkeypatch.chdir("/")
+    loader = augmented(source, replace(CHANGES, workers=2))
+    for ours, theirs in zip(loader.epoch(0), augmented(many).epoch(0), strict=True):
+        np.testing.assert_array_equal(ours[0].asnumpy(), theirs[0].asnumpy())
+    assert loader.take_faults() == [] and source.name(0).startswith(many.folder.name)
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_the_number_of_ranks_and_the_batch_change_no_image(many: Files, repeats: int) -> None:
     config = replace(CHANGES, repeats=repeats)

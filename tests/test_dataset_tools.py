@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.config import DataConfig
 from src.data.decode import Decoder
+from src.data.job import ImageJob
 from src.data.opening import open_source
 from src.data.records import MindRecords, open_mindrecord
 from src.data.sources import Files, plain_files
+from src.data.transform import Transform
 from src.errors import UserError
 from src.tasks import records
 from src.tasks.dataset import Measure, Moments, images_of, shown, verify
@@ -131,11 +134,11 @@ def test_mean_and_std_are_those_of_all_pixels(folder: Path) -> None:
 
 
 def test_sums_of_grey_levels_are_exact() -> None:
-    """Rows of more than one block, and a white image, whose variance is 0 exactly."""
+    """A white image of more than one part, whose variance is exactly 0."""
     file = io.BytesIO()
-    Image.fromarray(np.full((700, 30, 3), 255, np.uint8)).save(file, "PNG")
+    Image.fromarray(np.full((3001, 1000, 3), 255, np.uint8)).save(file, "PNG")
     image = Measure(Decoder())(file.getvalue())
-    assert image.sums == [255 * 21_000] * 3 and image.squares == [255**2 * 21_000] * 3
+    assert image.sums == [255 * 3_001_000] * 3 and image.squares == [255**2 * 3_001_000] * 3
     moments = Moments()
     moments.add(image)
     assert moments.result() == ([1, 1, 1], [0, 0, 0])
@@ -147,6 +150,18 @@ def test_one_channel_is_luminance(folder: Path) -> None:
     moments.add(Measure(Decoder(channels=1))(path.read_bytes()))
     grey = np.asarray(Image.open(path).convert("RGB").convert("L")) / 255
     np.testing.assert_allclose(moments.result(), [[grey.mean()], [grey.std()]], rtol=1e-12)
+
+
+def test_bands_of_arrays_are_measured() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (30, 20, 5), np.uint8), rng.random((10, 40, 5)).astype(np.float32)]
+    moments = Moments()
+    for array in arrays:
+        file = io.BytesIO()
+        np.save(file, array)
+        moments.add(Measure(Decoder(channels=5))(file.getvalue()))
+    every = np.concatenate([arrays[0].reshape(-1, 5) / 255, arrays[1].reshape(-1, 5).astype(np.float64)])
+    np.testing.assert_allclose(moments.result(), [every.mean(0), every.std(0)], rtol=1e-7)
 
 
 def test_numbers_have_no_exponent() -> None:
@@ -225,6 +240,17 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_training_draws_the_same_pictures_from_the_set(folder: Path, tmp_path: Path) -> None:
+    prepare(str(folder / "train"), str(tmp_path / "set.mindrecord"), OPTIONS, 1)
+    images = []
+    for place in (folder / "train", tmp_path / "set.mindrecord"):
+        job = ImageJob(open_source(place), Transform(DataConfig(), (32, 32), 3, training=True), seed=3, replaces=True)
+        images.append(np.zeros((24, *job.shape), np.float32))
+        faults = [job.load(index, 1, 0, out, lambda number: None) for index, out in enumerate(images[-1])]
+        assert faults == [None] * 24
+    np.testing.assert_array_equal(*images)
 
 
 def test_mindspore_reads_the_whole_set_from_one_file(folder: Path, tmp_path: Path) -> None:
@@ -388,18 +414,28 @@ def test_check_finds_changed_files(
 
 
 @pytest.mark.compiles
-def test_a_killed_process_leaves_no_workers_and_goes_on(folder: Path, tmp_path: Path, run_entry: Run) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_leaves_no_workers_and_goes_on(
+    folder: Path, tmp_path: Path, run_entry: Run, number: signal.Signals
+) -> None:
     script = ROOT / "scripts" / "prepare_mindrecord.py"
     arguments = [script, folder / "train", tmp_path / "a.mindrecord", "--shards", "12", "--page-size", "1"]
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     partial = tmp_path / ".a.mindrecord.partial"
     deadline = time.monotonic() + 120
     while not (partial / "a.mindrecord00.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: all processes get it
+        assert process.communicate()[1] == "interrupted\n" and process.returncode == 130
+    else:
+        process.send_signal(number)
+        process.wait()
     assert children and not (tmp_path / "a.mindrecord.json").exists()
     while any(running(int(child)) for child in children):
         assert time.monotonic() < deadline

@@ -415,4 +415,5 @@ def test_a_published_project_has_the_source_of_the_kernels(tmp_path: Path) -> No
 
     copy_project(tmp_path, named_network("fastmim_vit_base"))
     assert (tmp_path / "src" / "operations" / "kernels.cpp").is_file()
+    assert (tmp_path / "src" / "data" / "resample.cpp").is_file()
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".so", ".o", ".pyc")]

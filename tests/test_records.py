@@ -390,6 +390,16 @@ def test_numbers_count_the_classes_of_others_and_names_are_mapped(shards: Path, 
     assert not named.numbered and with_classes(named, names, "training").labels.tolist() == [4, 2, 1, 0]
 
 
+def test_images_of_a_relative_path_are_read_from_another_working_folder(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As worker processes have it."""
+    monkeypatch.chdir(shards.parent)
+    source = open_mindrecord(Path(shards.name))
+    monkeypatch.chdir("/")
+    assert held(source) == held(open_mindrecord(shards)) and source.name(0).startswith(shards.name)
+
+
 def test_subset_checksum_and_pickle(shards: Path) -> None:
     source = open_mindrecord(shards)
     part = source.subset([7, 3, 39])

@@ -46,6 +46,7 @@ class Filled:
     Args:
         kills: for this number it sends `with_signal` to its own process.
         raises: for this number it has a mistake.
+        sleeps: for this number it takes ten minutes.
     """
 
     size: tuple[int, int] = (2, 3)
@@ -53,6 +54,7 @@ class Filled:
     kills: int = -1
     with_signal: int = signal.SIGSEGV
     raises: int = -1
+    sleeps: int = -1
 
     def __call__(self, content: bytes, key: Key, out: np.ndarray) -> None:
         number = int(content)
@@ -60,6 +62,8 @@ class Filled:
             os.kill(os.getpid(), self.with_signal)
         if number == self.raises:
             raise ZeroDivisionError("a mistake of ours")
+        if number == self.sleeps:
+            time.sleep(600)
         out[:] = number
 
 
@@ -112,10 +116,20 @@ def test_an_image_that_crashes_its_worker_is_replaced(name: str) -> None:
         faults += [fault for _, fault in batch.faults]
         numbers += batch.images[:, 0, 0, 0].tolist()
     assert [fault.image for fault in faults] == [13, 13]
-    assert faults[0] == faults[1] and faults[0].reason == "its decoding ended the process"
+    assert faults[0] == faults[1] and faults[0].reason == "its decoding ended the process, or took too long"
     expected = [faults[0].replacement if number == 13 else number for number in [*range(64)] * 2]
     assert numbers == expected and faults[0].replacement != 13
     np.testing.assert_array_equal(loaded(), np.arange(64))  # the pool works as before
+
+
+def test_an_image_that_takes_too_long_is_replaced() -> None:
+    stream = workers.Stream(workers.Pool(2, slow=1.0), job(Filled(sleeps=13)), items(), BATCH)
+    faults, count = [], 0
+    for batch in stream.run():
+        faults += [fault for _, fault in batch.faults]
+        count += len(batch.images)
+    assert [fault.image for fault in faults] == [13] and faults[0].reason.endswith("took too long")
+    assert count == 64
 
 
 def test_a_worker_that_is_killed_from_outside_stops_the_run_with_a_line() -> None:

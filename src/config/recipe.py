@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .checks import FieldError, need
+from .checks import FieldError, need, plural
 from .encoders import ENCODERS, EncoderConfig, ViTConfig
 from .methods import DECODERS, METHODS, TARGETS, MethodConfig, MIMConfig
 from .paths import PathText
@@ -30,11 +31,14 @@ class Recipe:
     def __post_init__(self) -> None:
         need(self.seed >= 0, "seed", f"{self.seed} is negative")
         channels = self.encoder.in_chans
+        place = shlex.quote(str(self.data.training_place))
         need(
             len(self.data.mean) == channels,
             "data.mean",
-            f"has {len(self.data.mean)} values for encoder.in_chans {channels}; write one per channel",
+            f"has {plural(len(self.data.mean), 'value')} for encoder.in_chans {channels}; write one per channel, as in "
+            f"data.std (python scripts/dataset_stats.py {place} --channels {channels} measures both)",
         )
+        check_channels(self.data, channels)
         self.method.check(self)
         self._check_stages()
 
@@ -67,6 +71,24 @@ class Recipe:
     def stage_ends(self) -> list[int]:
         """Return the last epoch of each stage; a recipe without stages counts as one stage."""
         return list(itertools.accumulate(stage.epochs for stage in self.stages)) or [self.train.epochs]
+
+
+def check_channels(data: DataConfig, channels: int) -> None:
+    """Check that augmentation and pictures fit the number of channels."""
+    for key, off in (("auto_augment", "''"), ("color_jitter", "0"), ("brightness", "0"), ("contrast", "0")):
+        value = getattr(data, key)
+        need(
+            not value or channels in (1, 3),
+            f"data.{key}",
+            f"{value} changes colours, which needs encoder.in_chans 1 or 3, not {channels}; write {off}",
+        )
+    for band in data.show_bands:
+        need(
+            0 <= band < channels,
+            "data.show_bands",
+            f"{band} is not a channel of encoder.in_chans {channels}, which count from 0; write for example "
+            f"{[0, 1, 2] if channels > 2 else [0]}",
+        )
 
 
 def at_stage(recipe: Recipe, number: int) -> Recipe:

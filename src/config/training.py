@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from .checks import check_not_negative, check_positive, check_rate, legal_near, need
+from .checks import check_not_negative, check_positive, check_rate, legal_near, need, plural
 from .paths import PathText
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -80,6 +80,7 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of training crops; evaluation is always bicubic
     hflip: float = 0.5
+    # these four need 1 or 3 channels and act on 8 bits: other values must be in the scale 0 to 1, and are rounded
     brightness: float = 0.0
     contrast: float = 0.0
     color_jitter: float = 0.0  # c: brightness, contrast, saturation x a factor in [1 - c, 1 + c], random order (timm)
@@ -96,7 +97,9 @@ class DataConfig:
     exif: Literal["ignore", "apply"] = "ignore"  # whether to turn images as their EXIF orientation says
     max_pixels: int = 178_956_970  # larger images are not decoded (decompression bombs); the limit of Pillow
     bad_limit: float = 0.01  # fraction of the training files that may be unusable, and at least 10 files may be
-    show_bands: tuple[int, ...] = (0, 1, 2)  # channels that pictures show as red, green, blue, where there are more
+    # channels that pictures show as red, green and blue, or one channel in grey. Empty: the first three, or the first
+    # one in grey where there are fewer
+    show_bands: tuple[int, ...] = ()
 
     @property
     def training_place(self) -> Path:
@@ -133,6 +136,11 @@ class DataConfig:
             )
         need(all(s > 0 for s in self.std), "std", f"{list(self.std)} has a value that is not above 0")
         need(len(self.mean) == len(self.std), "std", f"has {len(self.std)} values, mean has {len(self.mean)}")
+        need(
+            len(self.show_bands) in (0, 1, 3),
+            "show_bands",
+            f"has {plural(len(self.show_bands), 'channel')}; write three for red, green and blue, or one for grey",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

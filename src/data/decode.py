@@ -5,10 +5,11 @@ The content decides the format, never the name: JPEG (and MPO), PNG, BMP, TIFF, 
 without a colour profile. What differs:
 
 - Grey images of 9 to 16 bits keep their highest 8 bits; Pillow cuts all values above 255.
-- TIFF of 32-bit floats or integers, which Pillow cuts too, is read as one band (`bands.py`).
+- TIFF of 32-bit floats or integers, which Pillow cuts too, and of floats with 3 bands are read by `bands.py`. TIFF of
+  more than 4 bands is no RGB image, and 16-bit grey whose zero is white is refused.
 - JPEG whose scan is damaged is refused (`jpeg.py`), and PNG whose checksums are wrong or that lacks rows (`png.py`);
   Pillow fills in what it can. BMP, GIF, TIFF and WebP have no checksums of pixels: only what cannot be read is noticed.
-- JPEG of 12 and more bits is refused.
+- JPEG of 12 and more bits is refused, and PNG with texts or a colour profile of more than a megabyte.
 
 A TIFF is turned as its orientation says whatever `exif` is, since Pillow turns it while it decodes.
 """
@@ -124,7 +125,7 @@ class Decoder:
 
 
 class PillowPicture:
-    """An image that Pillow decodes, and in which we look for damage; of a JPEG that is possible with its `header`."""
+    """An image that Pillow decodes, and in which we look for damage; of a JPEG with the `header` that libjpeg needs."""
 
     def __init__(self, image: Image.Image, kind: str, channels: int, content: bytes, header: Header | None):
         self.image, self.kind, self.channels, self.content, self.header = image, kind, channels, content, header

@@ -97,7 +97,7 @@ class ImageJob:
 
     def _load(self, index: int, key: Key, out: np.ndarray, note: Callable[[int], None]) -> None:
         if index in self.crashed:
-            raise Undecodable("its decoding ended the process")
+            raise Undecodable("its decoding ended the process, or took too long")
         note(index)
         try:
             self.transform(self.source.read(index), key, out)

@@ -57,9 +57,9 @@ class Tree:
         """Return the names of the folders directly in each of `top_names`."""
         found: dict[str, set[str]] = {name: set() for name in self.top_names}
         for index in range(len(self.folders)):
-            parts = Path(self.folders[index]).parts
-            if len(parts) == 2:
-                found[parts[0]].add(parts[1])
+            name, _, below = self.folders[index].partition("/")
+            if below and "/" not in below:
+                found[name].add(below)
         return found
 
 

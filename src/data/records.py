@@ -57,6 +57,7 @@ class MindRecords:
         labels, classes, skipped: as in `Source`.
         numbered: the labels are numbers, which count the classes of whatever the images are used with; `classes` are
             these numbers as texts.
+        base: relative `shards` begin here; worker processes have another working folder.
     """
 
     place: Path
@@ -71,6 +72,7 @@ class MindRecords:
     classes: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
     numbered: bool = False
+    base: Path = field(default_factory=Path.cwd)
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -84,7 +86,7 @@ class MindRecords:
         return self.keys[index] if self.keys is not None else self.name(index)
 
     def read(self, index: int) -> bytes:
-        path = self.shards[int(self.shard[index])]
+        path = self.base / self.shards[int(self.shard[index])]
         size = int(self.sizes[index])
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

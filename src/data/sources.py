@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
+import unicodedata
 import zlib
 from array import array
 from collections import Counter
@@ -151,6 +152,7 @@ class Files:
         folder: the names are relative to it.
         names: paths of the files.
         labels, classes, skipped, numbered: as in `Source`.
+        base: a relative `folder` begins here; worker processes have another working folder.
     """
 
     place: Path
@@ -160,6 +162,7 @@ class Files:
     classes: list[str]
     skipped: Counter[str] = field(default_factory=Counter)
     numbered: bool = False
+    base: Path = field(default_factory=Path.cwd)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -172,7 +175,7 @@ class Files:
         return self.folder / self.names[index]
 
     def read(self, index: int) -> bytes:
-        return read_file(self.path(index))
+        return read_file(self.base / self.path(index))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Files:
         chosen = np.asarray(indices, np.int64)
@@ -239,10 +242,11 @@ def with_classes(source: Source, classes: list[str], owner: str, key: str = "dat
     """
     if source.classes == classes:
         return source
-    place = {name: index for index, name in enumerate(classes)}
+    place = _places(classes)
+    found = [place.get(name, place.get(_composed(name), -1)) for name in source.classes]
     counts = source.numbered and not any(name.isdecimal() for name in classes)
     used = np.unique(source.labels)
-    unknown = [source.classes[i] for i in used if (i >= len(classes) if counts else source.classes[i] not in place)]
+    unknown = [source.classes[i] for i in used if (i >= len(classes) if counts else found[i] < 0)]
     if unknown:
         names = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise DataError(
@@ -250,8 +254,18 @@ def with_classes(source: Source, classes: list[str], owner: str, key: str = "dat
             f"have ({names}); leave these out, or use the class names of {owner}, for example {classes[0]}"
         )
     table = np.zeros(len(source.classes), np.int32)
-    table[used] = used if counts else [place[source.classes[i]] for i in used]
+    table[used] = used if counts else [found[i] for i in used]
     return _replaced(source, table[source.labels], list(classes))
+
+
+def _places(classes: list[str]) -> dict[str, int]:
+    """Return the index of each class name, and of each as other file systems write its accents."""
+    composed = {_composed(name): index for index, name in enumerate(classes)}
+    return composed | {name: index for index, name in enumerate(classes)}
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def without_labels(source: Source) -> Source:

@@ -16,12 +16,13 @@ from PIL import Image
 
 from ..config import DataConfig, parse_auto_augment
 from .augment import ColorJitter, RandAugment, RandomErasing
-from .decode import Box, Decoder, Picture
+from .decode import Box, Decoder, Picture, Undecodable
 from .resample import resized
 
 Key = tuple[int, int, int, int]  # seed, epoch, image, copy of the image in the epoch
 #: number of each random change, so that its draws do not depend on which others are on
 CROP, ENHANCE, PIXELS, ERASE = range(4)
+MOST_OF_OPENCV = 128  # channels for which OpenCV is used; it takes 512 at most
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class Transform:
             self._normalise(evaluation_pixels(picture, self.size, self.config.eval_crop), out)
             return
         box, flip = self._draw(picture, key)
-        pixels = resized(picture.crop(box, self.size), self.size, self.config.interpolation)
-        pixels = cv2.flip(pixels, 1).reshape(pixels.shape) if flip else pixels
+        pixels = picture.crop(box, self.size)
+        pixels = in_8_bits(pixels) if self._augmentations else pixels
+        pixels = resized(pixels, self.size, self.config.interpolation)
+        pixels = flipped(pixels) if flip else pixels
         for number, augmentation in self._augmentations:
             rng = generator(key, number)
             pixels = augmentation(pixels, rng)
@@ -101,14 +104,44 @@ class Transform:
     def _normalise(self, pixels: np.ndarray, out: np.ndarray) -> None:
         """Write (H, W, C) uint8, or float32 in the scale 0 to 1, into (channels, H, W); one channel is luminance."""
         if self.channels == 1 and pixels.shape[2] == 3:
-            pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+            pixels = luminance(pixels)
         if pixels.dtype == np.uint8:
-            for plane, table, target in zip(cv2.split(pixels), self._tables, out, strict=True):
+            planes = cv2.split(pixels) if pixels.shape[2] <= MOST_OF_OPENCV else np.moveaxis(pixels, 2, 0)
+            for plane, table, target in zip(planes, self._tables, out, strict=True):
                 cv2.LUT(plane, table, target)
             return
         for number, (mean, std) in enumerate(zip(self.config.mean, self.config.std, strict=True)):
             np.subtract(pixels[..., number], mean, out=out[number], casting="unsafe")
             out[number] /= std
+
+
+def in_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels as uint8, which the augmentations of colours need.
+
+    Raises:
+        Undecodable: floats outside of 0 to 1.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise Undecodable(
+            "has values outside of 0 to 1, which data.auto_augment, color_jitter, brightness and contrast cannot change"
+        )
+    return np.round(pixels * 255).astype(np.uint8)
+
+
+def flipped(pixels: np.ndarray) -> np.ndarray:
+    """Return (H, W, C) from right to left."""
+    if pixels.shape[2] > MOST_OF_OPENCV:
+        return pixels[:, ::-1]
+    return cv2.flip(pixels, 1).reshape(pixels.shape)
+
+
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """Return the luminance (H, W, 1) of RGB (H, W, 3): Pillow's for uint8, of the same weights for floats."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[..., None]
 
 
 def generator(key: Key, number: int) -> np.random.Generator:

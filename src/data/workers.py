@@ -11,12 +11,12 @@ import itertools
 import mmap
 import os
 import pickle
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -35,6 +35,7 @@ FEW = 32  # as many images are loaded without workers, which take a quarter of a
 #: signals of a crash inside a decoder; others, such as the kernel's when memory is short, are not the image's fault
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 WAIT = 0.2  # seconds between two looks at whether the workers are alive
+SLOW = 60.0  # seconds after which a decoder is ended: some files make it work for hours
 
 _START = "import sys; sys.path[0] = {folder!r}; from {package}.data.worker import main; main({arguments})"
 _local = threading.local()
@@ -83,14 +84,21 @@ def pool(count: int) -> Pool:
 class Pool:
     """Worker processes with one queue of tasks.
 
+    Args:
+        count: number of processes.
+        slow: seconds that one image may take.
+
     Raises:
         DataError: a worker was ended from outside.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, slow: float = SLOW):
+        self.slow = slow
+        self.seen = [(0, 0, 0.0)] * count  # of each worker: task and image, and since when
         self.inbox, self._task_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.outbox, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.inbox.setblocking(False)
+        self.outbox.settimeout(WAIT)
         status = os.memfd_create("status")
         os.ftruncate(status, count * STATUS.size)
         self._status_file = status
@@ -136,21 +144,27 @@ class Pool:
     def pump(self) -> None:
         """Wait for a reply and hand it to its stream; replace workers that crashed."""
         self.flush()
-        if not select.select([self.outbox], [], [], WAIT)[0]:
+        try:
+            reply = Reply(*pickle.loads(self.outbox.recv(2**20)))
+        except TimeoutError:
             self._check()
             return
-        reply = Reply(*pickle.loads(self.outbox.recv(2**20)))
         task, stream = self.sent.pop(reply.number, (None, None))
         if task is not None and stream is not None:
             stream.finished(task, reply)
 
     def _check(self) -> None:
-        """Start a worker anew if it crashed, without the image that it was decoding."""
+        """Start a worker anew if it crashed or takes too long, without the image that it was decoding."""
         for number, worker in enumerate(self.workers):
+            task_number, index = STATUS.unpack_from(self.status, number * STATUS.size)
+            late = self._is_late(number, task_number, index)
+            if late:
+                worker.kill()
+                worker.wait()
             if worker.poll() is None:
                 continue
-            task_number, index = STATUS.unpack_from(self.status, number * STATUS.size)
-            if -worker.returncode not in CRASHES or index < 0 or task_number not in self.sent:
+            crashed = late or -worker.returncode in CRASHES
+            if not crashed or index < 0 or task_number not in self.sent:
                 self.broken = True
                 raise DataError(f"data.workers: a worker process ended ({ending(worker.returncode)})")
             STATUS.pack_into(self.status, number * STATUS.size, 0, -1)
@@ -160,6 +174,15 @@ class Pool:
             again = task._replace(number=next(self.numbers), crashed=tuple(stream.crashed))
             self.sent[again.number] = again, stream
             self.waiting.append(again)
+
+    def _is_late(self, number: int, task: int, index: int) -> bool:
+        """Whether a worker has been busy with one image for too long."""
+        known_task, known_index, since = self.seen[number]
+        now = time.monotonic()
+        if (task, index) != (known_task, known_index):
+            self.seen[number] = (task, index, now)
+            return False
+        return task > 0 and index >= 0 and now - since > self.slow
 
 
 def ending(code: int) -> str:

@@ -13,7 +13,7 @@ from ..models import Encoder
 from ..models.graph import AsGraph
 from .masking import BlockMask
 from .method import Method
-from .panels import MaskedImages, Panel
+from .panels import Display, MaskedImages, Panel
 from .targets import build_target
 
 ROUNDING = 1e-6  # a variance in float32 below this share of the mean square is rounding
@@ -142,14 +142,14 @@ class MaskedModel(Method):
         loss = float(sums[1] / max(sums[2], 1.0))
         return {"loss": loss, "baseline": self.baseline(sums[3:]), "count": round(float(sums[0]))}
 
-    def panels(self, image: Tensor, number: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> list[Panel]:
+    def panels(self, image: Tensor, number: Tensor, display: Display) -> list[Panel]:
         was_training = self.training
         # cached, so that the next gallery compiles nothing; not a sub-cell
         predict_masked = self.__dict__.setdefault("predict_masked", AsGraph(self, self._predict_masked))
         predict_masked.set_train(False)
         mask, prediction, target = (part.asnumpy() for part in predict_masked(image, number))
         self.set_train(was_training)
-        images = MaskedImages(image.asnumpy(), mask, self.grid, mean, std)
+        images = MaskedImages(image.asnumpy(), mask, self.grid, display)
         return [*images.panels(), *self.target.panels(prediction, target, images)]
 
     def _predict_masked(self, image: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 
 from ..models import Encoder
 from ..models.random import Draws
-from .panels import Panel
+from .panels import Display, Panel
 
 
 class Method(nn.Cell):
@@ -64,13 +64,13 @@ class Method(nn.Cell):
         """Outputs of the teacher, in the order of `teacher_columns`."""
         raise NotImplementedError
 
-    def panels(self, image: Tensor, number: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> list[Panel]:
+    def panels(self, image: Tensor, number: Tensor, display: Display) -> list[Panel]:
         """Titled pictures of images and predictions; empty if the Method has none.
 
         Args:
             image: (B, C, H, W) normalised.
             number: (B,) int32, numbers of the images.
-            mean, std: of the normalisation.
+            display: how normalised images are shown.
         """
         return []
 

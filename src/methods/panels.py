@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 VISIBLE, HIDDEN = (0.62, 0.66, 0.70), (1.0, 0.72, 0.25)  # glyph colours of visible and predicted cells
 MASK_GREY = 0.5
+
+#: normalised images (B, C, H, W) -> RGB (B, H, W, 3) in 0..1
+Display = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -23,28 +27,21 @@ class MaskedImages:
     """Images with hidden blocks.
 
     Attributes:
-        pixels: (B, C, H, W), normalised with `mean` and `std`.
+        pixels: (B, C, H, W), normalised.
         mask: block mask (B, h, w), 1 = hidden.
         grid: output tokens along height and width.
-        mean, std: of the normalisation.
+        display: how pixels are shown.
     """
 
     pixels: np.ndarray
     mask: np.ndarray
     grid: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    display: Display
 
     def hidden(self, size: tuple[int, int]) -> np.ndarray:
         """The mask at another resolution (nearest block), (B, *size) bool."""
         y, x = (np.arange(side) * blocks // side for side, blocks in zip(size, self.mask.shape[1:], strict=True))
         return self.mask[:, y][:, :, x] > 0
-
-    def display(self, pixels: np.ndarray) -> np.ndarray:
-        """Normalised (B, C, H, W) -> RGB (B, H, W, 3) in 0..1; unless C is 3, the first channel in grey."""
-        image = pixels * np.reshape(self.std, (1, -1, 1, 1)) + np.reshape(self.mean, (1, -1, 1, 1))
-        image = np.clip(image, 0, 1).transpose(0, 2, 3, 1)
-        return image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
 
     def paste(self, pictures: np.ndarray) -> np.ndarray:
         """The images with other pictures (B, H, W, 3), or a constant, on the hidden blocks."""

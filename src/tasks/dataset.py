@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image
 
 from ..config import plural
 from ..config.files import load_recipe
@@ -22,11 +22,12 @@ from ..data.folders import images_below
 from ..data.listing import EXTENSIONS
 from ..data.opening import open_source
 from ..data.sources import Source, plain_files
+from ..data.transform import luminance
 from ..errors import UserError
 from .command import one_line
 from .sweep import Bad, decoded, sweep
 
-ROWS = 256  # rows of an image whose sums are computed at once, which bounds the memory
+PART = 2**20  # pixels of an image whose sums are computed at once, which bounds the memory
 
 
 def line(text: str) -> None:
@@ -150,18 +151,27 @@ class Measure:
     def __call__(self, content: bytes) -> Sums:
         pixels = decoded(self.decoder, content)
         if self.decoder.channels == 1 and pixels.shape[2] == 3:
-            pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+            pixels = luminance(pixels)
         height, width, channels = pixels.shape
+        parts = [pixels[start : start + PART // width + 1] for start in range(0, height, PART // width + 1)]
+        if pixels.dtype == np.uint8:
+            levels = np.arange(256)
+            counts = sum(map(histograms, parts))
+            return Sums(height, width, (counts @ levels).tolist(), (counts @ levels**2).tolist(), levels=255)
         totals = np.zeros((2, channels))
-        for start in range(0, height, ROWS):
-            part = pixels[start : start + ROWS].reshape(-1, channels).astype(np.float64)
-            totals += np.stack([part.sum(0), np.einsum("ij,ij->j", part, part)])
+        for part in parts:
+            values = part.reshape(-1, channels).astype(np.float64)
+            totals += np.stack([values.sum(0), np.einsum("ij,ij->j", values, values)])
         if not np.isfinite(totals).all():
             raise Undecodable("has values that are no finite numbers")
-        if pixels.dtype != np.uint8:
-            return Sums(height, width, totals[0].tolist(), totals[1].tolist(), levels=1)
-        sums, squares = [[int(value) for value in row] for row in totals.tolist()]
-        return Sums(height, width, sums, squares, levels=255)
+        return Sums(height, width, totals[0].tolist(), totals[1].tolist(), levels=1)
+
+
+def histograms(pixels: np.ndarray) -> np.ndarray:
+    """Count the grey levels of each channel, (channels, 256) int64; OpenCV counts up to 2**24 exactly."""
+    image = np.ascontiguousarray(pixels)
+    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(image.shape[2])]
+    return np.stack(counts).astype(np.int64)
 
 
 class Moments:

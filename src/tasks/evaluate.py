@@ -16,7 +16,7 @@ from ..engine import checkpoint, device, parallel
 from ..engine.evaluate import confusion_matrix, evaluate, features
 from ..methods import build_method
 from ..models.graph import AsGraph
-from .images import left_out, loader
+from .images import check_usable, left_out, loader
 from .networks import classifier_recipe, deployed, fill, stored_recipe
 
 
@@ -69,6 +69,7 @@ def measure_checkpoint(path: str, data: str, overrides: list[str], config: str =
     recipe, loaded = open_classifier(path, overrides, config)
     source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed, recipe.train)
+    parallel.together(lambda: check_usable(recipe, source, "--data" if data else "data.val"))
     method = build_method(recipe)
     checkpoint.assign(checkpoint.weights_of(method), loaded.weights, loaded.path)
     batches = loader(recipe, source, ("image", "label", "number"), training=False)
@@ -103,6 +104,7 @@ def measure_confusion(path: str, data: str = "") -> tuple[list[str], np.ndarray]
     recipe, loaded = open_classifier(path, [])
     source = images_for(recipe, loaded, data)
     device.set_up(recipe.device, recipe.seed, recipe.train)
+    check_usable(recipe, source, "--data" if data else "data.val")
     batches = loader(recipe, source, ("image", "label", "number"), training=False).epoch(0)
     numbers, logits = features(fill(deployed(recipe), loaded), batches)
     return source.classes, confusion_matrix(source.labels[numbers], logits.argmax(axis=1), len(source.classes))

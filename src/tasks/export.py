@@ -26,6 +26,8 @@ from .networks import deployed, fill
 EXPORT_TOLERANCE = 1e-5
 #: batch sizes of the comparison, for an export of any batch size
 COMPARED_BATCHES = (1, 4)
+#: number of channels -> what they are
+CHANNELS = {1: "luminance", 3: "red, green, blue"}
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,16 @@ def example_images(recipe: Recipe, count: int) -> tuple[np.ndarray, str]:
     try:
         source = open_source(recipe.data.evaluation_place)
     except DataError:
-        shape = (count, recipe.encoder.in_chans, *recipe.encoder.image_size)
-        return np.random.default_rng(0).standard_normal(shape).astype(
-            np.float32
-        ), "noise, since the recipe's data folder does not exist"
-    spread = np.linspace(0, len(source) - 1, count).astype(int)
-    batch = next(evaluation_batches(recipe, source.subset(spread), count))
-    return batch[0].asnumpy(), f"images of {source.place}"
+        why = "the recipe's data folder does not exist"
+    else:
+        spread = np.linspace(0, len(source) - 1, count).astype(int)
+        image, label = next(evaluation_batches(recipe, source.subset(spread), count, ("image", "label")))
+        usable = image.asnumpy()[label.asnumpy() >= 0]
+        if len(usable):
+            return np.resize(usable, (count, *usable.shape[1:])), f"images of {source.place}"
+        why = f"images of {source.place} cannot be used"
+    shape = (count, recipe.encoder.in_chans, *recipe.encoder.image_size)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32), f"noise, since {why}"
 
 
 def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, Any]:
@@ -137,7 +142,9 @@ def preprocessing(recipe: Recipe, classes: list[str], batch: int) -> dict[str, A
         "resize_short_side" if height == width else "resize": resize[0] if height == width else resize,
         "interpolation": "bicubic as in Pillow",
         "centre_crop": [height, width],
-        "scale": 1 / 255,
+        "channels": CHANNELS.get(recipe.encoder.in_chans, "bands in the order of the file"),
+        "scale": 1 / 255,  # of uint8
+        "scale_of_other_values": "unsigned integers: 1 / their largest value; floats: 1",
         "mean": list(recipe.data.mean),
         "std": list(recipe.data.std),
         "output": "logits" if classifies else "tokens",

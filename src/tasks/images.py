@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 from mindspore import Tensor
 
 from ..config import Kernels, Recipe, plural
@@ -14,6 +17,8 @@ from ..data.loader import Loader
 from ..data.opening import open_source
 from ..data.sources import DataError, Source, labelled_subset, with_classes, without_labels
 from ..engine import parallel
+
+AT_FIRST, TRIED = 3, 24  # images that `check_usable` decodes: as a rule, and if it finds none that can be used
 
 
 def load_sources(recipe: Recipe) -> tuple[Source, Source | None]:
@@ -85,6 +90,32 @@ def loader(recipe: Recipe, source: Source, columns: tuple[str, ...], training: b
 def resampling(kernels: Kernels) -> str:
     """Return the compiled library that resizes images; empty where it cannot be had, or is not asked for."""
     return resample.library() if kernels == "auto" else ""
+
+
+def check_usable(recipe: Recipe, source: Source, key: str) -> None:
+    """Check before a run that images can be used; they are the same on every rank.
+
+    A few images are decoded, and some more only if none of these can be used, so a set with broken files passes.
+
+    Args:
+        key: of the recipe or command line that names the images.
+
+    Raises:
+        DataError: none of `TRIED` images can be used.
+    """
+    drawn = np.random.default_rng(0).permutation(len(source))[:TRIED]
+    batches = loader(recipe, source.subset(drawn), ("label",), training=False)
+    batches = replace(batches, batch_size=min(AT_FIRST, len(drawn)), rank=0, ranks=1)
+    with closing(batches.stream(range(1))) as stream:
+        if any((labels.asnumpy() >= 0).any() for (labels,) in stream):
+            return
+    fault = batches.take_faults()[0]
+    others = f", and none of {len(drawn) - 1} others tried can be used" if len(drawn) > 1 else ""
+    raise DataError(
+        f"{key}: {source.place}: {fault['image']} {fault['reason']}{others}; "
+        f"python scripts/verify_dataset.py {shlex.quote(str(source.place))} --channels {recipe.encoder.in_chans} "
+        "lists what is wrong with each file"
+    )
 
 
 def left_out(faults: list[dict[str, str]], source: Source) -> str:

@@ -33,7 +33,7 @@ from ..data.resample import resized
 from ..data.sources import Files, Source
 from ..errors import UserError
 from .dataset import line, replace_text
-from .sweep import Bad, decoded, sweep
+from .sweep import Bad, decoded, sweep, uninterrupted
 
 SUFFIX = ".mindrecord"
 FORMAT = 1  # of the manifest
@@ -297,7 +297,8 @@ class Writer:
     """
 
     def __init__(self, path: Path, source: Source, page: int):
-        from mindspore.mindrecord import FileWriter
+        with uninterrupted():  # MindSpore turns Ctrl-C during its import into another error
+            from mindspore.mindrecord import FileWriter
 
         self.path, self.source, self.count = path, source, 0
         self.rows: list[dict[str, Any]] = []

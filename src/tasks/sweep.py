@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..data.sources import Source
 CHUNK = 8  # images of a task
 AHEAD = 4  # tasks of each process that wait or are done
 MAX_REASON = 200  # characters
+ENDED = "its decoding ended the process"
 
 #: takes the content of an image
 Work = Callable[[bytes], Any]
@@ -102,9 +103,10 @@ def _one_by_one(source: Source, work: Work, chunk: list[int]) -> Iterator[Any]:
     try:
         for index in chunk:
             try:
-                yield pool.submit(_run, [index]).result()[0]
+                future = _submitted(pool, [index])
+                yield future.result()[0] if future is not None else Bad(ENDED)
             except BrokenProcessPool:
-                yield Bad("its decoding ended the process")
+                yield Bad(ENDED)
                 pool.shutdown()
                 pool = _pool(source, work, 1)
     finally:
@@ -119,9 +121,28 @@ def _pool(source: Source, work: Work, processes: int) -> ProcessPoolExecutor:
 def _submitted(pool: ProcessPoolExecutor, chunk: list[int]) -> Future[list[Any]] | None:
     """Submit a chunk; None if a process has ended."""
     try:
-        return pool.submit(_run, chunk)
+        with uninterrupted():  # processes start here, and keep Ctrl-C blocked, which their parent handles
+            return pool.submit(_run, chunk)
     except BrokenProcessPool:
         return None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the end; processes that start meanwhile never see it."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+        yield
+        return
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))  # threads may get it too
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 #: source and work of a process
@@ -129,10 +150,9 @@ _job: list[tuple[Source, Work]] = []
 
 
 def _start(source: Source, work: Work) -> None:
-    """Prepare a process: it ignores Ctrl-C, which its parent handles, and ends with its parent."""
+    """Prepare a process, which ends with its parent."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     _job[:] = [(source, work)]
     threading.Thread(target=_end_with_parent, daemon=True).start()

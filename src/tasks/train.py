@@ -26,9 +26,9 @@ from ..methods import Method, build_method
 from ..models.graph import AsGraph
 from ..operations import kernels
 from ..visual.curves import draw_curves
-from ..visual.gallery import write_grid
+from ..visual.gallery import displayed, write_grid
 from ..weights.load import Origin, carry_over, load_encoder_weights
-from .images import evaluation_batches, left_out, load_sources, loader
+from .images import check_usable, evaluation_batches, left_out, load_sources, loader
 from .networks import origin_of
 from .teacher import digest_of, load_teacher, store_outputs, stored_outputs
 
@@ -98,6 +98,9 @@ def resume_checkpoint(recipe: Recipe, resume: str) -> checkpoint.Checkpoint | No
 def training_parts(recipe: Recipe) -> tuple[Method, Loader, Source | None]:
     """Return Method, training batches and validation images of a recipe."""
     source, validation = load_sources(recipe)
+    check_usable(recipe, source, "data.train")
+    if validation is not None:
+        check_usable(recipe, validation, "data.val")
     method = build_method(recipe, load_teacher(recipe, source.classes))
     return method, loader(recipe, source, method.columns, training=True), validation
 
@@ -361,7 +364,7 @@ class Training:
         image, number, label = next(evaluation_batches(self.recipe, sample, len(sample), columns))
         usable = np.flatnonzero(label.asnumpy() >= 0)
         image, number = Tensor(image.asnumpy()[usable]), Tensor(number.asnumpy()[usable])
-        panels = self.method.panels(image, number, self.recipe.data.mean, self.recipe.data.std)
+        panels = self.method.panels(image, number, partial(displayed, self.recipe.data))
         if panels:
             path = self.folder.path / "gallery" / f"epoch_{epoch:04d}.png"
             write_grid([panel.pictures for panel in panels], [panel.title for panel in panels], path)
