@@ -36,7 +36,7 @@ from cases import ROOT
 from PIL import Image
 from step import EndedError, StepProcess, checkout, interleave, peer_python, peer_versions, processor
 
-from scripts.prepare_demo import PHOTOGRAPHS, photograph_folder
+from scripts.prepare_demo import PHOTOGRAPHS, DemoError, photograph_folder
 
 PEER = ROOT / ".venv-peer-images"
 PEER_PACKAGES = ["torch", "torchvision", "timm", "pillow"]
@@ -57,7 +57,7 @@ WAIT_RECIPE = """\
 encoder: {name: vit_tiny, image_size: 128}
 method: {name: fastmim, mask_block: 16, mask_ratio: 0.75, decoder: {width: 96, depth: 1}}
 data: {val: "", crop_scale: [0.2, 1.0], workers: 2}
-train: {epochs: 6, batch_size: 60, base_lr: 1.0e-4, lr_batch: 0, log_every: 17, save_every: 6, eval_every: 0}
+train: {epochs: 6, batch_size: 60, base_lr: 1.0e-4, lr_batch: 0, log_every: 8, save_every: 6, eval_every: 0}
 """
 
 
@@ -139,20 +139,25 @@ def measure_paths(count: int) -> None:
     with tempfile.TemporaryDirectory() as temporary, image_folder(None) as images:
         folder = Path(temporary, "many")
         link_images(sorted(images.glob("*/*.jpg")), folder, count)
-        os.sync()
-        environment = {**os.environ, "XDG_CACHE_HOME": temporary}
+        first_batch(images, temporary)  # compiles
         for start in ("first", "second"):
-            command = [sys.executable, ROOT / "benchmarks/input_ours.py", folder, "--first", "--workers", "2"]
-            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
-            lines = [line for line in done.stdout.splitlines() if line.startswith("first ")]
-            if done.returncode or not lines:
-                raise EndedError(f"{' '.join(map(str, command))} ended without a batch")
-            wall, cpu, peak, imported = map(float, lines[0].split()[1:])
+            wall, cpu, peak, imported = first_batch(folder, temporary)
             print(
                 f"paths={count} start={start} seconds={wall:.1f} cpu={cpu:.1f} peak={peak / 1e9:.2f} GB "
                 f"before={imported / 1e9:.2f} GB",
                 flush=True,
             )
+
+
+def first_batch(folder: Path, cache: str) -> list[float]:
+    """Start a process; returns seconds, CPU seconds and peak bytes to its first batch, and bytes after the imports."""
+    command = [sys.executable, ROOT / "benchmarks/input_ours.py", folder, "--first", "--workers", "2"]
+    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("first ")]
+    if done.returncode or not lines:
+        raise EndedError(f"{' '.join(map(str, command))} ended without a batch")
+    return list(map(float, lines[0].split()[1:]))
 
 
 def link_images(images: Sequence[Path], folder: Path, count: int, classes: int = 1000) -> None:
@@ -244,5 +249,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except EndedError as error:
+    except (DemoError, EndedError) as error:
         sys.exit(f"error: {error}")
