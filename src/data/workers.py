@@ -31,7 +31,6 @@ from .worker import STATUS, Reply, Task, map_stream, slots_of, write_job
 
 AHEAD = 4  # batches that are loaded or being loaded before they are asked for
 ROWS = 16  # most images of a task
-FEW = 32  # as many images are loaded without workers, which take a quarter of a second to start
 #: signals of a crash inside a decoder; others, such as the kernel's when memory is short, are not the image's fault
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 WAIT = 0.2  # seconds between two looks at whether the workers are alive
@@ -57,12 +56,9 @@ def batches(job: ImageJob, items: Iterable[np.ndarray], batch: int, workers: int
         batch: images of a batch.
         workers: processes, at most one for each core; 0 loads in this process.
     """
-    items = iter(items)
-    first = list(itertools.islice(items, FEW // batch + 1))
-    whole = itertools.chain(first, items)
-    if not workers or len(first) * batch <= FEW:
-        return here(job, whole, batch)
-    return Stream(pool(workers), job, whole, batch).run()
+    if not workers:
+        return here(job, items, batch)
+    return Stream(pool(workers), job, iter(items), batch).run()
 
 
 def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loaded]:
@@ -74,7 +70,7 @@ def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loa
 
 
 def pool(count: int) -> Pool:
-    """Return the workers of this thread; they are started once."""
+    """Return the workers of this thread; each is started once, when it is needed."""
     pools: dict[int, Pool] = _local.__dict__.setdefault("pools", {})
     if count not in pools or pools[count].broken:
         pools[count] = Pool(count)
@@ -85,7 +81,7 @@ class Pool:
     """Worker processes with one queue of tasks.
 
     Args:
-        count: number of processes.
+        count: most processes; each starts when there is a task that no other one does.
         slow: seconds that one image may take.
 
     Raises:
@@ -93,7 +89,7 @@ class Pool:
     """
 
     def __init__(self, count: int, slow: float = SLOW):
-        self.slow = slow
+        self.count, self.slow = count, slow
         self.seen = [(0, 0, 0.0)] * count  # of each worker: task and image, and since when
         self.inbox, self._task_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.outbox, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -107,7 +103,7 @@ class Pool:
         self.sent: dict[int, tuple[Task, Stream]] = {}
         self.broken = False
         self.numbers = itertools.count(1)
-        self.workers = [self._start(number) for number in range(count)]
+        self.workers: list[subprocess.Popen[bytes]] = []
         handles = (self.inbox, self.outbox, self._task_end, self._reply_end)
         weakref.finalize(self, end_workers, self.workers, handles, status)
 
@@ -129,6 +125,8 @@ class Pool:
             items, (),
         )  # fmt: skip
         self.sent[task.number] = task, stream
+        if len(self.workers) < min(self.count, len(self.sent)):
+            self.workers.append(self._start(len(self.workers)))
         self.waiting.append(task)
         self.flush()
 
@@ -224,7 +222,7 @@ class Stream:
         self.error = ""
         self.open_rows = [0] * AHEAD  # rows of each slot that are not loaded yet
         self.faults: list[list[tuple[int, Fault]]] = [[] for _ in range(AHEAD)]
-        self.rows = max(1, min(ROWS, -(-batch // (2 * len(pool.workers)))))
+        self.rows = max(1, min(ROWS, -(-batch // (2 * pool.count))))
         self._share(job, batch)
 
     def _share(self, job: ImageJob, batch: int) -> None:
