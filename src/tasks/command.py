@@ -32,6 +32,7 @@ def run_command(command: Callable[[], None]) -> int:
     if is_first_process():
         sys.stderr.write(version_warning(mindspore_version()))
     try:
+        check_working_folder()
         command()
         sys.stdout.flush()
     except UserError as error:
@@ -50,6 +51,18 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stderr.write("error: stdout: the disk is full; print to another one\n")
         return 2
     return 0
+
+
+def check_working_folder() -> None:
+    """Check that the working folder exists; MindSpore cannot be imported without it.
+
+    Raises:
+        UserError: it has been removed.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UserError("the working folder has been removed; change to another one") from None
 
 
 def discard_output() -> None:
