@@ -32,7 +32,8 @@ from .worker import STATUS, Reply, Task, map_stream, slots_of, write_job
 AHEAD = 4  # batches that are loaded or being loaded before they are asked for, less if they take more than LARGE
 LARGE = 2**30  # bytes of these batches
 ROWS = 16  # most images of a task
-FEW = 32  # as many images are loaded without workers, which take a quarter of a second to start
+EACH = 8  # images that are worth another worker, which takes a quarter of a second to start
+MOST = 1024  # workers of a pool
 #: signals of a crash inside a decoder; others, such as the kernel's when memory is short, are not the image's fault
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 WAIT = 0.2  # seconds between two looks at whether the workers are alive
@@ -59,11 +60,11 @@ def batches(job: ImageJob, items: Iterable[np.ndarray], batch: int, workers: int
         workers: processes, at most one for each core; 0 loads in this process.
     """
     items = iter(items)
-    first = list(itertools.islice(items, FEW // batch + 1))
-    whole = itertools.chain(first, items)
-    if not workers or len(first) * batch <= FEW:
-        return here(job, whole, batch)
-    return Stream(pool(workers), job, whole, batch).run()
+    if not workers:
+        return here(job, items, batch)
+    first = list(itertools.islice(items, -(-EACH * workers // batch)))
+    count = min(workers, -(-len(first) * batch // EACH), MOST)
+    return Stream(pool(count), job, itertools.chain(first, items), batch).run()
 
 
 def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loaded]:
@@ -75,42 +76,48 @@ def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loa
 
 
 def pool(count: int) -> Pool:
-    """Return the workers of this thread; they are started once."""
-    pools: dict[int, Pool] = _local.__dict__.setdefault("pools", {})
-    if count not in pools or pools[count].broken:
-        pools[count] = Pool(count)
-    return pools[count]
+    """Return the workers of this thread, at least so many; they are started once."""
+    if getattr(_local, "pool", None) is None or _local.pool.broken:
+        _local.pool = Pool()
+    started: Pool = _local.pool
+    started.grow(count)
+    return started
 
 
 class Pool:
     """Worker processes with one queue of tasks.
 
     Args:
-        count: number of processes.
         slow: seconds that one image may take.
 
     Raises:
         DataError: a worker was ended from outside.
     """
 
-    def __init__(self, count: int, slow: float = SLOW):
+    def __init__(self, slow: float = SLOW):
         self.slow = slow
-        self.seen = [(0, 0, 0.0)] * count  # of each worker: task and image, and since when
+        self.seen: list[tuple[int, int, float]] = []  # of each worker: task and image, and since when
         self.inbox, self._task_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.outbox, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.inbox.setblocking(False)
         self.outbox.settimeout(WAIT)
         status = os.memfd_create("status")
-        os.ftruncate(status, count * STATUS.size)
+        os.ftruncate(status, MOST * STATUS.size)
         self._status_file = status
         self.status = mmap.mmap(status, 0)
         self.waiting: deque[Task] = deque()  # not sent yet
         self.sent: dict[int, tuple[Task, Stream]] = {}
         self.broken = False
         self.numbers = itertools.count(1)
-        self.workers = [self._start(number) for number in range(count)]
+        self.workers: list[subprocess.Popen[bytes]] = []
         handles = (self.inbox, self.outbox, self._task_end, self._reply_end)
         weakref.finalize(self, end_workers, self.workers, handles, status)
+
+    def grow(self, count: int) -> None:
+        """Start workers up to this number."""
+        for number in range(len(self.workers), count):
+            self.workers.append(self._start(number))
+            self.seen.append((0, -1, 0.0))
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         package = Path(__file__).resolve().parents[1]
