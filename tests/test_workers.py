@@ -192,6 +192,13 @@ def test_the_memory_of_a_stream_is_given_back() -> None:
     assert shared() < before + 1000
 
 
+def test_a_single_image_cannot_end_this_process() -> None:
+    stream = workers.Stream(workers.Pool(8), job(Filled(kills=0), 1), items(1, batch=1), 1)
+    (batch,) = stream.run()
+    assert len(stream.pool.workers) == 1, "more workers than tasks"
+    assert [fault.replacement for _, fault in batch.faults] == [-1]
+
+
 def test_workers_leave_signals_to_their_parent() -> None:
     batches = workers.batches(job(), items(repeats=4), BATCH, 2)
     next(batches)
