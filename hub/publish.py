@@ -35,7 +35,7 @@ import yaml
 from mindspore.nn.utils import no_init_parameters
 
 from hub.check_card import BACKENDS, DATASETS, Card, CardError, asset_file, check_card, file_hash, models_of
-from src.config import ClassifyConfig, Recipe
+from src.config import ClassifyConfig, DataConfig, Recipe
 from src.config.files import dump_recipe, to_tree
 from src.engine import checkpoint
 from src.tasks.command import TESTED_MINDSPORE, run_command
@@ -289,7 +289,10 @@ def copy_project(target: Path, network: Network) -> None:
 
 def write_model(folder: Path, network: Network) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(network_tree(network.recipe), sort_keys=False, default_flow_style=None, width=110)
+    tree, data = network_tree(network.recipe), network.recipe.data
+    if len(data.mean) != len(DataConfig.mean):  # the default would not fit the network
+        tree["data"] = {"mean": list(data.mean), "std": list(data.std)}
+    text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=110)
     (folder / f"{network.model}.yaml").write_text(text, encoding="utf-8")
 
 

@@ -369,6 +369,16 @@ def test_a_published_network_is_recognised() -> None:
         publish.trained_network(other, "fastmim_vit_base")
 
 
+def test_a_network_of_five_bands(tmp_path: Path) -> None:
+    changes = ("encoder.in_chans=5", f"data.mean={[0.1] * 5}", f"data.std={[0.2] * 5}", "output=runs/bands")
+    network = publish.trained_network(checkpoint_of(MODELS / "fastmim_vit_base.yaml", *changes), "")
+    publish.write_model(tmp_path, network)
+    recipe = load_recipe(tmp_path / "bands.yaml")
+    assert recipe.encoder.in_chans == 5 and recipe.data.std == (0.2,) * 5
+    text = publish.preprocessing_text(recipe)
+    assert text.startswith("5 bands; short side") and "Input (batch, 5, " in text and "RGB" not in text
+
+
 def test_what_a_checkpoint_must_say(tmp_path: Path) -> None:
     found = checkpoint_of(MODELS / "fastmim_vit_base.yaml")
     network = publish.trained_network(found, "")

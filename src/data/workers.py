@@ -29,7 +29,8 @@ from .job import Fault, ImageJob
 from .sources import DataError
 from .worker import STATUS, Reply, Task, map_stream, slots_of, write_job
 
-AHEAD = 4  # batches that are loaded or being loaded before they are asked for
+AHEAD = 4  # batches that are loaded or being loaded before they are asked for, less if they take more than LARGE
+LARGE = 2**30  # bytes of these batches
 ROWS = 16  # most images of a task
 #: signals of a crash inside a decoder; others, such as the kernel's when memory is short, are not the image's fault
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
@@ -209,7 +210,7 @@ def end_workers(workers: list[subprocess.Popen[bytes]], handles: tuple[socket.so
 class Stream:
     """The batches of one job, in order.
 
-    Its shared memory has the pickled job, the arrays of the job, and `AHEAD` batches that are used in turn.
+    Its shared memory has the pickled job, the arrays of the job, and 2 to `AHEAD` batches that are used in turn.
     """
 
     counter = itertools.count(1)
@@ -220,8 +221,9 @@ class Stream:
         self.number = next(self.counter)
         self.crashed: set[int] = set()
         self.error = ""
-        self.open_rows = [0] * AHEAD  # rows of each slot that are not loaded yet
-        self.faults: list[list[tuple[int, Fault]]] = [[] for _ in range(AHEAD)]
+        self.ahead = max(2, min(AHEAD, LARGE // (4 * batch * int(np.prod(job.shape)))))
+        self.open_rows = [0] * self.ahead  # rows of each slot that are not loaded yet
+        self.faults: list[list[tuple[int, Fault]]] = [[] for _ in range(self.ahead)]
         self.rows = max(1, min(ROWS, -(-batch // (2 * pool.count))))
         self._share(job, batch)
 
@@ -234,7 +236,7 @@ class Stream:
         data = ends[-1] if ends else 0
         start = -(-(data + len(whole)) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.job_place = (data, data + len(whole))
-        self.layout = (start, (AHEAD, batch, *job.shape))
+        self.layout = (start, (self.ahead, batch, *job.shape))
         self.size = start + int(np.prod(self.layout[1])) * 4
         self.file = os.memfd_create("images")
         os.ftruncate(self.file, self.size)
@@ -248,7 +250,7 @@ class Stream:
         """Yield the batches; those after the current one are loaded meanwhile."""
         queued: deque[int] = deque()
         try:
-            for slot in range(AHEAD):
+            for slot in range(self.ahead):
                 if self._submit(slot):
                     queued.append(slot)
             while queued:

@@ -13,6 +13,7 @@ from mindspore import Tensor
 
 from ..config import Kernels, Recipe, plural
 from ..data import resample
+from ..data.lists import ground_truth_of
 from ..data.loader import Loader
 from ..data.opening import open_source
 from ..data.sources import DataError, Source, labelled_subset, with_classes, without_labels
@@ -35,7 +36,9 @@ def load_sources(recipe: Recipe) -> tuple[Source, Source | None]:
     training = labelled_subset(training, data.labels_per_class)
     if not data.val:
         return training, None
-    validation = open_source(data.evaluation_place, "data.val", "needed" if classifier else "any")
+    place = data.evaluation_place
+    probed = recipe.train.knn and training.classes and place.is_dir() and ground_truth_of(place)
+    validation = open_source(place, "data.val", "needed" if classifier or probed else "any")
     if classifier or (recipe.train.knn and training.classes and validation.classes):
         validation = with_classes(validation, training.classes, str(training.place), "data.val")
     elif recipe.train.knn:  # a probe needs the labels of both
