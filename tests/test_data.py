@@ -327,5 +327,9 @@ def test_a_class_without_a_usable_image_stops_with_a_line(tmp_path: Path, image_
     source = files_in(image_folder_factory(tmp_path, train=4) / "train")
     for index in range(4, 8):
         source.path(index).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"^data: .*class_1/.*; no other image of class class_1 can be used instead$"):
-        list(augmented(source, DataConfig(workers=0), 4).epoch(0))
+    with pytest.raises(DataError, match=r"^data\.train: .*class_1/.*; no other image of class class_1 can"):
+        list(replace(augmented(source, DataConfig(workers=0), 4), columns=("image", "label")).epoch(0))
+    unlabelled = augmented(source, DataConfig(workers=0), 4)  # any other image replaces it
+    assert len(list(unlabelled.epoch(0))) == 3
+    assert sorted(fault.image for fault in unlabelled.faults.known.values()) == [4, 5, 6, 7]
+    assert all(fault.replacement not in range(4, 8) for fault in unlabelled.faults.known.values())
