@@ -60,7 +60,7 @@ class Loader:
         rank, ranks: in training each rank takes its slice of every global batch; the global batch does not depend on
             how it is split over ranks and passes. With `config.repeats` a rank takes every `ranks`-th image, so copies
             of an image go to different ranks. In evaluation whole batches are dealt out to the ranks in turn.
-        extras: further columns, arrays with one entry per image.
+        extras: further columns, arrays with one entry per image; a replacement comes with its own.
         library: of `resample`; empty: Pillow, with the same numbers.
         faults: what could not be used so far.
     """
@@ -180,10 +180,13 @@ class Loader:
             labels = np.where(indices < 0, -1, self.source.labels[indices])
             labels[unused] = -1
             numbers = np.maximum(indices, 0)
+            shown = numbers.copy()  # with the replacements, whose extras belong to their pixels
+            for row, fault in faults:
+                shown[row] = max(fault.replacement, 0)
             values = {"image": images, "label": labels, "number": numbers}
             yield tuple(
                 Tensor(
-                    np.ascontiguousarray(self.extras[name][numbers])
+                    np.ascontiguousarray(self.extras[name][shown])
                     if name in self.extras
                     else values[name].astype(np.float32 if name == "image" else np.int32, copy=False)
                 )
