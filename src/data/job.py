@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import affine, resample
-from .decode import Undecodable
+from .picture import TOO_LARGE, Undecodable
 from .sources import Source
 from .transform import Key, Transform, generator
 
@@ -37,7 +37,7 @@ def readable() -> Iterator[None]:
     except Undecodable as error:
         reason = str(error) or type(error).__name__
     except MemoryError:
-        reason = "does not fit into memory"
+        reason = TOO_LARGE
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     else:
