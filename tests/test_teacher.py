@@ -121,26 +121,6 @@ def test_stored_outputs_give_the_losses_of_a_teacher_that_runs(recipe_file: Path
         store_outputs(nowhere, method, batches)
 
 
-@pytest.mark.compiles
-def test_outputs_of_replaced_images_belong_to_a_seed(
-    recipe_file: Path, tmp_path: Path, image_folder_factory: MakeFolder
-) -> None:
-    root = image_folder_factory(tmp_path / "images", classes=6, train=12, val=1)
-    broken = root / "train" / "class_2" / "2_00.jpg"
-    folders = []
-    for content in (broken.read_bytes(), b"broken"):
-        broken.write_bytes(content)
-        for seed in (0, 1):
-            cache = tmp_path / f"answers_{len(content) == 6}"
-            changes = [*STILL, f"method.cache={cache}", f"data.root={root}", f"seed={seed}"]
-            recipe = load_recipe(recipe_file, changes)
-            method, batches, _ = training_parts(recipe)
-            store_outputs(recipe, method, batches)
-            folders.append(outputs_folder(recipe, method, batches))
-            assert stored_outputs(recipe, method, batches)["teacher_logits"].shape == (72, 6)
-    assert folders[0] == folders[1] and folders[2] != folders[3]
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
