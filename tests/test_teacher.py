@@ -32,7 +32,7 @@ method:
   teacher_layers: [0, 1]
   samples: 20
   alpha: 0.5
-data: {{root: {root}, val: '', workers: 1}}
+data: {{root: {root}, val: '', workers: 0}}
 train: {{epochs: 2, batch_size: 12, base_lr: 5e-3, lr_batch: 0, log_every: 1, eval_every: 0}}
 device: CPU
 output: {output}

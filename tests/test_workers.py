@@ -138,6 +138,15 @@ def test_a_worker_that_is_killed_from_outside_stops_the_run_with_a_line() -> Non
     np.testing.assert_array_equal(loaded(), np.arange(64))
 
 
+def test_a_worker_that_is_killed_without_a_task_is_started_anew() -> None:
+    assert len(loaded()) == 64
+    pool = workers.pool(2)
+    pool.workers[0].kill()
+    pool.workers[0].wait()
+    np.testing.assert_array_equal(loaded(), np.arange(64))
+    assert workers.pool(2) is pool and all(worker.poll() is None for worker in pool.workers)
+
+
 def test_a_mistake_of_ours_is_raised_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a mistake of ours"):
         loaded(Filled(raises=13))

@@ -146,13 +146,13 @@ class Pool:
         try:
             reply = Reply(*pickle.loads(self.outbox.recv(2**20)))
         except TimeoutError:
-            self._check()
+            self.check()
             return
         task, stream = self.sent.pop(reply.number, (None, None))
         if task is not None and stream is not None:
             stream.finished(task, reply)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Start a worker anew if it crashed or takes too long, without the image that it was decoding."""
         for number, worker in enumerate(self.workers):
             task_number, index = STATUS.unpack_from(self.status, number * STATUS.size)
@@ -162,12 +162,15 @@ class Pool:
                 worker.wait()
             if worker.poll() is None:
                 continue
+            idle = worker.returncode < 0 and task_number not in self.sent
             crashed = late or -worker.returncode in CRASHES
-            if not crashed or index < 0 or task_number not in self.sent:
+            if not idle and (not crashed or index < 0):
                 self.broken = True
                 raise DataError(f"data.workers: a worker process ended ({ending(worker.returncode)})")
             STATUS.pack_into(self.status, number * STATUS.size, 0, -1)
             self.workers[number] = self._start(number)
+            if idle:
+                continue
             task, stream = self.sent.pop(task_number)
             stream.crashed.add(index)
             again = task._replace(number=next(self.numbers), crashed=tuple(stream.crashed))
@@ -270,6 +273,7 @@ class Stream:
         items = next(self.items, None)
         if items is None:
             return False
+        self.pool.check()  # of workers that were ended while they had no task
         self.open_rows[slot], self.faults[slot] = len(items), []
         for row in range(0, len(items), self.rows):
             self.pool.submit(self, slot, row, items[row : row + self.rows])
