@@ -222,7 +222,7 @@ def test_an_evaluation_that_fails_keeps_the_epochs(
     root = image_folder_factory(tmp_path / "images")
     for file in (root / "val").rglob("*.*"):
         file.write_bytes(b"")
-    with pytest.raises(UserError, match=r"^9 of 9 images cannot be used"):
+    with pytest.raises(UserError, match=r"^data\.val: 9 of 9 images cannot be used"):
         train(recipe_of(data, tmp_path / "run", f"data.root={root}", "train.eval_every=1"))
     assert checkpoint.load(tmp_path / "run" / "last.ckpt").meta["epoch"] == 1
 
