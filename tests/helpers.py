@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -83,3 +84,8 @@ class WithGradients(nn.Cell):
 def snapshot(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
     """Values by name as they are now (`asnumpy` alone shares memory with the parameter)."""
     return {p.name: p.asnumpy().copy() for p in parameters}
+
+
+def take_interrupts() -> None:
+    """Take Ctrl-C in a new process, also where the tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

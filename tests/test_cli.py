@@ -12,7 +12,7 @@ import pytest
 from src.data.sources import DataError
 from src.errors import one_line
 from src.tasks.command import run_command
-from tests.helpers import ROOT, Run, assert_one_line_error
+from tests.helpers import ROOT, Run, assert_one_line_error, take_interrupts
 
 
 def failing(error: BaseException) -> None:
@@ -114,7 +114,7 @@ def test_an_interrupt_while_mindspore_is_imported_is_one_line(tmp_path: Path) ->
         "sys.exit(run_command(lambda: __import__('mindspore')))"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=take_interrupts)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 

@@ -29,7 +29,7 @@ from src.tasks.dataset import Measure, Moments, images_of, shown, verify
 from src.tasks.records import Converted, Options, check, prepare
 from src.tasks.sweep import Bad, sweep
 from tests.crashing import length_or_crash
-from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error
+from tests.helpers import ROOT, MakeFolder, Run, assert_one_line_error, take_interrupts
 
 OPTIONS = Options(shards=3, shorter_side=0, quality=95, channels=3, max_pixels=10**6, page=2**20)
 
@@ -443,7 +443,13 @@ def test_a_killed_process_leaves_no_workers_and_goes_on(
     ]
     command = [sys.executable, *map(str, arguments)]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=take_interrupts,
     )
     partial = tmp_path / ".a.mindrecord.partial"
     deadline = time.monotonic() + 120
