@@ -8,7 +8,7 @@ import sys
 
 from src.config.files import load_recipe
 from src.config.paths import existing_file, existing_images
-from src.tasks.command import check_overrides, run_command
+from src.tasks.command import check_overrides, line, run_command
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
         from src.tasks.evaluate import measure_checkpoint
 
         result, summary = measure_checkpoint(path, data, args.overrides, config)
-        print(summary)
+        line(summary)
         print(json.dumps(result))
 
     return run_command(command)

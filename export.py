@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from src.config.paths import existing_file, expanded
-from src.tasks.command import check_export, check_overrides, run_command
+from src.tasks.command import check_export, check_overrides, line, run_command
 
 
 def main() -> int:
@@ -27,10 +27,10 @@ def main() -> int:
 
         export = export_checkpoint(path, args.format, output, args.batch, args.overrides)
         count = args.batch or "any number of"
-        print(f"{export.path}: for {count} images per call; preprocessing in {export.path.stem}.json")
+        line(f"{export.path}: for {count} images per call; preprocessing in {export.path.stem}.json")
         if args.format == "mindir":
             sizes = ", ".join(map(str, export.batches))
-            print(f"equals the checkpoint within {export.difference:.1e} at batch {sizes} on {export.images}")
+            line(f"equals the checkpoint within {export.difference:.1e} at batch {sizes} on {export.images}")
 
     return run_command(command)
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.config import plural
 from src.config.paths import existing_file, expanded
 from src.errors import UserError
-from src.tasks.command import check_overrides, run_command
+from src.tasks.command import check_overrides, line, run_command
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def main() -> int:
                 print(json.dumps({"image": str(prediction.path), "classes": classes}), flush=True)
             else:
                 row = "  ".join(f"{name} {100 * share:5.2f} %" for name, share in prediction.classes)
-                print(f"{prediction.path}  {row}", flush=True)
+                line(f"{prediction.path}  {row}")
         if unreadable:
             raise DataError(f"{len(unreadable)} of {plural(count, 'image')} cannot be used: {', '.join(unreadable)}")
 

@@ -27,7 +27,7 @@ from src.config.paths import existing_folder, expanded
 from src.data.folders import image_folder
 from src.data.sources import DataError, Files
 from src.errors import UserError
-from src.tasks.command import run_command, whole_number
+from src.tasks.command import line, run_command, whole_number
 
 
 def main() -> int:
@@ -51,9 +51,9 @@ def main() -> int:
             raise DataError(f"FOLDER: {folder} has no class folders; move the images of each class into a folder")
         training = training_images(source, fraction, per_class, args.seed)
         parts = {"train": np.flatnonzero(training), "val": np.flatnonzero(~training)}
-        print(source.summary())
+        line(source.summary())
         for path, count in write_lists(source, parts, out).items():
-            print(f"{path}: {plural(count, 'image')}")
+            line(f"{path}: {plural(count, 'image')}")
 
     return run_command(command)
 

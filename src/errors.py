@@ -1,4 +1,4 @@
-"""The base class of all errors that the user can fix."""
+"""The base class of all errors that the user can fix, and text that stays on one line."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ class UserError(ValueError):
 
     Commands print it after `error: ` and end with exit code 2. Every error class of this project derives from it.
     """
+
+
+def one_line(text: str) -> str:
+    """Escape line ends and control characters, which file names may contain."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

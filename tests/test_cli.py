@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from src.data.sources import DataError
-from src.tasks.command import one_line, run_command
+from src.errors import one_line
+from src.tasks.command import run_command
 from tests.helpers import ROOT
 
 
@@ -51,3 +53,42 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         assert process.stdout.readline() == "line\n"
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait(60) == 141
+
+
+#: opens a file, prints, and says on stderr how many bytes the file has
+PRINTING = """
+import os, sys, tempfile
+from src.tasks.command import line, run_command
+def command():
+    with tempfile.TemporaryFile() as file:
+        os.write(1, b"a library prints")
+        line({text!r})
+        sys.stderr.write(str(os.fstat(file.fileno()).st_size))
+sys.exit(run_command(command))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_no_command(closed: str) -> None:
+    """As a service may start it; what is printed must not land in a file that got the number of a stream."""
+    command = [sys.executable, "-c", PRINTING.format(text="x")]
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == ("" if "2>" in closed else "0")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_any_name_is_printed_on_one_line(encoding: str) -> None:
+    command = [sys.executable, "-c", PRINTING.format(text="ü\udcff\n\x1b[31m.jpg")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    name = b"\\xfc" if encoding.startswith("ascii") else "ü".encode()
+    assert done.returncode == 0 and done.stdout.endswith(name + b"\\udcff\\n\\x1b[31m.jpg\n")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-c", PRINTING.format(text="x").replace('os.write(1, b"a library prints")', "")]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr == "error: stdout: the disk is full; print to another one\n"

@@ -225,3 +225,13 @@ def test_an_evaluation_that_fails_keeps_the_epochs(
     with pytest.raises(UserError, match=r"^9 of 9 images cannot be used"):
         train(recipe_of(data, tmp_path / "run", f"data.root={root}", "train.eval_every=1"))
     assert checkpoint.load(tmp_path / "run" / "last.ckpt").meta["epoch"] == 1
+
+
+def test_a_line_of_the_log_stays_one_line(tmp_path: Path) -> None:
+    """Names of images may contain line ends, and bytes that are no text."""
+    folder = RunFolder(tmp_path / "run", resume=False)
+    folder.open("recipe", "CPU", 1)
+    folder.info("a\nb\udcff.jpg cannot be used")
+    folder.close()
+    (line,) = (tmp_path / "run" / "train.log").read_text(encoding="utf-8").splitlines()
+    assert line.endswith(" a\\nb\\udcff.jpg cannot be used")

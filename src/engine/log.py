@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 PROBE_BYTES = 4096  # written and removed again at the start of a run, to test for free space
 
@@ -87,7 +87,7 @@ class RunFolder:
 
     def info(self, text: str) -> None:
         """Log a line to terminal and train.log."""
-        self.log.info(text)
+        self.log.info(one_line(text))
 
     def metrics(self, event: str, **values: Any) -> None:
         """Append a line to metrics.jsonl."""

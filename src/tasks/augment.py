@@ -17,7 +17,8 @@ from ..data.sources import Source, labelled_subset
 from ..data.transform import Transform
 from ..errors import UserError
 from ..visual.gallery import displayed, write_grid
-from .dataset import far_off, line, writable
+from .command import line
+from .dataset import far_off, writable
 
 MOST_IMAGES, MOST_COPIES = 32, 16  # which bounds memory and the size of the picture
 TRIED = 64  # images that are tried beyond those asked for

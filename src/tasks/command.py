@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import re
 import sys
@@ -11,7 +13,7 @@ from importlib import metadata
 
 from ..config.files import load_recipe, split_override
 from ..config.paths import check_training_paths, expanded
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 #: the MindSpore that requirements.txt pins and the tests run with
 TESTED_MINDSPORE = "2.10.0"
@@ -24,6 +26,7 @@ def run_command(command: Callable[[], None]) -> int:
         0 on success; 2 for an error that the user can fix, printed as one line; 130 when interrupted; 141 when the
         reader of its output has closed the pipe (`| head`).
     """
+    open_streams()
     os.environ.setdefault("GLOG_v", "4")  # MindSpore also raises its errors as exceptions; GLOG_v=2 shows warnings
 
     if is_first_process():
@@ -38,9 +41,20 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the final flush of stdout would fail too
+        discard_output()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        discard_output()
+        sys.stderr.write("error: stdout: the disk is full; print to another one\n")
+        return 2
     return 0
+
+
+def discard_output() -> None:
+    """Print nothing more; the final flush of stdout would fail too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_first_process() -> bool:
@@ -78,9 +92,26 @@ def release(version: str) -> tuple[int, ...]:
     return tuple([*numbers, 0, 0][:3]) if numbers else ()
 
 
-def one_line(text: str) -> str:
-    """Escape line ends and control characters, which file names may contain."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def line(text: str) -> None:
+    """Print a line, whatever characters file names have."""
+    sys.stdout.write(f"{one_line(text)}\n")
+    sys.stdout.flush()
+
+
+def open_streams() -> None:
+    """Make the standard streams usable: closed ones lead nowhere, and no character ends a command.
+
+    Without this the next file that is opened would get the number of a closed stream, and what libraries print.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 # stays open
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:

@@ -25,16 +25,11 @@ from ..data.opening import open_source
 from ..data.sources import Source, plain_files
 from ..data.transform import MOST_OF_OPENCV, luminance
 from ..errors import UserError
-from .command import one_line
+from .command import line
 from .sweep import Bad, decoded, sweep
 
 FAR = 10  # standard deviations that the mean of a few images may be from `data.mean`
 PART = 2**22  # values of an image whose sums are computed at once, which bounds the memory
-
-
-def line(text: str) -> None:
-    """Print a line, whatever characters file names have."""
-    sys.stdout.write(f"{one_line(text)}\n")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from ..data.records import LENGTH, MindRecords, index_of, open_mindrecord, read_
 from ..data.resample import resized
 from ..data.sources import Files, Source
 from ..errors import UserError
-from .dataset import line, replace_text
+from .command import line
+from .dataset import replace_text
 from .sweep import Bad, decoded, sweep, uninterrupted
 
 SUFFIX = ".mindrecord"
