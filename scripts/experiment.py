@@ -33,9 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import yaml
-
 from src.config.files import ConfigError, dump_recipe, load_recipe
+from src.config.reading import LONGEST, Refused, parse_yaml, read_text
 from src.tasks.command import run_command
 
 
@@ -84,8 +83,8 @@ def load_experiment(path: Path) -> Experiment:
         ConfigError: one line with file, key, cause and remedy.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        tree = parse_yaml(read_text(path, LONGEST))
+    except (OSError, Refused) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     tree = keys(tree, f"{path}", "seeds", "runs", "tables")
     runs: dict[str, Any] = {}

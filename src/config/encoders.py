@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .checks import check_multiples, check_not_negative, check_positive, check_rate, legal_near, need
+from .checks import (
+    check_blocks,
+    check_multiples,
+    check_not_negative,
+    check_positive,
+    check_rate,
+    check_sizes,
+    legal_near,
+    need,
+)
 from .cost import NORM, BlockGroup
 
 if TYPE_CHECKING:
@@ -123,8 +133,18 @@ class EncoderConfig:
         raise NotImplementedError
 
     def check_image(self) -> None:
-        """Check that the image divides into whole patches."""
+        """Check that the image divides into whole patches, not more than memory holds."""
         check_multiples("image_size", self.image_size, self.patch_size, f"patch_size {self.patch_size}")
+        rows, cols = self.patch_grid
+        need(
+            rows * cols <= self._most_patches,
+            "image_size",
+            f"{self.image_size[0]}x{self.image_size[1]} has {rows * cols} patches of {self.patch_size} pixels, more "
+            f"than the {self._most_patches} that {self.name} can have; write a smaller image or a larger patch_size",
+        )
+
+    #: patches of an image for which the constants of a network still fit in memory
+    _most_patches = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +155,10 @@ class OneScale(EncoderConfig):
         depth: int
         num_heads: int
 
-    def check_sizes(self) -> None:
+    def check_parts(self) -> None:
         """Check that the image divides into whole patches and the width into heads."""
+        check_sizes(self)
+        check_blocks(self.depth, "depth")
         self.check_image()
         need(
             self.embed_dim % self.num_heads == 0,
@@ -188,7 +210,7 @@ class ViTConfig(OneScale):
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
-        self.check_sizes()
+        self.check_parts()
         if self.position == "sincos":
             need(
                 self.embed_dim % 4 == 0,
@@ -247,7 +269,8 @@ class CaiTConfig(OneScale):
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "depth_token_only", "num_heads")
         check_positive(self, "mlp_ratio", "mlp_ratio_token_only", "layer_scale", "norm_eps")
-        self.check_sizes()
+        check_blocks(self.depth_token_only, "depth_token_only")
+        self.check_parts()
         check_rate(self, "drop_path")
 
     @property
@@ -310,6 +333,13 @@ class SwinConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "window_size", "mlp_ratio", "norm_eps")
+        check_sizes(self)
+        need(
+            0 < len(self.depths) <= self._most_stages,
+            "depths",
+            f"has {len(self.depths)} encoder stages; write 1 to {self._most_stages}",
+        )
+        check_blocks(sum(self.depths), "depths")
         need(
             len(self.depths) == len(self.num_heads),
             "num_heads",
@@ -323,8 +353,25 @@ class SwinConfig(EncoderConfig):
                 f"{heads} does not divide {self.embed_dim * 2**stage}, the width of encoder stage {stage}",
             )
         self.check_image()
+        self.check_windows()
         check_not_negative(self, "merge_norm_eps")
         check_rate(self, "drop_path")
+
+    _most_stages = 10
+    _most_patches = 2**18
+    _largest_window = 128  # tokens per side
+    _largest_mask = 2**27  # numbers: patches x tokens of a window
+
+    def check_windows(self) -> None:
+        """Check that the constants of windows fit in memory."""
+        window = window_side(self.patch_grid, self.window_size, self.cap_window)
+        rows, cols = (-(-side // window) * window for side in self.patch_grid)
+        most = min(self._largest_window, math.isqrt(self._largest_mask // (rows * cols)))
+        need(
+            window <= most,
+            "window_size",
+            f"{window} is too large for {rows}x{cols} patches; write at most {most}",
+        )
 
     @property
     def stride(self) -> int:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .checks import (
     FieldError,
+    check_blocks,
     check_multiples,
     check_not_negative,
     check_positive,
     check_rate,
+    check_sizes,
     legal_near,
     need,
     show_size,
@@ -84,6 +86,7 @@ class HOGConfig(TargetConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "bins", "cell")
+        check_sizes(self)
         need(
             self.gaussian_window >= 0,
             "gaussian_window",
@@ -125,6 +128,7 @@ class PixelsConfig(TargetConfig):
     channels_first: bool = False
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         need(self.window > 0 and self.window % 2 == 1, "window", f"{self.window} is not an odd number above 0")
 
     def values(self, stride: int, in_chans: int) -> int:
@@ -202,6 +206,8 @@ class TransformerDecoderConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "width", "mlp_ratio")
+        check_sizes(self)
+        check_blocks(self.depth, "depth")
         need(self.depth >= 0, "depth", f"{self.depth} is negative; write 0 for no blocks")
         need(self.num_heads >= 0, "num_heads", f"{self.num_heads} is negative; write 0 for width / 32")
         need(
@@ -342,6 +348,7 @@ class MaskedConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "mask_block")
+        check_sizes(self)
         check_not_negative(self, "encoder_blocks")
         need(0 < self.mask_ratio < 1, "mask_ratio", f"{self.mask_ratio} is not between 0 and 1")
 
@@ -484,6 +491,7 @@ class ClassifyConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "num_classes", "head_std")
+        check_sizes(self)
         check_rate(self, "label_smoothing")
         check_not_negative(self, "mixup", "cutmix")
         for key in ("mixup_prob", "mixup_switch_prob"):

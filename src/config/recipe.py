@@ -30,6 +30,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         need(self.seed >= 0, "seed", f"{self.seed} is negative")
+        need(self.seed < 2**32, "seed", f"{self.seed} is too large; write at most {2**32 - 1}")
         channels = self.encoder.in_chans
         place = shlex.quote(str(self.data.training_place))
         need(
@@ -45,6 +46,7 @@ class Recipe:
     def _check_stages(self) -> None:
         if not self.stages:
             return
+        need(len(self.stages) <= 100, "stages", f"has {len(self.stages)} stages; write at most 100")
         total = sum(stage.epochs for stage in self.stages)
         need(
             total == self.train.epochs,

@@ -153,8 +153,8 @@ def train_or_plan(args: argparse.Namespace) -> None:
 
 
 def whole_number(option: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise UserError(f"command line: {option}: {text!r} is not a whole number above 0; write for example 8")
+    if not re.fullmatch("[0-9]{1,9}", text) or not int(text):
+        raise UserError(f"command line: {option}: {text[:99]!r} is not a whole number above 0; write for example 8")
     return int(text)
 
 
