@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import UserError
 
+LONGEST_QUOTE = 100  # characters of a value in an error
+
 
 class FieldError(UserError):
     """An invalid value of a dataclass field. `key` is relative to that dataclass; the text says what to write."""
@@ -20,6 +22,12 @@ def need(condition: bool, key: str, message: str) -> None:
     """Raise `FieldError` unless the condition is true."""
     if not condition:
         raise FieldError(key, message)
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def legal_near(value: int, step: int) -> str:

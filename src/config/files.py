@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ..errors import UserError, one_line
-from .checks import FieldError
+from .checks import FieldError, shown
 from .paths import expanded
 from .reading import LONGEST, LONGEST_WORD, NotYaml, Refused, parse_yaml, read_text
 from .recipe import PRESETS, Recipe
@@ -454,12 +454,6 @@ def _type_name(hint: type) -> str:
 
 def _plural_name(hint: type) -> str:
     return {int: "whole numbers", float: "numbers", str: "texts"}.get(hint, "mappings of keys")
-
-
-def shown(value: Any) -> str:
-    """Return a value for an error message, cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}..."
 
 
 def did_you_mean(wrong: Any, names: Iterable[str]) -> str:
