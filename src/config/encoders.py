@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,6 +119,13 @@ class EncoderConfig:
         length = (visible or self.num_tokens) + self.num_prefix_tokens
         total = pixels * self.embed_dim + sum(group.flops() for group in self.block_groups(visible))
         return total + NORM * length * self.out_dim * final_norm
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights that decide how large the network is: of embedding, tables, and each block.
+
+        A file can be compared with them before a network is built.
+        """
+        yield "patch_embed.proj.weight", (self.embed_dim, self.in_chans, self.patch_size, self.patch_size)
 
     def saved_values(self, visible: int = 0) -> int:
         """Return how many values of one image the backward pass needs: the image and the activations of all blocks.
@@ -238,6 +246,19 @@ class ViTConfig(OneScale):
     def _cut(self, blocks: int) -> Self:
         return replace(self, depth=blocks, drop_path=self.drop_path * (blocks - 1) / (self.depth - 1))
 
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from super().weight_shapes()
+        rows, cols = self.patch_grid
+        if self.position != "none":
+            yield "pos_embed", (1, self.output_length, self.embed_dim)
+        table = (2 * rows - 1) * (2 * cols - 1) + 3, self.num_heads
+        if self.relative_position == "shared":
+            yield "rel_pos_bias.relative_position_bias_table", table
+        for number in range(self.depth):
+            yield f"blocks.{number}.mlp.fc1.weight", (int(self.embed_dim * self.mlp_ratio), self.embed_dim)
+            if self.relative_position == "block":
+                yield f"blocks.{number}.attn.relative_position_bias_table", table
+
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         length = (visible or self.num_tokens) + self.num_prefix_tokens
         return [BlockGroup(self.depth, length, length, length, self.embed_dim, self.num_heads, self.mlp_ratio)]
@@ -284,6 +305,16 @@ class CaiTConfig(OneScale):
 
     def _cut(self, blocks: int) -> Self:
         return replace(self, depth=blocks)  # every block has the same drop-path rate
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from super().weight_shapes()
+        yield "pos_embed", (1, self.num_tokens, self.embed_dim)
+        for number in range(self.depth):
+            yield f"blocks.{number}.mlp.fc1.weight", (int(self.embed_dim * self.mlp_ratio), self.embed_dim)
+            yield f"blocks.{number}.attn.proj_l.weight", (self.num_heads, self.num_heads)
+        hidden = int(self.embed_dim * self.mlp_ratio_token_only)
+        for number in range(self.depth_token_only):
+            yield f"blocks_token_only.{number}.mlp.fc1.weight", (hidden, self.embed_dim)
 
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         tokens, sizes = visible or self.num_tokens, (self.embed_dim, self.num_heads, self.mlp_ratio)
@@ -405,6 +436,24 @@ class SwinConfig(EncoderConfig):
     def at_size(self, image_size: tuple[int, int], window_size: int = 0) -> Self:
         return replace(self, image_size=image_size, window_size=window_size or self.window_size)
 
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from super().weight_shapes()
+        if self.absolute_position:
+            yield "absolute_pos_embed", (1, math.prod(self.patch_grid), self.embed_dim)
+        for stage, depth in enumerate(self.depths):
+            dim, heads = self.embed_dim << stage, self.num_heads[stage]
+            window = window_side(self.stage_maps[stage], self.window_size, self.cap_window)
+            for number in range(depth):
+                block = f"layers.{stage}.blocks.{number}"
+                yield f"{block}.mlp.fc1.weight", (int(dim * self.mlp_ratio), dim)
+                yield f"{block}.attn.{self._heads_in}", self._heads_shape(window, heads)
+
+    _heads_in = "relative_position_bias_table"
+
+    @staticmethod
+    def _heads_shape(window: int, heads: int) -> tuple[int, ...]:
+        return (2 * window - 1) ** 2, heads
+
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         groups = []
         for stage, (rows, cols) in enumerate(self.stage_maps):
@@ -452,6 +501,11 @@ class SwinV2Config(SwinConfig):
         )
 
     _merging_norm = 2  # the norm follows the linear layer
+    _heads_in = "logit_scale"
+
+    @staticmethod
+    def _heads_shape(window: int, heads: int) -> tuple[int, ...]:
+        return heads, 1, 1
 
     def flops(self, final_norm: bool = True, visible: int = 0) -> int:
         """Add the norms on the main branch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -181,6 +182,10 @@ class DecoderConfig:
     def check_positions(self) -> None:
         """Check that the decoder can have a position embedding."""
 
+    def weight_shapes(self, encoder: EncoderConfig, values: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights that decide how large the decoder is, as `EncoderConfig.weight_shapes`."""
+        raise NotImplementedError
+
     def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
         """Return the multiply-adds of one image from the encoder's output to `values` numbers per token.
 
@@ -245,6 +250,11 @@ class TransformerDecoderConfig(DecoderConfig):
             f"must equal the encoder's width {encoder.out_dim} when decoder.depth is 0",
         )
 
+    def weight_shapes(self, encoder: EncoderConfig, values: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "pred.weight", (values, self.width)
+        for number in range(self.depth):
+            yield f"blocks.{number}.mlp.fc1.weight", (int(self.width * self.mlp_ratio), self.width)
+
     def blocks(self, encoder: EncoderConfig) -> BlockGroup:
         """Return the blocks for cost estimates; they process prefix tokens too."""
         length = encoder.output_length
@@ -264,6 +274,9 @@ class LinearDecoderConfig(DecoderConfig):
     """One linear layer on the patch tokens (SimMIM's 1x1 convolution before its pixel shuffle)."""
 
     name: str = "linear"
+
+    def weight_shapes(self, encoder: EncoderConfig, values: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "pred.weight", (values, encoder.out_dim)
 
     def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
         return encoder.num_tokens * encoder.out_dim * values
@@ -307,6 +320,10 @@ class MethodConfig:
 
     def check(self, recipe: Recipe) -> None:
         """Check that the Method fits the other parts of the recipe."""
+
+    def weight_shapes(self, encoder: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights beside the encoder, as `EncoderConfig.weight_shapes`."""
+        raise NotImplementedError
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
         """Return part of the network -> multiply-adds of one image, without a teacher."""
@@ -405,6 +422,11 @@ class MaskedConfig(MethodConfig):
         blocks, per_side = math.prod(self.mask_grid(encoder.image_size)), self.mask_block // encoder.stride
         masked_tokens = hidden * per_side**2 if per_side else min(hidden, tokens)
         return {"blocks": blocks, "masked_blocks": hidden, "masked_tokens": masked_tokens}
+
+    def weight_shapes(self, encoder: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        values = self.target.values(encoder.stride, encoder.in_chans)
+        for name, shape in self.decoder.weight_shapes(encoder, values):
+            yield f"decoder.{name}", shape
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
         return {
@@ -521,6 +543,9 @@ class ClassifyConfig(MethodConfig):
             "train.batch_size",
             f"{batch} is odd, but method.mixup and cutmix mix images in pairs; write {legal_near(batch, 2)}",
         )
+
+    def weight_shapes(self, encoder: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "head.weight", (self.num_classes, encoder.out_dim)
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
         width, prefix = encoder.out_dim, encoder.num_prefix_tokens

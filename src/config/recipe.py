@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -69,6 +70,11 @@ class Recipe:
     def trained_encoder(self) -> EncoderConfig:
         """The encoder that the run builds, cut to `method.encoder_blocks`."""
         return self.encoder.first_blocks(self.method.encoder_blocks)
+
+    def encoder_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the encoder's weights that decide how large it is, by the names of checkpoints."""
+        for name, shape in self.trained_encoder.weight_shapes():
+            yield f"encoder.{name}", shape
 
     def stage_ends(self) -> list[int]:
         """Return the last epoch of each stage; a recipe without stages counts as one stage."""
