@@ -113,12 +113,12 @@ def load(path: Path) -> Checkpoint:
     except MemoryError:
         raise CheckpointError(f"{path}: needs more memory than there is") from None
     meta = read_meta(path, items.pop("meta", ""))
-    missing = set(meta["names"]) - set(items)
+    arrays = {name: value for name, value in items.items() if isinstance(value, np.ndarray)}
+    missing = set(meta["names"]) - set(arrays)
     if missing:
         raise CheckpointError(f"{path}: truncated, {len(missing)} of {len(meta['names'])} arrays are missing")
     if not has_checksum:
         raise CheckpointError(f"{path}: truncated, the checksum at its end is missing")
-    arrays = {name: value for name, value in items.items() if isinstance(value, np.ndarray)}
     unused, state = take(arrays, STATE + UNUSED), take(arrays, STATE)
     for name, value in arrays.items():
         if value.dtype != np.float32:
