@@ -36,6 +36,7 @@ def legal_near(value: int, step: int) -> str:
     return f"{low} or {low + step}" if low else f"{step}"
 
 
+MOST_VALUES = 1000  # of a list in a recipe, such as the means of channels
 MOST_BLOCKS = 1000  # of an encoder or decoder
 LARGEST_SIZE = 1_000_000  # of any size of a network, so that whatever counts with it ends soon
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .checks import (
+    MOST_VALUES,
     check_blocks,
     check_multiples,
     check_not_negative,
@@ -143,6 +144,7 @@ class EncoderConfig:
     def check_image(self) -> None:
         """Check that the image divides into whole patches, not more than memory holds."""
         check_multiples("image_size", self.image_size, self.patch_size, f"patch_size {self.patch_size}")
+        need(self.in_chans <= MOST_VALUES, "in_chans", f"{self.in_chans} is too large; write at most {MOST_VALUES}")
         rows, cols = self.patch_grid
         need(
             rows * cols <= self._most_patches,

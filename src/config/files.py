@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ..errors import UserError, one_line
-from .checks import FieldError, shown
+from .checks import MOST_VALUES, FieldError, shown
 from .paths import expanded
 from .reading import LONGEST, LONGEST_WORD, NotYaml, Refused, parse_yaml, read_text
 from .recipe import PRESETS, Recipe
@@ -30,7 +30,6 @@ from .training import Precision, PrecisionConfig
 
 OVERRIDE = "command line"
 LEAST = LONGEST // 100  # characters that a base counts at least, so that there are at most 100
-MOST_VALUES = 1000  # of a list
 LARGEST = 2**32 - 1  # of whole numbers
 MOST_FILES = 2000  # that are looked at for the names of recipes
 #: keys of a recipe that contain further keys

@@ -378,6 +378,8 @@ def noted_tensors(
     prefix = note["prefix"]
     naming = recognise([name.removeprefix(prefix) for name, _, _ in note["entries"]]).naming
     for name, dtype, shape in note["entries"]:
+        if dtype not in STORAGE_OF:
+            raise WeightsError(f"{shown(name)} had {shown(dtype)} numbers, which cannot be written")
         theirs = name.removeprefix(prefix)
         if theirs in unused:
             value = unused[theirs]
