@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.config.files import ConfigError, dump_recipe, load_recipe
 from src.config.reading import LONGEST, Refused, parse_yaml, read_text
+from src.errors import one_line
 from src.tasks.command import run_command
 
 
@@ -307,10 +308,10 @@ def main() -> int:
             for run in needed_runs(experiment, tables):
                 train_run(experiment, run, seed, out)
         for name in tables:
-            sys.stdout.write(f"\n{name}\n\n{as_markdown(experiment.tables[name], seeds, out)}\n")
+            sys.stdout.write(f"\n{one_line(name)}\n\n{as_markdown(experiment.tables[name], seeds, out)}\n")
         picture = out / f"{'_'.join(args.tables) or args.file.stem}.png"
         draw([experiment.tables[name] for name in tables], seeds, out, picture)
-        sys.stdout.write(f"\nfigure: {picture}\n")
+        sys.stdout.write(f"\nfigure: {one_line(str(picture))}\n")
 
     return run_command(command)
 
