@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from src.config import Recipe
 from src.config.files import load_recipe, parse_recipe
 from src.errors import UserError
-from tests.helpers import Run, assert_one_line_error
+from tests.helpers import ROOT, Run, assert_one_line_error
 
 ALIASES = "\n".join(
     [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)],
@@ -184,3 +186,13 @@ def test_control_characters_are_printed_escaped(tmp_path: Path, run_entry: Run) 
     path.write_text('output: "\\e[2J\\u202e"\n')
     done = run_entry("-m", "src.config", path)
     assert done.returncode == 0 and "\x1b" not in done.stdout and "\u202e" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [("{} > /dev/full; echo code $? >&2", 2, "error: stdout: "), ("({}; echo code $? >&2) | true", 141, "")],
+)
+def test_a_recipe_that_cannot_be_printed(line: str, code: int, words: str) -> None:
+    command = line.format(f"{sys.executable} -m src.config config/demo/vit_fastmim_pretrain.yaml")
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert f"code {code}\n" in done.stderr and words in done.stderr and "Traceback" not in done.stderr

@@ -471,8 +471,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     try:
-        sys.stdout.write(dump_recipe(load_recipe(args.file, args.overrides)))
+        text = dump_recipe(load_recipe(args.file, args.overrides))
+        sys.stdout.write(text)
+        sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
+        return 2
+    except OSError as error:  # a full disk, a reader that has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at the end would fail too
+        if isinstance(error, BrokenPipeError):
+            return 141
+        sys.stderr.write(f"error: stdout: {error.strerror}; print to another place\n")
         return 2
     return 0
