@@ -28,9 +28,11 @@ from src.config import (
     ViTConfig,
 )
 from src.config.files import dump_recipe, override
+from src.data.sources import plain_files
 from src.engine import checkpoint
 from src.engine.checkpoint import CheckpointError
 from src.methods import build_method
+from src.tasks.images import loader
 from tests.limited import answers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -179,6 +181,25 @@ def test_parts_of_an_array_are_joined(tmp_path: Path) -> None:
 def test_a_name_that_no_file_has(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint file"):
         checkpoint.load(Path(name))
+
+
+def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    """It has a hole, so it takes no place on the disk."""
+    path = tmp_path / "a.ckpt"
+    with path.open("wb") as file:
+        file.write(EIGHT)
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="needs more memory than there is"):
+        checkpoint.load(path)
+
+
+def test_a_large_batch_of_a_recipe_is_not_larger_than_the_images(tmp_path: Path) -> None:
+    source = plain_files([tmp_path / f"{number}.png" for number in range(300)])
+    for batch, expected in ((64, 64), (300, 300), (1_000_000, 300)):
+        recipe = override(VIT, [f"train.batch_size={batch}"], "x")
+        assert loader(recipe, source, ("image",), training=False).batch_size == expected
+    recipe = override(VIT, ["train.batch_size=270"], "x")
+    assert loader(recipe, source.subset(np.arange(280)), ("image",), training=True).batch_size == 270
 
 
 # --- networks ---------------------------------------------------------------------------------------------------

@@ -49,6 +49,16 @@ def read_text(path: str | os.PathLike[str], longest: int) -> str:
         raise OSError("it is not UTF-8 text; save it as UTF-8") from None
 
 
+def available_memory() -> int:
+    """Bytes of memory that this machine has left; more than any file where it does not say so."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+            sizes = dict(line.split(":") for line in file)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, LookupError):
+        return 2**62
+
+
 def parse_yaml(text: str) -> Any:
     """Return the value that a YAML text describes.
 

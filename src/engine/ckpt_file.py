@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config.reading import available_memory
+
 CHECKSUM = b"crc_num"  # before the last 10 bytes
 DIGITS = 10  # bytes of the checksum
 MOST_VALUES = 100_000  # of a file; training states here have up to 3000
@@ -32,10 +34,14 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray | str], bool]:
     Raises:
         OSError: the file cannot be read.
         ValueError, IndexError: it is damaged, or another kind of file.
+        MemoryError: it is larger than what is left.
     """
     with path.open("rb") as file:
-        if not path.stat().st_size:
+        size = path.stat().st_size
+        if not size:
             raise ValueError("it is empty")
+        if size > available_memory():
+            raise MemoryError
         whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # closed with the last part of it
     end = len(whole) - DIGITS - len(CHECKSUM)
     has_checksum = end >= 0 and bytes(whole[end:-DIGITS]) == CHECKSUM

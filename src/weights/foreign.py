@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import ClassifyConfig, EncoderConfig, FieldError, MaskedConfig
 from ..config.checks import shown
-from ..config.reading import read_text
+from ..config.reading import available_memory, read_text
 from ..models.layers import sincos_position
 from . import WeightsError
 from .derive import (
@@ -123,6 +123,8 @@ def check_table(path: Path, table: dict[str, StoredTensor]) -> None:
     size = sum(math.prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize for tensor in table.values())
     if size > 2 * path.stat().st_size:
         raise WeightsError(f"{path}: its tensors share their numbers: they take {size} bytes, more than the file")
+    if size > available_memory():
+        raise WeightsError(f"{path}: its tensors take {size / 1e9:.0f} GB, more memory than there is")
 
 
 def table_of(value: Any) -> bool:
