@@ -19,7 +19,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
 
     def command() -> None:
-        path, output = str(existing_file(args.ckpt, "--ckpt")), expanded(args.output, "--output")
+        path, output = str(existing_file(args.ckpt, "--ckpt")), args.output and expanded(args.output, "--output")
         check_overrides(args.overrides)
         check_export(output, args.format, args.batch)
 

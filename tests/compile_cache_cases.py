@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 RECIPE = """
 encoder: {{name: vit, image_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2, drop_path: 0.3}}
 method: {{name: fastmim, mask_block: 8, target: {{cell: 4}}, decoder: {{width: 32, depth: 1}}}}
-data: {{root: {root}, workers: 1}}
+data: {{root: {root}, workers: 0}}
 train: {{epochs: 2, batch_size: 4, base_lr: 4e-3, lr_batch: 16, warmup_epochs: 0, log_every: 1, knn: 3}}
 device: CPU
 """

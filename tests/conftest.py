@@ -86,7 +86,7 @@ POOLING = {
 TINY_RECIPE = """
 encoder: {encoder}
 method: {{name: classify, num_classes: 6, {pooling}}}
-data: {{root: {root}, workers: 1}}
+data: {{root: {root}, workers: 0}}
 train: {{epochs: 16, batch_size: 12, base_lr: 5e-3, lr_batch: 0, log_every: 4, eval_every: 0}}
 device: CPU
 output: {output}
@@ -145,7 +145,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = (
     *("test_launchers", "test_pairs", "test_end_to_end", "test_stages", "test_cait", "test_readme", "test_teacher"),
     *("test_same_figures", "test_parity", "test_written_before", "test_deploy", "test_run_folder", "test_manifold"),
-    "test_kernel_forms",
+    *("test_kernel_forms", "test_no_copies", "test_compile_cache", "test_own_images", "test_weights", "test_bands"),
+    *("test_mixing", "test_models", "test_dataset_tools", "test_workers"),
 )
 
 

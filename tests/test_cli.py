@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from src.data.sources import DataError
 from src.errors import one_line
 from src.tasks.command import run_command
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Run, assert_one_line_error
 
 
 def failing(error: BaseException) -> None:
@@ -92,3 +93,39 @@ def test_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr == "error: stdout: the disk is full; print to another one\n"
+
+
+def test_a_removed_working_folder_is_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    shell = ["sh", "-c", 'cd "$1" && rmdir "$1" && "$2" "$3"/eval.py --ckpt a.ckpt', "sh", gone, sys.executable, ROOT]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr == "error: the working folder has been removed; change to another one\n"
+
+
+def test_an_interrupt_while_mindspore_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mindspore.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    while True:\n        pass\n"
+        "except KeyboardInterrupt:\n    raise ImportError('initialization failed')\n"
+    )
+    program = (
+        "import sys; from src.tasks.command import run_command; sys.path.insert(0, sys.argv[1]);"
+        "sys.exit(run_command(lambda: __import__('mindspore')))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["verify_dataset.py", "dataset_stats.py", "split_dataset.py", "prepare_mindrecord.py", "predict.py --ckpt"],
+)
+def test_an_empty_path_is_not_the_working_folder(command: str, tmp_path: Path, run_entry: Run) -> None:
+    """As of a shell variable that is not set."""
+    script, *words = command.split()
+    done = run_entry(f"scripts/{script}", *words, "", str(tmp_path / "a.mindrecord"))
+    if script in ("dataset_stats.py", "split_dataset.py"):
+        done = run_entry(f"scripts/{script}", "")
+    assert_one_line_error(done, "the path is empty")

@@ -308,10 +308,14 @@ def test_every_rank_replaces_the_same_image_by_the_same(damaged: Files) -> None:
 
 def test_a_replacement_shows_its_image(damaged: Files) -> None:
     plain = DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), hflip=0.0, workers=0)
-    loader = augmented(damaged, plain, 4)
-    images = images_of(loader.epoch(0))
+    extras = {"answer": np.arange(len(damaged), dtype=np.float32)}
+    loader = replace(augmented(damaged, plain, 4), columns=("image", "number", "answer"), extras=extras)
+    batches = [tuple(part.asnumpy() for part in batch) for batch in loader.epoch(0)]
+    images = {int(n): (image, a) for batch in batches for image, n, a in zip(*batch, strict=True)}
+    assert len(loader.faults.known) == 4
     for fault in loader.faults.known.values():
-        np.testing.assert_array_equal(images[fault.image, 0], images[fault.replacement, 0])
+        np.testing.assert_array_equal(images[fault.image][0], images[fault.replacement][0])
+        assert images[fault.image][1] == fault.replacement, "an answer about other pixels"
 
 
 def test_an_unusable_evaluation_image_has_no_label(damaged: Files) -> None:
@@ -327,5 +331,9 @@ def test_a_class_without_a_usable_image_stops_with_a_line(tmp_path: Path, image_
     source = files_in(image_folder_factory(tmp_path, train=4) / "train")
     for index in range(4, 8):
         source.path(index).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"^data: .*class_1/.*; no other image of class class_1 can be used instead$"):
-        list(augmented(source, DataConfig(workers=0), 4).epoch(0))
+    with pytest.raises(DataError, match=r"^data\.train: .*class_1/.*; no other image of class class_1 can"):
+        list(replace(augmented(source, DataConfig(workers=0), 4), columns=("image", "label")).epoch(0))
+    unlabelled = augmented(source, DataConfig(workers=0), 4)  # any other image replaces it
+    assert len(list(unlabelled.epoch(0))) == 3
+    assert sorted(fault.image for fault in unlabelled.faults.known.values()) == [4, 5, 6, 7]
+    assert all(fault.replacement not in range(4, 8) for fault in unlabelled.faults.known.values())

@@ -122,6 +122,17 @@ def test_verify_exit_codes(folder: Path, broken: Path, tmp_path: Path, run_entry
 # dataset_stats.py
 
 
+def test_files_in_the_working_folder_are_not_imported(folder: Path, tmp_path: Path) -> None:
+    """A process that Python starts looks for modules there first."""
+    for name in ("multiprocessing", "socket", "numpy", "cv2"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})")
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, str(ROOT / "scripts" / "verify_dataset.py"), str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_mean_and_std_are_those_of_all_pixels(folder: Path) -> None:
     moments, pixels = Moments(), []
     for path in sorted(folder.rglob("*.png")):

@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -486,15 +488,30 @@ def page(tags: dict[int, int], data: bytes, loops: bool = False) -> bytes:
 
 def within_memory(content: bytes, channels: int) -> None:
     """Decode a file with little memory to spare; that it is refused is as good."""
+    with limited_memory(64 << 20):
+        try:
+            assert whole(content, channels=channels, max_pixels=1 << 20).shape[:2] == (8, 8)
+        except Undecodable as error:
+            assert "memory" not in str(error) or "MAX_TEXT" in str(error)
+
+
+@contextmanager
+def limited_memory(spare: int) -> Iterator[None]:
+    """Let this process take only so many more bytes."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20), before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + spare, before[1]))
     try:
-        assert whole(content, channels=channels, max_pixels=1 << 20).shape[:2] == (8, 8)
-    except Undecodable as error:
-        assert "memory" not in str(error) or "MAX_TEXT" in str(error)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF"])
+def test_a_lack_of_memory_is_no_damage(kind: str) -> None:
+    content = saved(Image.new("RGB", (6000, 6000)), kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+    with limited_memory(16 << 20), pytest.raises(Undecodable, match=r"^does not fit into memory$"):
+        whole(content)
 
 
 def test_damaged_png_is_not_used() -> None:

@@ -84,7 +84,7 @@ def test_a_name_missing_below_the_cut_is_refused() -> None:
 
 RECIPE = """
 encoder: {{name: swin, image_size: 32, embed_dim: 16, depths: [1, 1], num_heads: [2, 4], window_size: 4}}
-data: {{root: {root}, workers: 1}}
+data: {{root: {root}, workers: 0}}
 train: {{epochs: 1, batch_size: 8, base_lr: 1e-3, lr_batch: 0, eval_every: 0}}
 device: CPU
 """

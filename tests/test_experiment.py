@@ -30,7 +30,7 @@ tables:
 RECIPE = """
 encoder: {{name: vit, image_size: 16, patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}}
 method: {{name: fastmim, mask_block: 8, target: {{cell: 4}}, decoder: {{width: 32}}}}
-data: {{root: {root}, workers: 1}}
+data: {{root: {root}, workers: 0}}
 train: {{epochs: 1, batch_size: 8, eval_every: 0}}
 device: CPU
 """

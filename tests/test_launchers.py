@@ -279,12 +279,15 @@ def test_an_error_of_one_rank_is_shown_once(folder: Path, recipe: Path, tmp_path
     rows = [f"{name},{'alone' if index == alone else 'other'}\n" for index, name in enumerate(names)]
     (tmp_path / "train.csv").write_text("path,label\n" + "".join(rows))
     table = rank_table(tmp_path / "hccl_2p.json", 2)
-    changes = (f"output={tmp_path / 'run'}", f"data.train={tmp_path / 'train.csv'}", "train.knn=0")
-    done = launch(ASCEND, table, recipe, *changes, cwd=ROOT / "scripts")
+    classifier = tmp_path / "classifier.yaml"
+    method = "method: {name: classify, num_classes: 2, pool: mean, fc_norm: true}"
+    classifier.write_text(re.sub("method:.*", method, recipe.read_text()))
+    changes = (f"output={tmp_path / 'run'}", f"data.train={tmp_path / 'train.csv'}", "data.val=", "train.knn=0")
+    done = launch(ASCEND, table, classifier, *changes, cwd=ROOT / "scripts")
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith(f"error: data: {broken}: damaged JPEG")
-    assert errors[0].endswith("; no other image of class alone can be used instead")
+    assert len(errors) == 1 and errors[0].startswith(f"error: data.train: {broken}: damaged JPEG")
+    assert "; no other image of class alone can be used instead; " in errors[0]
     assert done.stderr.splitlines()[-1] == f"rank 1 failed with code 2; logs in {tmp_path / 'run'}/log"
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "run" / "last.ckpt").exists()

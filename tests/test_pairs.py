@@ -110,7 +110,7 @@ def two_steps(encoder: Any, method: Any, data: Path, output: Path) -> Recipe:
     return Recipe(
         encoder=encoder,
         method=method,
-        data=DataConfig(root=str(data), val="", workers=1),
+        data=DataConfig(root=str(data), val="", workers=0),
         train=TrainConfig(epochs=1, batch_size=36, base_lr=1e-3, lr_batch=0, log_every=1),
         device="CPU",
         output=str(output),

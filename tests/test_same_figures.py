@@ -31,7 +31,7 @@ METHODS = {
 RECIPE = """
 encoder: {encoder}
 method: {method}
-data: {{root: {root}, crop_scale: [1.0, 1.0], crop_ratio: [1.0, 1.0], hflip: 0.0, workers: 1}}
+data: {{root: {root}, crop_scale: [1.0, 1.0], crop_ratio: [1.0, 1.0], hflip: 0.0, workers: 0}}
 train: {{epochs: 1, batch_size: {batch}, effective_batch: 8, base_lr: 1e-3, lr_batch: 0, log_every: 1}}
 device: CPU
 output: {output}

@@ -19,7 +19,7 @@ RECIPE = """
 encoder:
   {{name: swin, image_size: 32, embed_dim: 32, depths: [2], num_heads: [2], window_size: 2, drop_path: 0.2}}
 method: {{name: fastmim, mask_block: 8, target: {{cell: 4}}, decoder: {{width: 32, depth: 1}}}}
-data: {{root: {root}, workers: 1}}
+data: {{root: {root}, workers: 0}}
 train: {{epochs: 3, batch_size: 8, base_lr: 1e-3, lr_batch: 8, warmup_epochs: 1, log_every: 1, eval_every: 0}}
 stages:
   - {{epochs: 1, image_size: 32, window_size: 2}}

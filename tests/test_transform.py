@@ -207,3 +207,12 @@ def test_evaluation_is_not_augmented() -> None:
     changes = replace(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", erasing=1.0, brightness=0.5, decode="fast")
     plain = transformed(pixels, PLAIN, (16, 16), training=False)
     np.testing.assert_array_equal(transformed(pixels, changes, (16, 16), training=False), plain)
+
+
+def test_pixels_are_normalised_with_the_rounding_of_torchvision() -> None:
+    """In float32: x / 255 - mean, divided by std."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    found = transformed(pixels, DataConfig(eval_crop=1.0), (16, 16), training=False)
+    mean, std = (np.float32(values).reshape(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = (np.float32(pixels.transpose(2, 0, 1)) / np.float32(255) - mean) / std
+    np.testing.assert_array_equal(found, expected)

@@ -730,7 +730,7 @@ def test_a_converted_encoder_is_fine_tuned_at_another_size_and_a_converted_class
     (tmp_path / "f.yaml").write_text(
         "encoder: {name: swin, image_size: 48, embed_dim: 8, depths: [2, 1], num_heads: [1, 2], window_size: 6}\n"
         "method: {name: classify, num_classes: 3, fc_norm: false}\n"
-        f"data: {{root: {data}, workers: 1}}\n"
+        f"data: {{root: {data}, workers: 0}}\n"
         f"train: {{epochs: 1, batch_size: 8, base_lr: 0.001, lr_batch: 0}}\ndevice: CPU\noutput: {tmp_path / 'run'}\n"
     )
     done = run_entry("train.py", "--config", tmp_path / "f.yaml", "--init-from", tmp_path / "o.ckpt")

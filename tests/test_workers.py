@@ -123,9 +123,7 @@ def test_an_image_that_crashes_its_worker_is_replaced(name: str) -> None:
 
 
 def test_an_image_that_takes_too_long_is_replaced() -> None:
-    pool = workers.Pool(slow=1.0)
-    pool.grow(2)
-    stream = workers.Stream(pool, job(Filled(sleeps=13)), items(), BATCH)
+    stream = workers.Stream(workers.Pool(2, slow=1.0), job(Filled(sleeps=13)), items(), BATCH)
     faults, count = [], 0
     for batch in stream.run():
         faults += [fault for _, fault in batch.faults]
@@ -138,6 +136,15 @@ def test_a_worker_that_is_killed_from_outside_stops_the_run_with_a_line() -> Non
     with pytest.raises(DataError, match=r"^data\.workers: .*\(signal 9: .* smaller data\.workers"):
         loaded(Filled(kills=13, with_signal=signal.SIGKILL), count=2)
     np.testing.assert_array_equal(loaded(), np.arange(64))
+
+
+def test_a_worker_that_is_killed_without_a_task_is_started_anew() -> None:
+    assert len(loaded()) == 64
+    pool = workers.pool(2)
+    pool.workers[0].kill()
+    pool.workers[0].wait()
+    np.testing.assert_array_equal(loaded(), np.arange(64))
+    assert workers.pool(2) is pool and all(worker.poll() is None for worker in pool.workers)
 
 
 def test_a_mistake_of_ours_is_raised_with_its_traceback() -> None:
@@ -156,17 +163,6 @@ def test_a_stream_that_is_left_early_leaves_nothing_behind() -> None:
         assert not pool.sent and not pool.waiting
     assert len([*Path("/proc/self/fd").iterdir()]) <= before + 6  # the sockets and the status of the pool
     np.testing.assert_array_equal(loaded(), np.arange(64))
-
-
-def test_a_few_images_start_few_workers() -> None:
-    code = (
-        "from src.data import workers; from tests.test_workers import job, items\n"
-        "for count in (8, 16, 64):\n"
-        "    assert len(list(workers.batches(job(), items(count), 8, 3))) == count // 8\n"
-        "    print(len(workers.pool(0).workers))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["1", "2", "3"], done.stderr
 
 
 def test_two_streams_take_turns() -> None:
@@ -190,6 +186,13 @@ def test_the_memory_of_a_stream_is_given_back() -> None:
         total = sum(float(batch.images.sum()) for batch in batches)
         assert total == 2 * 512 * 512 * sum(range(64))
     assert shared() < before + 1000
+
+
+def test_a_single_image_cannot_end_this_process() -> None:
+    stream = workers.Stream(workers.Pool(8), job(Filled(kills=0), 1), items(1, batch=1), 1)
+    (batch,) = stream.run()
+    assert len(stream.pool.workers) == 1, "more workers than tasks"
+    assert [fault.replacement for _, fault in batch.faults] == [-1]
 
 
 def test_workers_leave_signals_to_their_parent() -> None:

@@ -364,7 +364,7 @@ def _value(hint: Any, value: Any, key_path: _KeyPath, key: str, current: Any) ->
     if get_origin(hint) is Annotated:
         text = _plain(str, value, key_path)
         try:
-            return expanded(text, key_path.label()) if key_path.expands else text
+            return expanded(text, key_path.label()) if key_path.expands and text else text
         except UserError as error:
             raise ConfigError(str(error)) from None
     if hint is str:

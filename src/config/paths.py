@@ -27,8 +27,10 @@ def expanded(text: str, key: str) -> str:
     """Replace `~`, `~user`, `$NAME` and `${NAME}` in a path; `key` names the path in errors.
 
     Raises:
-        UserError: the variable or the user does not exist.
+        UserError: the variable or the user does not exist, or the path is empty.
     """
+    if not text:  # as of a shell variable that is not set; it must not mean the working folder
+        raise UserError(f"{key}: the path is empty; write one, or . for the working folder")
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

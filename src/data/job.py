@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import affine, resample
-from .decode import Undecodable
+from .picture import TOO_LARGE, Undecodable
 from .sources import Source
 from .transform import Key, Transform, generator
 
@@ -37,7 +37,7 @@ def readable() -> Iterator[None]:
     except Undecodable as error:
         reason = str(error) or type(error).__name__
     except MemoryError:
-        reason = "does not fit into memory"
+        reason = TOO_LARGE
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     else:
@@ -52,8 +52,8 @@ class ImageJob:
     Args:
         source, transform: what to load and how.
         seed: of the augmentation.
-        replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch. False:
-            it becomes zeros.
+        replaces: an image that cannot be used is replaced by another one of its class, the same in every epoch; by any
+            other one if no image of its class can be used. False: it becomes zeros.
         library: of `resample` and `affine`; empty: Pillow.
         crashed: images whose decoding ended a worker process.
     """
@@ -120,13 +120,14 @@ class ImageJob:
             self.transform(self.source.read(index), key, out)
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """Yield images of the same class in an order drawn from seed and image."""
+        """Yield images in an order drawn from seed and image: of the same class, and if it has none, any others."""
         order, ends = self._by_class
         label = int(self.source.labels[index])
         members = order[int(ends[label - 1]) if label else 0 : int(ends[label])]
-        if len(members) > 1:
-            draws = generator((self.seed, 0, index, 0), REPLACE).integers(len(members), size=TRIES)
-            yield from (int(members[draw]) for draw in draws if members[draw] != index)
+        rng = generator((self.seed, 0, index, 0), REPLACE)
+        for drawn in (members, order) if len(members) < len(order) else (order,):
+            draws = rng.integers(len(drawn), size=TRIES)
+            yield from (int(drawn[draw]) for draw in draws if drawn[draw] != index)
 
     @functools.cached_property
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:

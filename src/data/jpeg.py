@@ -14,7 +14,7 @@ from struct import unpack_from
 import cv2
 import numpy as np
 
-from .picture import Box, Undecodable, reason
+from .picture import TOO_LARGE, Box, Undecodable, reason
 from .printed import LIBJPEG, OPENCV, printed
 
 try:
@@ -151,6 +151,8 @@ def by_simplejpeg(content: bytes, header: Header, factor: int, fast: bool) -> tu
     try:
         low = (-(-header.height // factor), -(-header.width // factor)) if factor > 1 else (0, 0)
         return simplejpeg.decode_jpeg(content, colours, False, fast, *low, factor), ""
+    except MemoryError:
+        raise Undecodable(TOO_LARGE) from None
     except Exception as error:
         if "subsampling" in str(error):  # TurboJPEG refuses unusual ones
             return by_opencv(content, header, factor)

@@ -55,12 +55,12 @@ class Loader:
         columns: any of `image`, `label`, `number` (index of the image in the source) and the names in `extras`.
         seed: of order and augmentation.
         training: true: augmented and shuffled, an incomplete last batch is dropped, an image that cannot be used is
-            replaced by another one of its class. False: resized and centre-cropped, in order; an image that cannot be
-            used and the padding of the last batch have label -1.
+            replaced by another one of its class, or of any class if it has none and labels are not used. False: resized
+            and centre-cropped, in order; an image that cannot be used and the padding of the last batch have label -1.
         rank, ranks: in training each rank takes its slice of every global batch; the global batch does not depend on
             how it is split over ranks and passes. With `config.repeats` a rank takes every `ranks`-th image, so copies
             of an image go to different ranks. In evaluation whole batches are dealt out to the ranks in turn.
-        extras: further columns, arrays with one entry per image.
+        extras: further columns, arrays with one entry per image; a replacement comes with its own.
         library: of `resample`; empty: Pillow, with the same numbers.
         faults: what could not be used so far.
     """
@@ -173,27 +173,40 @@ class Loader:
 
         for images, faults in batches(job, noted(), self.batch_size, min(self.config.workers, cores())):
             indices = taken.pop(0)[:, 0]
-            unused = [row for row, fault in faults if fault.replacement < 0]
+            unused = [row for row, fault in faults if not self._fits(fault, columns)]
             self.faults.add([fault for _, fault in faults])
             if self.training and unused:
                 raise self._no_replacement(next(fault for row, fault in faults if row == unused[0]))
             labels = np.where(indices < 0, -1, self.source.labels[indices])
             labels[unused] = -1
             numbers = np.maximum(indices, 0)
+            shown = numbers.copy()  # with the replacements, whose extras belong to their pixels
+            for row, fault in faults:
+                shown[row] = max(fault.replacement, 0)
             values = {"image": images, "label": labels, "number": numbers}
             yield tuple(
                 Tensor(
-                    np.ascontiguousarray(self.extras[name][numbers])
+                    np.ascontiguousarray(self.extras[name][shown])
                     if name in self.extras
                     else values[name].astype(np.float32 if name == "image" else np.int32, copy=False)
                 )
                 for name in columns
             )
 
+    def _fits(self, fault: Fault, columns: Sequence[str]) -> bool:
+        """Whether there is a replacement, and one of the same class if labels are used."""
+        if fault.replacement < 0 or "label" not in columns:
+            return fault.replacement >= 0
+        labels = self.source.labels
+        return bool(labels[fault.replacement] == labels[fault.image])
+
     def _no_replacement(self, fault: Fault) -> DataError:
         name, classes = self.source.name(fault.image), self.source.classes
         what = f"class {classes[self.source.labels[fault.image]]}" if classes else str(self.source.place)
-        return DataError(f"data: {name}: {fault.reason}; no other image of {what} can be used instead")
+        return DataError(
+            f"data.train: {name}: {fault.reason}; no other image of {what} can be used instead; repair the images, or "
+            "leave the class out"
+        )
 
 
 def with_epoch(indices: np.ndarray, epoch: int, copies: np.ndarray | int) -> np.ndarray:

@@ -23,6 +23,7 @@ TURNS: dict[int, tuple[bool, bool, bool]] = {
     8: (True, True, False),
 }
 LONGEST_REASON = 160  # characters
+TOO_LARGE = "does not fit into memory"
 
 
 class Undecodable(Exception):  # noqa: N818
@@ -104,7 +105,7 @@ def reason(error: Exception, kind: str) -> str:
     """Return one short printable line for the error of a library."""
     text = "" if "object at 0x" in str(error) else " ".join(re.sub(r"[^\x20-\x7e]", " ", str(error)).split())
     if isinstance(error, MemoryError):
-        text = "more memory than there is"
-    elif isinstance(error, KeyError | IndexError | AttributeError):  # their texts say nothing to a user
+        return TOO_LARGE
+    if isinstance(error, KeyError | IndexError | AttributeError):  # their texts say nothing to a user
         text = ""
     return f"damaged {kind}: {text[:LONGEST_REASON]}" if text else f"damaged {kind}"

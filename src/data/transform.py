@@ -94,10 +94,10 @@ class Transform:
 
     @functools.cached_property
     def _tables(self) -> list[np.ndarray]:
-        """Normalised value of each grey level, (256,) float32 for each channel."""
-        levels = np.arange(256) / 255.0
+        """Normalised value of each grey level, (256,) float32 for each channel, rounded as in torchvision."""
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
         return [
-            ((levels - mean) / std).astype(np.float32)
+            (levels - np.float32(mean)) / np.float32(std)
             for mean, std in zip(self.config.mean, self.config.std, strict=True)
         ]
 

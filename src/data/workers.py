@@ -32,8 +32,6 @@ from .worker import STATUS, Reply, Task, map_stream, slots_of, write_job
 AHEAD = 4  # batches that are loaded or being loaded before they are asked for, less if they take more than LARGE
 LARGE = 2**30  # bytes of these batches
 ROWS = 16  # most images of a task
-EACH = 8  # images that are worth another worker, which takes a quarter of a second to start
-MOST = 1024  # workers of a pool
 #: signals of a crash inside a decoder; others, such as the kernel's when memory is short, are not the image's fault
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 WAIT = 0.2  # seconds between two looks at whether the workers are alive
@@ -59,12 +57,9 @@ def batches(job: ImageJob, items: Iterable[np.ndarray], batch: int, workers: int
         batch: images of a batch.
         workers: processes, at most one for each core; 0 loads in this process.
     """
-    items = iter(items)
     if not workers:
         return here(job, items, batch)
-    first = list(itertools.islice(items, -(-EACH * workers // batch)))
-    count = min(workers, -(-len(first) * batch // EACH), MOST)
-    return Stream(pool(count), job, itertools.chain(first, items), batch).run()
+    return Stream(pool(workers), job, iter(items), batch).run()
 
 
 def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loaded]:
@@ -76,33 +71,33 @@ def here(job: ImageJob, items: Iterable[np.ndarray], batch: int) -> Iterator[Loa
 
 
 def pool(count: int) -> Pool:
-    """Return the workers of this thread, at least so many; they are started once."""
-    if getattr(_local, "pool", None) is None or _local.pool.broken:
-        _local.pool = Pool()
-    started: Pool = _local.pool
-    started.grow(count)
-    return started
+    """Return the workers of this thread; each is started once, when it is needed."""
+    pools: dict[int, Pool] = _local.__dict__.setdefault("pools", {})
+    if count not in pools or pools[count].broken:
+        pools[count] = Pool(count)
+    return pools[count]
 
 
 class Pool:
     """Worker processes with one queue of tasks.
 
     Args:
+        count: most processes; each starts when there is a task that no other one does.
         slow: seconds that one image may take.
 
     Raises:
         DataError: a worker was ended from outside.
     """
 
-    def __init__(self, slow: float = SLOW):
-        self.slow = slow
-        self.seen: list[tuple[int, int, float]] = []  # of each worker: task and image, and since when
+    def __init__(self, count: int, slow: float = SLOW):
+        self.count, self.slow = count, slow
+        self.seen = [(0, 0, 0.0)] * count  # of each worker: task and image, and since when
         self.inbox, self._task_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.outbox, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.inbox.setblocking(False)
         self.outbox.settimeout(WAIT)
         status = os.memfd_create("status")
-        os.ftruncate(status, MOST * STATUS.size)
+        os.ftruncate(status, count * STATUS.size)
         self._status_file = status
         self.status = mmap.mmap(status, 0)
         self.waiting: deque[Task] = deque()  # not sent yet
@@ -112,12 +107,6 @@ class Pool:
         self.workers: list[subprocess.Popen[bytes]] = []
         handles = (self.inbox, self.outbox, self._task_end, self._reply_end)
         weakref.finalize(self, end_workers, self.workers, handles, status)
-
-    def grow(self, count: int) -> None:
-        """Start workers up to this number."""
-        for number in range(len(self.workers), count):
-            self.workers.append(self._start(number))
-            self.seen.append((0, -1, 0.0))
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         package = Path(__file__).resolve().parents[1]
@@ -137,6 +126,8 @@ class Pool:
             items, (),
         )  # fmt: skip
         self.sent[task.number] = task, stream
+        if len(self.workers) < min(self.count, len(self.sent)):
+            self.workers.append(self._start(len(self.workers)))
         self.waiting.append(task)
         self.flush()
 
@@ -155,13 +146,13 @@ class Pool:
         try:
             reply = Reply(*pickle.loads(self.outbox.recv(2**20)))
         except TimeoutError:
-            self._check()
+            self.check()
             return
         task, stream = self.sent.pop(reply.number, (None, None))
         if task is not None and stream is not None:
             stream.finished(task, reply)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Start a worker anew if it crashed or takes too long, without the image that it was decoding."""
         for number, worker in enumerate(self.workers):
             task_number, index = STATUS.unpack_from(self.status, number * STATUS.size)
@@ -171,12 +162,15 @@ class Pool:
                 worker.wait()
             if worker.poll() is None:
                 continue
+            idle = worker.returncode < 0 and task_number not in self.sent
             crashed = late or -worker.returncode in CRASHES
-            if not crashed or index < 0 or task_number not in self.sent:
+            if not idle and (not crashed or index < 0):
                 self.broken = True
                 raise DataError(f"data.workers: a worker process ended ({ending(worker.returncode)})")
             STATUS.pack_into(self.status, number * STATUS.size, 0, -1)
             self.workers[number] = self._start(number)
+            if idle:
+                continue
             task, stream = self.sent.pop(task_number)
             stream.crashed.add(index)
             again = task._replace(number=next(self.numbers), crashed=tuple(stream.crashed))
@@ -233,7 +227,7 @@ class Stream:
         self.ahead = max(2, min(AHEAD, LARGE // (4 * batch * int(np.prod(job.shape)))))
         self.open_rows = [0] * self.ahead  # rows of each slot that are not loaded yet
         self.faults: list[list[tuple[int, Fault]]] = [[] for _ in range(self.ahead)]
-        self.rows = max(1, min(ROWS, -(-batch // (2 * len(pool.workers)))))
+        self.rows = max(1, min(ROWS, -(-batch // (2 * pool.count))))
         self._share(job, batch)
 
     def _share(self, job: ImageJob, batch: int) -> None:
@@ -279,6 +273,7 @@ class Stream:
         items = next(self.items, None)
         if items is None:
             return False
+        self.pool.check()  # of workers that were ended while they had no task
         self.open_rows[slot], self.faults[slot] = len(items), []
         for row in range(0, len(items), self.rows):
             self.pool.submit(self, slot, row, items[row : row + self.rows])

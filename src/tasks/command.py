@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from importlib import metadata
+from types import FrameType
 
 from ..config.files import load_recipe, split_override
 from ..config.paths import check_training_paths, expanded
@@ -32,7 +36,9 @@ def run_command(command: Callable[[], None]) -> int:
     if is_first_process():
         sys.stderr.write(version_warning(mindspore_version()))
     try:
-        command()
+        with quiet_imports():
+            check_working_folder()
+            command()
         sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
@@ -50,6 +56,40 @@ def run_command(command: Callable[[], None]) -> int:
         sys.stderr.write("error: stdout: the disk is full; print to another one\n")
         return 2
     return 0
+
+
+def check_working_folder() -> None:
+    """Check that the working folder exists; MindSpore cannot be imported without it.
+
+    Raises:
+        UserError: it has been removed.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UserError("the working folder has been removed; change to another one") from None
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """End at once on Ctrl-C while MindSpore is imported, which would print a traceback or crash."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if getattr(getattr(sys.modules.get("mindspore"), "__spec__", None), "_initializing", False):
+            os.write(2, b"interrupted\n")
+            os._exit(130)
+        raise KeyboardInterrupt
+
+    replaced = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not replaced or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def discard_output() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from mindspore import Tensor
 
-from ..config import Kernels, Recipe, plural
+from ..config import DataConfig, Kernels, Recipe, plural
 from ..data import resample
 from ..data.lists import ground_truth_of
 from ..data.loader import Loader
@@ -125,10 +125,14 @@ def check_usable(recipe: Recipe, source: Source, key: str) -> str:
                 return far_off(recipe.data, usable)
     fault = batches.take_faults()[0]
     others = f", and none of {len(drawn) - 1} others tried can be used" if len(drawn) > 1 else ""
+    limit = recipe.data.max_pixels
+    options = f"--channels {recipe.encoder.in_chans}" + (
+        f" --max-pixels {limit}" if limit != DataConfig.max_pixels else ""
+    )
     raise DataError(
         f"{key}: {fault['image']}: {fault['reason']}{others}; "
-        f"python scripts/verify_dataset.py {shlex.quote(str(source.place))} --channels {recipe.encoder.in_chans} "
-        "lists what is wrong with each file"
+        f"python scripts/verify_dataset.py {shlex.quote(str(source.place))} {options} lists what is wrong with "
+        "each file"
     )
 
 

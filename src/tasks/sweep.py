@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..data.decode import Box, Decoder, Undecodable
 from ..data.job import readable
 from ..data.sources import Source
+from ..errors import UserError
 
 CHUNK = 8  # images of a task
 AHEAD = 4  # tasks of each process that wait or are done
@@ -110,13 +111,20 @@ def _one_by_one(source: Source, work: Work, chunk: list[int]) -> Iterator[Any]:
 
 def _pool(source: Source, work: Work, processes: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, context, _start, (source, work))
+    try:
+        with outside():  # the process that watches semaphores starts here
+            return ProcessPoolExecutor(processes, context, _start, (source, work))
+    except OSError as error:
+        raise UserError(
+            f"/dev/shm: processes cannot be started without it ({error.strerror or error}); mount it with 1 MB or more"
+        ) from None
 
 
 def _submitted(pool: ProcessPoolExecutor, chunk: list[int]) -> Future[list[Any]] | None:
     """Submit a chunk; None if a process has ended."""
     try:
-        with uninterrupted():  # processes start here, and keep Ctrl-C blocked, which their parent handles
+        # processes start here, and keep Ctrl-C blocked, which their parent handles
+        with uninterrupted(), outside():
             return pool.submit(_run, chunk)
     except BrokenProcessPool:
         return None
@@ -138,6 +146,18 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
     if pressed:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Leave the working folder, whose files (numpy.py, socket.py, ...) a process that starts would import."""
+    folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.fchdir(folder)
+        os.close(folder)
 
 
 #: source and work of a process

@@ -27,9 +27,6 @@ from .networks import classifier_recipe, fill, recipe_in, without_drop_path
 #: fields of an encoder that do not affect its outputs
 TRAINING_ONLY = ("name", "drop_path", "init")
 
-#: file of a folder of outputs, if images that cannot be used were replaced
-REPLACED = "replaced.txt"
-
 
 class TeacherError(ConfigError):
     """A teacher that does not fit the recipe; the text is one line for the user."""
@@ -120,19 +117,9 @@ def digest_of(path: str | Path) -> str:
 def outputs_folder(recipe: Recipe, method: Method, batches: Loader) -> Path:
     """Return the folder for the outputs of this teacher for these images.
 
-    It differs for another teacher, another set of blocks, another list of files, transform or precision, and for
-    another seed if images were replaced, since the seed draws the replacements.
+    It differs for another teacher, another set of blocks, another list of files, transform or precision.
     """
-    key = outputs_key(recipe, method, batches)
-    folder = Path(recipe.method.cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if (folder / REPLACED).exists() and (folder / REPLACED).read_text(encoding="utf-8") != replaced(recipe):
-        key += replaced(recipe)
-    return folder.with_name(hashlib.sha256(key.encode()).hexdigest()[:16])
-
-
-def replaced(recipe: Recipe) -> str:
-    """Return the content of the file that marks outputs of replaced images."""
-    return f"seed: {recipe.seed}\n"
+    return Path(recipe.method.cache) / hashlib.sha256(outputs_key(recipe, method, batches).encode()).hexdigest()[:16]
 
 
 def outputs_key(recipe: Recipe, method: Method, batches: Loader) -> str:
@@ -169,8 +156,6 @@ def store_outputs(recipe: Recipe, method: Method, batches: Loader) -> str:
         temporary.mkdir(parents=True)
         size = write_outputs(temporary, method, batches)
         (temporary / "key.json").write_text(outputs_key(recipe, method, batches) + "\n", encoding="utf-8")
-        if batches.faults.known:
-            (temporary / REPLACED).write_text(replaced(recipe), encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         raise TeacherError(f"method.cache: {folder} cannot be written ({error.strerror})") from None

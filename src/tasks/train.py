@@ -312,7 +312,7 @@ class Training:
         sums = evaluate(self.measure, batches.epoch(0))
         faults = self.bad_images.report_evaluation(batches.take_faults())
         if len(faults) == len(self.validation):
-            raise DataError(left_out(faults, self.validation))
+            raise DataError(f"data.val: {left_out(faults, self.validation)}; restore them, and use --resume auto")
         self.metrics = self.method.metrics(sums) | self._knn()
         self._log_metrics(self.metrics, epoch)
         if faults:
