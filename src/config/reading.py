@@ -65,6 +65,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         Refused: it is not YAML, has a key twice, or exceeds the limits of this module.
     """
+    if len(text) > LONGEST:
+        raise Refused(f"has more than {LONGEST} characters; recipes are small")
     try:
         return yaml.load(text, Loader=_Loader)
     except Refused:
