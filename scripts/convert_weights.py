@@ -201,9 +201,9 @@ def check_output(args: argparse.Namespace, suffixes: tuple[str, ...]) -> None:
     """Check that OUT has a valid suffix, that its folder exists, and that it does not exist yet."""
     if args.output.suffix not in suffixes:
         raise WeightsError(f"{args.output}: --to {args.to} writes {', '.join(suffixes)} files; name OUT accordingly")
-    if not args.output.parent.is_dir():
+    if not os.path.isdir(args.output.parent):  # noqa: PTH112 # never raises
         raise WeightsError(f"{args.output}: its folder does not exist; create it first")
-    if args.output.exists():
+    if os.path.lexists(args.output):  # a link too
         raise WeightsError(f"{args.output}: already exists; remove it or write another name")
 
 

@@ -141,7 +141,7 @@ def test_a_change_that_no_machine_can_read_is_one_line(change: str, tmp_path: Pa
 
 
 def test_a_recipe_in_a_checkpoint_has_the_same_limits() -> None:
-    with pytest.raises(UserError, match="^FILE: has more than 100000 characters"):
+    with pytest.raises(UserError, match=r"^FILE: has more than 100000 characters"):
         parse_recipe("#" * 8_000_000, "FILE")
     for text, words in (TEXTS[kind] for kind in ("a list in itself", "lists of aliases", "digits", "too many blocks")):
         with pytest.raises(UserError) as caught:

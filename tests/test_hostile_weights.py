@@ -15,7 +15,7 @@ import pytest
 
 from src.weights import WeightsError
 from src.weights.derive import Hints
-from src.weights.foreign import open_foreign, to_ours
+from src.weights.foreign import open_foreign, to_ours, to_theirs
 from src.weights.safetensors_file import read_safetensors
 from src.weights.torch_file import LEGACY_START, InertObject, read_torch, stored_tensor, write_torch
 from tests.limited import answers
@@ -339,3 +339,24 @@ def test_arguments_that_take_for_ever_are_one_line(tmp_path: Path) -> None:
         open_foreign(archive(tmp_path / "a.pth", start + word(key) + doubled(60) + b"su."))
     with pytest.raises(WeightsError, match="mask_ratio is a tuple, not a number"):
         open_foreign(archive(tmp_path / "a.pth", start + word("mask_ratio") + doubled(60) + b"su."))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (["patch_embed.proj.weight", "datetime64", [8, 3, 4, 4]], "had 'datetime64' numbers, which cannot be written"),
+        (["patch_embed.proj.weight", "float32", [5]], "its arrays do not fit its names"),
+        (["patch_embed.proj.bias", "float32", [8]], "lacks patch_embed.proj.bias"),
+    ],
+)
+def test_a_way_back_that_does_not_fit_is_one_line(entry: list[Any], words: str) -> None:
+    weights = {"encoder.patch_embed.proj.weight": np.zeros((8, 3, 4, 4), np.float32)}
+    with pytest.raises(WeightsError) as caught:
+        to_theirs(weights, {}, {"key": "", "prefix": "", "entries": [entry]}, "")
+    assert words in str(caught.value)
+
+
+def test_an_array_that_has_no_thirds_is_one_line() -> None:
+    weights = {f"encoder.blocks.0.attn.qkv.{kind}": np.zeros(7, np.float32) for kind in ("weight", "bias")}
+    with pytest.raises(WeightsError, match="its arrays do not fit its names"):
+        to_theirs(weights, {}, None, "hf")

@@ -86,7 +86,8 @@ def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter],
         raise CheckpointError(f"{path}: cannot be written ({reason}){previous}") from None
     finally:
         for leftover in (temporary, temporary.with_suffix(".tmp")):  # .tmp: MindSpore's temporary file
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it does not exist, or its name is too long to exist
+                leftover.unlink()
 
 
 @contextlib.contextmanager

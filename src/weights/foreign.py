@@ -6,6 +6,7 @@ use are stored too, so that the conversion back gives the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -413,4 +414,5 @@ def write_foreign(path: Path, tensors: dict[str, StoredTensor], key: str) -> Non
     except OSError as reason:
         raise WeightsError(f"{path}: cannot be written ({reason.strerror or reason})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it does not exist, or its name is too long to exist
+            temporary.unlink()
