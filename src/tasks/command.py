@@ -43,6 +43,10 @@ def run_command(command: Callable[[], None]) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
+    except MemoryError as error:
+        reason = one_line(str(error)) or "out of memory"
+        sys.stderr.write(f"error: more memory is needed than there is ({reason}); write a smaller network or batch\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
