@@ -430,7 +430,17 @@ def test_a_killed_process_leaves_no_workers_and_goes_on(
     folder: Path, tmp_path: Path, run_entry: Run, number: signal.Signals
 ) -> None:
     script = ROOT / "scripts" / "prepare_mindrecord.py"
-    arguments = [script, folder / "train", tmp_path / "a.mindrecord", "--shards", "12", "--page-size", "1"]
+    arguments = [
+        script,
+        folder / "train",
+        tmp_path / "a.mindrecord",
+        "--shards",
+        "12",
+        "--page-size",
+        "1",
+        "--workers",
+        "1",
+    ]
     command = [sys.executable, *map(str, arguments)]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True

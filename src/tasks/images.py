@@ -125,14 +125,13 @@ def check_usable(recipe: Recipe, source: Source, key: str) -> str:
                 return far_off(recipe.data, usable)
     fault = batches.take_faults()[0]
     others = f", and none of {len(drawn) - 1} others tried can be used" if len(drawn) > 1 else ""
-    limit = recipe.data.max_pixels
-    options = f"--channels {recipe.encoder.in_chans}" + (
-        f" --max-pixels {limit}" if limit != DataConfig.max_pixels else ""
-    )
+    options = f"--channels {recipe.encoder.in_chans}"
+    if recipe.data.max_pixels != DataConfig.max_pixels:
+        options += f" --max-pixels {recipe.data.max_pixels}"
     raise DataError(
         f"{key}: {fault['image']}: {fault['reason']}{others}; "
-        f"python scripts/verify_dataset.py {shlex.quote(str(source.place))} {options} lists what is wrong with "
-        "each file"
+        f"python scripts/verify_dataset.py {shlex.quote(str(source.place))} {options} "
+        "lists what is wrong with each file"
     )
 
 
