@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.config.files import ConfigError
+from src.errors import one_line
 
 REQUIRED = [
     "backbone-name",
@@ -361,9 +362,9 @@ def main() -> int:
             project = path.parent / card.link().rsplit("/", 1)[-1]
             check_card(path, models_of(project if project.is_dir() else ROOT))
         except CardError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {one_line(str(error))}\n")
             return 2
-        print(f"{path}: passes all rules")
+        print(one_line(f"{path}: passes all rules"))
     return 0
 
 

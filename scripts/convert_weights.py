@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config import ENCODERS
 from src.config.paths import existing_file, expanded
-from src.tasks.command import check_overrides, run_command
+from src.tasks.command import check_overrides, line, run_command
 from src.weights import WeightsError
 from src.weights.names import SOURCES
 
@@ -57,9 +58,9 @@ def convert(args: argparse.Namespace) -> None:
 
 def convert_to_ours(args: argparse.Namespace) -> None:
     sides = args.image_size.split("x") if args.image_size else []
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,6}", side) and int(side) for side in sides):
         raise WeightsError(
-            f"--image-size: {args.image_size} is neither PIXELS nor HEIGHTxWIDTH; write for example 224 or 192x256"
+            f"--image-size: {args.image_size[:99]} is neither PIXELS nor HEIGHTxWIDTH; write for example 224 or 192x256"
         )
     check_output(args, (".ckpt",))
     existing_file(str(args.input), "IN")
@@ -72,8 +73,8 @@ def convert_to_ours(args: argparse.Namespace) -> None:
     hints = Hints(num_heads=args.num_heads, image_size=image, window_size=args.window_size, preset=args.encoder)
     original = foreign.open_foreign(args.input, args.key)
     done = foreign.to_ours(original, args.source, hints)
-    for line in (*save_ours(args.output, done, original, args.overrides), f"wrote {args.output}"):
-        print(line)
+    for text in (*save_ours(args.output, done, original, args.overrides), f"wrote {args.output}"):
+        line(text)
 
 
 def save_ours(path: Path, done: Any, original: Any, overrides: list[str]) -> list[str]:
@@ -112,6 +113,8 @@ def save_ours(path: Path, done: Any, original: Any, overrides: list[str]) -> lis
         )
     except FieldError as reason:
         raise WeightsError(f"{original.path}: {reason.key}: {reason}") from None
+    except WeightsError as reason:
+        raise WeightsError(f"{original.path}: {reason}") from None
     recipe = override(recipe, overrides, str(original.path)) if overrides else recipe
     with no_init_parameters():  # names and shapes only
         network = build_method(recipe) if done.method else BareEncoder(build_encoder(recipe.encoder))
@@ -191,16 +194,16 @@ def convert_to_torch(args: argparse.Namespace) -> None:
     except WeightsError as reason:
         raise WeightsError(f"{args.input}: {reason}" + (f" (--source {source})" if source else "")) from None
     foreign.write_foreign(args.output, tensors, args.key or key)
-    print(f"wrote {args.output}: {len(tensors)} tensors" + (f" below {args.key or key!r}" if args.key or key else ""))
+    line(f"wrote {args.output}: {len(tensors)} tensors" + (f" below {args.key or key!r}" if args.key or key else ""))
 
 
 def check_output(args: argparse.Namespace, suffixes: tuple[str, ...]) -> None:
     """Check that OUT has a valid suffix, that its folder exists, and that it does not exist yet."""
     if args.output.suffix not in suffixes:
         raise WeightsError(f"{args.output}: --to {args.to} writes {', '.join(suffixes)} files; name OUT accordingly")
-    if not args.output.parent.is_dir():
+    if not os.path.isdir(args.output.parent):  # noqa: PTH112 # never raises
         raise WeightsError(f"{args.output}: its folder does not exist; create it first")
-    if args.output.exists():
+    if os.path.lexists(args.output):  # a link too
         raise WeightsError(f"{args.output}: already exists; remove it or write another name")
 
 

@@ -33,9 +33,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import yaml
-
 from src.config.files import ConfigError, dump_recipe, load_recipe
+from src.config.reading import LONGEST, Refused, parse_yaml, read_text
+from src.errors import one_line
 from src.tasks.command import run_command
 
 
@@ -84,8 +84,8 @@ def load_experiment(path: Path) -> Experiment:
         ConfigError: one line with file, key, cause and remedy.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        tree = parse_yaml(read_text(path, LONGEST))
+    except (OSError, Refused) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     tree = keys(tree, f"{path}", "seeds", "runs", "tables")
     runs: dict[str, Any] = {}
@@ -308,10 +308,10 @@ def main() -> int:
             for run in needed_runs(experiment, tables):
                 train_run(experiment, run, seed, out)
         for name in tables:
-            sys.stdout.write(f"\n{name}\n\n{as_markdown(experiment.tables[name], seeds, out)}\n")
+            sys.stdout.write(f"\n{one_line(name)}\n\n{as_markdown(experiment.tables[name], seeds, out)}\n")
         picture = out / f"{'_'.join(args.tables) or args.file.stem}.png"
         draw([experiment.tables[name] for name in tables], seeds, out, picture)
-        sys.stdout.write(f"\nfigure: {picture}\n")
+        sys.stdout.write(f"\nfigure: {one_line(str(picture))}\n")
 
     return run_command(command)
 

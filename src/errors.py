@@ -9,6 +9,12 @@ class UserError(ValueError):
     Commands print it after `error: ` and end with exit code 2. Every error class of this project derives from it.
     """
 
+    longest = 2000  # characters; what a text quotes can be as long as a file
+
+    def __init__(self, text: object = ""):
+        whole = str(text)
+        super().__init__(whole if len(whole) <= self.longest else f"{whole[: self.longest]}...")
+
 
 def one_line(text: str) -> str:
     """Escape line ends and control characters, which file names may contain."""

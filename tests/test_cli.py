@@ -25,8 +25,13 @@ def failing(error: BaseException) -> None:
         (DataError("a.jpg: no image"), 2, "error: a.jpg: no image\n"),
         (DataError("a\n\x1b[31mb.jpg: no image"), 2, "error: a\\n\\x1b[31mb.jpg: no image\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            MemoryError("117 GiB"),
+            2,
+            "error: more memory is needed than there is (117 GiB); write a smaller network or batch\n",
+        ),
     ],
-    ids=["an error that the user can fix", "a name with control characters", "interrupted"],
+    ids=["an error that the user can fix", "a name with control characters", "interrupted", "too large"],
 )
 def test_how_a_command_ends(error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: failing(error)) == code

@@ -17,6 +17,7 @@ from PIL import Image
 from src import load_model
 from src.config.files import dump_recipe, load_recipe
 from src.engine import checkpoint
+from src.engine.ckpt_file import CHECKSUM
 from src.methods import build_method
 from src.tasks.command import run_command
 from src.tasks.evaluate import evaluate_checkpoint, measure_checkpoint, measure_confusion, open_checkpoint
@@ -242,7 +243,7 @@ def test_eval_of_a_truncated_checkpoint(one_fine_tuned: Path, tmp_path: Path, ca
 def test_eval_of_a_checkpoint_that_lost_its_checksum(one_fine_tuned: Path, tmp_path: Path, capfd: Any) -> None:
     """MindSpore loads such a file without a check, whatever it holds."""
     path = tmp_path / "cut.ckpt"
-    path.write_bytes(one_fine_tuned.read_bytes()[: -len(checkpoint.CHECKSUM) - 10])
+    path.write_bytes(one_fine_tuned.read_bytes()[: -len(CHECKSUM) - 10])
     assert "truncated, the checksum at its end is missing" in refused(capfd, str(path), "", [])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from ..errors import UserError
+
+LONGEST_QUOTE = 100  # characters of a value in an error
 
 
 class FieldError(UserError):
@@ -21,10 +24,38 @@ def need(condition: bool, key: str, message: str) -> None:
         raise FieldError(key, message)
 
 
+def shown(value: Any) -> str:
+    """Return a value for an error message, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
 def legal_near(value: int, step: int) -> str:
     """Return the multiples of `step` on both sides of `value`, for error messages."""
     low = value // step * step
     return f"{low} or {low + step}" if low else f"{step}"
+
+
+MOST_VALUES = 1000  # of a list in a recipe, such as the means of channels
+MOST_BLOCKS = 1000  # of an encoder or decoder
+LARGEST_SIZE = 1_000_000  # of any size of a network, so that whatever counts with it ends soon
+
+
+def check_sizes(config: Any) -> None:
+    """Check that no whole number of a configuration is larger than that of any network."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            need(
+                not isinstance(number, int) or number <= LARGEST_SIZE,
+                item.name,
+                f"{number} is larger than any network has; write at most {LARGEST_SIZE}",
+            )
+
+
+def check_blocks(count: int, key: str) -> None:
+    """Check a number of blocks, each of which takes time and memory to build."""
+    need(count <= MOST_BLOCKS, key, f"{count} blocks are more than any network has; write at most {MOST_BLOCKS}")
 
 
 def check_positive(config: Any, *keys: str) -> None:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .checks import check_multiples, check_not_negative, check_positive, check_rate, legal_near, need
+from .checks import (
+    MOST_VALUES,
+    check_blocks,
+    check_multiples,
+    check_not_negative,
+    check_positive,
+    check_rate,
+    check_sizes,
+    legal_near,
+    need,
+)
 from .cost import NORM, BlockGroup
 
 if TYPE_CHECKING:
@@ -109,6 +121,13 @@ class EncoderConfig:
         total = pixels * self.embed_dim + sum(group.flops() for group in self.block_groups(visible))
         return total + NORM * length * self.out_dim * final_norm
 
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights that decide how large the network is: of embedding, tables, and each block.
+
+        A file can be compared with them before a network is built.
+        """
+        yield "patch_embed.proj.weight", (self.embed_dim, self.in_chans, self.patch_size, self.patch_size)
+
     def saved_values(self, visible: int = 0) -> int:
         """Return how many values of one image the backward pass needs: the image and the activations of all blocks.
 
@@ -123,8 +142,19 @@ class EncoderConfig:
         raise NotImplementedError
 
     def check_image(self) -> None:
-        """Check that the image divides into whole patches."""
+        """Check that the image divides into whole patches, not more than memory holds."""
         check_multiples("image_size", self.image_size, self.patch_size, f"patch_size {self.patch_size}")
+        need(self.in_chans <= MOST_VALUES, "in_chans", f"{self.in_chans} is too large; write at most {MOST_VALUES}")
+        rows, cols = self.patch_grid
+        need(
+            rows * cols <= self._most_patches,
+            "image_size",
+            f"{self.image_size[0]}x{self.image_size[1]} has {rows * cols} patches of {self.patch_size} pixels, more "
+            f"than the {self._most_patches} that {self.name} can have; write a smaller image or a larger patch_size",
+        )
+
+    #: patches of an image for which the constants of a network still fit in memory
+    _most_patches = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +165,10 @@ class OneScale(EncoderConfig):
         depth: int
         num_heads: int
 
-    def check_sizes(self) -> None:
+    def check_parts(self) -> None:
         """Check that the image divides into whole patches and the width into heads."""
+        check_sizes(self)
+        check_blocks(self.depth, "depth")
         self.check_image()
         need(
             self.embed_dim % self.num_heads == 0,
@@ -188,7 +220,7 @@ class ViTConfig(OneScale):
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
-        self.check_sizes()
+        self.check_parts()
         if self.position == "sincos":
             need(
                 self.embed_dim % 4 == 0,
@@ -215,6 +247,19 @@ class ViTConfig(OneScale):
 
     def _cut(self, blocks: int) -> Self:
         return replace(self, depth=blocks, drop_path=self.drop_path * (blocks - 1) / (self.depth - 1))
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from super().weight_shapes()
+        rows, cols = self.patch_grid
+        if self.position != "none":
+            yield "pos_embed", (1, self.output_length, self.embed_dim)
+        table = (2 * rows - 1) * (2 * cols - 1) + 3, self.num_heads
+        if self.relative_position == "shared":
+            yield "rel_pos_bias.relative_position_bias_table", table
+        for number in range(self.depth):
+            yield f"blocks.{number}.mlp.fc1.weight", (int(self.embed_dim * self.mlp_ratio), self.embed_dim)
+            if self.relative_position == "block":
+                yield f"blocks.{number}.attn.relative_position_bias_table", table
 
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         length = (visible or self.num_tokens) + self.num_prefix_tokens
@@ -247,7 +292,8 @@ class CaiTConfig(OneScale):
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "depth", "depth_token_only", "num_heads")
         check_positive(self, "mlp_ratio", "mlp_ratio_token_only", "layer_scale", "norm_eps")
-        self.check_sizes()
+        check_blocks(self.depth_token_only, "depth_token_only")
+        self.check_parts()
         check_rate(self, "drop_path")
 
     @property
@@ -261,6 +307,16 @@ class CaiTConfig(OneScale):
 
     def _cut(self, blocks: int) -> Self:
         return replace(self, depth=blocks)  # every block has the same drop-path rate
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from super().weight_shapes()
+        yield "pos_embed", (1, self.num_tokens, self.embed_dim)
+        for number in range(self.depth):
+            yield f"blocks.{number}.mlp.fc1.weight", (int(self.embed_dim * self.mlp_ratio), self.embed_dim)
+            yield f"blocks.{number}.attn.proj_l.weight", (self.num_heads, self.num_heads)
+        hidden = int(self.embed_dim * self.mlp_ratio_token_only)
+        for number in range(self.depth_token_only):
+            yield f"blocks_token_only.{number}.mlp.fc1.weight", (hidden, self.embed_dim)
 
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         tokens, sizes = visible or self.num_tokens, (self.embed_dim, self.num_heads, self.mlp_ratio)
@@ -310,6 +366,13 @@ class SwinConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "in_chans", "patch_size", "embed_dim", "window_size", "mlp_ratio", "norm_eps")
+        check_sizes(self)
+        need(
+            0 < len(self.depths) <= self._most_stages,
+            "depths",
+            f"has {len(self.depths)} encoder stages; write 1 to {self._most_stages}",
+        )
+        check_blocks(sum(self.depths), "depths")
         need(
             len(self.depths) == len(self.num_heads),
             "num_heads",
@@ -323,8 +386,25 @@ class SwinConfig(EncoderConfig):
                 f"{heads} does not divide {self.embed_dim * 2**stage}, the width of encoder stage {stage}",
             )
         self.check_image()
+        self.check_windows()
         check_not_negative(self, "merge_norm_eps")
         check_rate(self, "drop_path")
+
+    _most_stages = 10
+    _most_patches = 2**18
+    _largest_window = 128  # tokens per side
+    _largest_mask = 2**27  # numbers: patches x tokens of a window
+
+    def check_windows(self) -> None:
+        """Check that the constants of windows fit in memory."""
+        window = window_side(self.patch_grid, self.window_size, self.cap_window)
+        rows, cols = (-(-side // window) * window for side in self.patch_grid)
+        most = min(self._largest_window, math.isqrt(self._largest_mask // (rows * cols)))
+        need(
+            window <= most,
+            "window_size",
+            f"{window} is too large for {rows}x{cols} patches; write at most {most}",
+        )
 
     @property
     def stride(self) -> int:
@@ -357,6 +437,24 @@ class SwinConfig(EncoderConfig):
 
     def at_size(self, image_size: tuple[int, int], window_size: int = 0) -> Self:
         return replace(self, image_size=image_size, window_size=window_size or self.window_size)
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from super().weight_shapes()
+        if self.absolute_position:
+            yield "absolute_pos_embed", (1, math.prod(self.patch_grid), self.embed_dim)
+        for stage, depth in enumerate(self.depths):
+            dim, heads = self.embed_dim << stage, self.num_heads[stage]
+            window = window_side(self.stage_maps[stage], self.window_size, self.cap_window)
+            for number in range(depth):
+                block = f"layers.{stage}.blocks.{number}"
+                yield f"{block}.mlp.fc1.weight", (int(dim * self.mlp_ratio), dim)
+                yield f"{block}.attn.{self._heads_in}", self._heads_shape(window, heads)
+
+    _heads_in = "relative_position_bias_table"
+
+    @staticmethod
+    def _heads_shape(window: int, heads: int) -> tuple[int, ...]:
+        return (2 * window - 1) ** 2, heads
 
     def block_groups(self, visible: int = 0) -> list[BlockGroup]:
         groups = []
@@ -405,6 +503,11 @@ class SwinV2Config(SwinConfig):
         )
 
     _merging_norm = 2  # the norm follows the linear layer
+    _heads_in = "logit_scale"
+
+    @staticmethod
+    def _heads_shape(window: int, heads: int) -> tuple[int, ...]:
+        return heads, 1, 1
 
     def flops(self, final_norm: bool = True, visible: int = 0) -> int:
         """Add the norms on the main branch."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
+import os
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -19,14 +21,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..errors import UserError
-from .checks import FieldError
+from ..errors import UserError, one_line
+from .checks import MOST_VALUES, FieldError, shown
 from .paths import expanded
+from .reading import LONGEST, LONGEST_WORD, NotYaml, Refused, parse_yaml, read_text
 from .recipe import PRESETS, Recipe
 from .training import Precision, PrecisionConfig
 
 OVERRIDE = "command line"
-MAX_KEYS = 10_000  # more keys than any recipe has
+LEAST = LONGEST // 100  # characters that a base counts at least, so that there are at most 100
+LARGEST = 2**32 - 1  # of whole numbers
+MOST_FILES = 2000  # that are looked at for the names of recipes
 #: keys of a recipe that contain further keys
 SECTIONS = ("encoder", "method", "data", "train", "stages", "target", "decoder", "teacher_encoder", "precision")
 #: fields missing from resolved recipes of earlier versions: section, field, and a function of the section that returns
@@ -48,7 +53,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: one line with file, dotted key, cause and remedy.
     """
     path = Path(expanded(str(path), "--config"))
-    tree, set_by = _read_tree(path, ())
+    tree, set_by = _read_tree(path, (), _Allowance())
     for text in overrides:
         _apply_override(tree, set_by, text)
     recipe = _build(Recipe, tree, _KeyPath(str(path), set_by))
@@ -105,56 +110,56 @@ def to_tree(config: Any) -> dict[str, Any]:
 # --- reading and merging ----------------------------------------------------------------------------------------
 
 
-def _read_tree(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+@dataclass
+class _Allowance:
+    """How many characters the files of a recipe may still have."""
+
+    left: int = LONGEST
+
+    def read(self, path: Path) -> str:
+        text = read_text(path, LONGEST)
+        self.left -= max(len(text), LEAST)
+        if self.left < 0:
+            raise OSError(f"the bases of this recipe have more than {LONGEST} characters or 100 files together")
+        return text
+
+
+def _read_tree(path: Path, chain: tuple[Path, ...], allowance: _Allowance) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the merged dictionary of a file and its bases, and for each dotted key the file that set it."""
     where = str(chain[-1]) if chain else str(path)
-    if path.resolve() in [p.resolve() for p in chain]:
-        cycle = " -> ".join(str(p) for p in (*chain, path))
-        raise ConfigError(f"{where}: base: files inherit from each other in a circle ({cycle}); remove one of them")
     try:
-        text = _read_text(path)
-    except (OSError, ValueError) as error:  # ValueError: not text, or a NUL character in the name
+        circle = os.path.realpath(path) in map(os.path.realpath, chain)
+        text = "" if circle else allowance.read(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         reason = "no such file" if isinstance(error, FileNotFoundError) else _one_line(error)
         key = "base: " if chain else ""
-        hint = _nearby_files(path)
+        hint = _nearby_files(path) if isinstance(error, FileNotFoundError | IsADirectoryError) else ""
         raise ConfigError(f"{where}: {key}cannot read {path} ({reason}){hint}") from None
+    if circle:
+        cycle = " -> ".join(str(p) for p in (*chain, path))
+        raise ConfigError(f"{where}: base: files inherit from each other in a circle ({cycle}); remove one of them")
     child = _parse_yaml(text, str(path))
     bases = child.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise ConfigError(f"{path}: base: must be a file name or a list of file names, not {bases!r}")
+        raise ConfigError(f"{path}: base: must be a file name or a list of file names, not {shown(bases)}")
     tree: dict[str, Any] = {}
     set_by: dict[str, str] = {}
     for base in bases:
-        base_tree, base_set_by = _read_tree(path.parent / expanded(base, f"{path}: base"), (*chain, path))
+        base_path = path.parent / expanded(base, f"{path}: base")
+        base_tree, base_set_by = _read_tree(base_path, (*chain, path), allowance)
         _merge(tree, base_tree)
         set_by.update(base_set_by)
     _merge(tree, child)
-    set_by.update(dict.fromkeys(_dotted_keys(child, str(path)), str(path)))
+    set_by.update(dict.fromkeys(_dotted_keys(child), str(path)))
     return tree, set_by
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a recipe without a byte-order mark."""
-    if path.is_dir():
-        raise IsADirectoryError("it is a folder, not a recipe")
-    if path.is_fifo() and Path("/dev") not in path.parents:  # a named pipe can block for ever; <(...) below /dev cannot
-        raise OSError("it is a pipe")
-    return path.read_text(encoding="utf-8-sig")
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = yaml.load(text, Loader=_Loader)
-    except _DuplicateKeyError as error:
+        tree = parse_yaml(text)
+    except Refused as error:
         raise ConfigError(f"{source}: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{source}: is nested too deeply for a recipe; write `key: value` lines") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or _one_line(error)
-        raise ConfigError(f"{source}:{line} is not YAML ({problem}); write `key: value` lines") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -162,39 +167,35 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
-class _DuplicateKeyError(yaml.YAMLError):
-    """A mapping has a key twice; the later one would silently replace the first."""
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
-                continue
-            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
-            if key in lines:
-                raise _DuplicateKeyError(f"{key}: appears in lines {lines[key]} and {line}; remove one of them")
-            lines[key] = line
-        return super().construct_mapping(node, deep)
-
-
 def _nearby_files(path: Path) -> str:
     """Return a hint for an error: the closest file name, or the recipes in the folder."""
-    folder = path if path.is_dir() else path.parent
-    files = folder.rglob("*.yaml") if path.is_dir() else folder.glob("*.yaml")
-    relative = (file.relative_to(folder) for file in files)
-    names = sorted(str(file) for file in relative if not any(part.startswith(".") for part in file.parts))
+    is_folder = _is_folder(path)
+    folder = path if is_folder else path.parent
+    names = sorted(itertools.islice(_recipes_in(folder, below=is_folder), 200))
     close = difflib.get_close_matches(path.name, names, n=1)
     if close:
         return f"; did you mean {folder / close[0]}?"
     if not names:
-        return "; no .yaml file in that folder" if folder.is_dir() else f"; there is no folder {folder}"
-    shown = 8 if folder == path.parent else 60  # a folder given as --config lists its recipes
+        return "; no .yaml file in that folder" if _is_folder(folder) else f"; there is no folder {folder}"
+    shown = 8 if not is_folder else 60  # a folder given as --config lists its recipes
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return f"; the folder has: {', '.join(names[:shown])}{more}"
+
+
+def _recipes_in(folder: Path, below: bool) -> Iterator[str]:
+    """Names of the recipes in a folder, and `below` it; only its first files are looked at."""
+    seen = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if below and not name.startswith("."))
+        seen += len(folders) + len(files)
+        relative = Path(place).relative_to(folder)
+        yield from (str(relative / name) for name in files if name.endswith(".yaml") and not name.startswith("."))
+        if seen > MOST_FILES:
+            return
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 # never raises
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
@@ -228,7 +229,7 @@ def _other_class(key: str, old: dict[str, Any], name: Any) -> bool:
     return name in presets and old["name"] in presets and type(presets[name]) is not type(presets[old["name"]])
 
 
-def _dotted_keys(tree: dict[str, Any], source: str) -> list[str]:
+def _dotted_keys(tree: dict[str, Any]) -> list[str]:
     """Return the keys of all nested mappings, joined by dots."""
     keys: list[str] = []
     pending = [("", tree)]
@@ -238,8 +239,6 @@ def _dotted_keys(tree: dict[str, Any], source: str) -> list[str]:
             keys.append(f"{prefix}{key}")
             if isinstance(value, dict):
                 pending.append((f"{prefix}{key}.", value))
-        if len(keys) > MAX_KEYS:  # nested YAML aliases can multiply without limit
-            raise ConfigError(f"{source}: has more than {MAX_KEYS} keys; a recipe has at most a few hundred")
     return keys
 
 
@@ -251,16 +250,20 @@ def split_override(text: str) -> tuple[str, str]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"{OVERRIDE}: {text!r} is not key=value; write for example train.epochs=10")
+        raise ConfigError(f"{OVERRIDE}: {shown(text)} is not key=value; write for example train.epochs=10")
+    if len(key) > LONGEST_WORD:
+        raise ConfigError(f"{OVERRIDE}: {shown(key)} is no key of a recipe; write for example train.epochs=10")
     return key, value
 
 
 def _apply_override(tree: dict[str, Any], set_by: dict[str, str], text: str) -> None:
     key, value = split_override(text)
     try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError):
-        raise ConfigError(f"{OVERRIDE}: {key}: {value!r} is not a YAML value") from None
+        parsed = parse_yaml(value)
+    except NotYaml:
+        raise ConfigError(f"{OVERRIDE}: {key}: {shown(value)} is not a YAML value") from None
+    except Refused as error:
+        raise ConfigError(f"{OVERRIDE}: {key}: {error}") from None
     *parents, last = key.split(".")
     node = tree
     for part in parents:
@@ -273,7 +276,7 @@ def _apply_override(tree: dict[str, Any], set_by: dict[str, str], text: str) -> 
         node = child
     if isinstance(parsed, dict):
         _merge(node, {last: parsed})
-        set_by.update(dict.fromkeys((f"{key}.{inner}" for inner in _dotted_keys(parsed, OVERRIDE)), OVERRIDE))
+        set_by.update(dict.fromkeys((f"{key}.{inner}" for inner in _dotted_keys(parsed)), OVERRIDE))
     else:
         node[last] = parsed if isinstance(parsed, list) else _CommandLineValue(parsed, value)
     set_by[key] = OVERRIDE
@@ -327,7 +330,7 @@ def _build(cls: type, tree: Any, key_path: _KeyPath, preset: Any = None) -> Any:
     if not isinstance(tree, dict):
         if cls is PrecisionConfig:
             return _one_precision(tree, key_path)
-        raise key_path.error(f"must be a mapping of keys, not {tree!r}; valid keys: {_field_names(cls)}")
+        raise key_path.error(f"must be a mapping of keys, not {shown(tree)}; valid keys: {_field_names(cls)}")
     hints = get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in tree.items():
@@ -373,7 +376,7 @@ def _value(hint: Any, value: Any, key_path: _KeyPath, key: str, current: Any) ->
         return _build(typing.cast(type, hint), value, key_path)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise key_path.error(f"{value!r} is not one of {', '.join(map(str, get_args(hint)))}")
+            raise key_path.error(f"{shown(value)} is not one of {', '.join(map(str, get_args(hint)))}")
         return value
     if get_origin(hint) is tuple:
         return _tuple(hint, value, key_path)
@@ -392,11 +395,11 @@ def _from_preset(presets: dict[str, Any], value: Any, key_path: _KeyPath, curren
     """Build a preset with single fields changed; without `name`, `current` is changed."""
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict):
-        raise key_path.error(f"must name a preset, not {value!r}; valid: {', '.join(presets)}")
+        raise key_path.error(f"must name a preset, not {shown(value)}; valid: {', '.join(presets)}")
     name = _plain_value(tree.get("name", current.name))
     if not isinstance(name, str) or name not in presets:
         hint = did_you_mean(name, presets)
-        raise key_path.child("name").error(f"unknown preset {name!r}; {hint}valid: {', '.join(presets)}")
+        raise key_path.child("name").error(f"unknown preset {shown(name)}; {hint}valid: {', '.join(presets)}")
     # without a name the value of the enclosing preset stays
     preset = current if "name" not in tree else replace(presets[name], name=name)
     return _build(type(preset), {**tree, "name": name} if "name" in tree else tree, key_path, preset)
@@ -404,9 +407,11 @@ def _from_preset(presets: dict[str, Any], value: Any, key_path: _KeyPath, curren
 
 def _tuple(hint: Any, value: Any, key_path: _KeyPath) -> tuple[Any, ...]:
     args = get_args(hint)
+    if isinstance(value, list | tuple) and len(value) > MOST_VALUES:
+        raise key_path.error(f"has {len(value)} values; write at most {MOST_VALUES}")
     if len(args) == 2 and args[1] is Ellipsis:
         if not isinstance(value, list | tuple):
-            raise key_path.error(f"must be a list of {_plural_name(args[0])}, not {value!r}")
+            raise key_path.error(f"must be a list of {_plural_name(args[0])}, not {shown(value)}")
         return tuple(
             _value(args[0], v, key_path.child(str(i)) if is_dataclass(args[0]) else key_path, "", None)
             for i, v in enumerate(value)
@@ -414,7 +419,7 @@ def _tuple(hint: Any, value: Any, key_path: _KeyPath) -> tuple[Any, ...]:
     if key_path.key.endswith("image_size") and not isinstance(value, list | tuple):
         value = [value] * 2
     if not isinstance(value, list | tuple) or len(value) != len(args):
-        raise key_path.error(f"must be a list of {len(args)} {_plural_name(args[0])}, not {value!r}")
+        raise key_path.error(f"must be a list of {len(args)} {_plural_name(args[0])}, not {shown(value)}")
     return tuple(_plain(arg, v, key_path) for arg, v in zip(args, value, strict=True))
 
 
@@ -423,16 +428,18 @@ def _plain(hint: type, value: Any, key_path: _KeyPath) -> Any:
     if hint is float and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if number == number and abs(number) != float("inf"):
             return number
     elif hint is str and isinstance(value, _CommandLineValue):
         return "" if value.value is None else _unquoted(value)
+    elif hint is int and type(value) is int and abs(value) > LARGEST:
+        raise key_path.error(f"{value} is larger than any number here; write at most {LARGEST}")
     elif type(value) is hint or (hint is str and value is None):
         return "" if value is None else value
     quotes = "; put it in quotes" if hint is str and not isinstance(value, dict | list) else ""
-    raise key_path.error(f"must be {_type_name(hint)}, not {value!r}{quotes}")
+    raise key_path.error(f"must be {_type_name(hint)}, not {shown(value)}{quotes}")
 
 
 def _unquoted(value: _CommandLineValue) -> str:
@@ -450,7 +457,7 @@ def _plural_name(hint: type) -> str:
 
 def did_you_mean(wrong: Any, names: Iterable[str]) -> str:
     """Return `did you mean X? ` for an error message; empty if no name is similar."""
-    close = difflib.get_close_matches(str(wrong), list(names), n=1)
+    close = difflib.get_close_matches(str(wrong)[:LONGEST_WORD], list(names), n=1)
     return f"did you mean {close[0]}? " if close else ""
 
 
@@ -464,8 +471,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     try:
-        sys.stdout.write(dump_recipe(load_recipe(args.file, args.overrides)))
+        text = dump_recipe(load_recipe(args.file, args.overrides))
+        sys.stdout.write(text)
+        sys.stdout.flush()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
+        return 2
+    except OSError as error:  # a full disk, a reader that has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at the end would fail too
+        if isinstance(error, BrokenPipeError):
+            return 141
+        sys.stderr.write(f"error: stdout: {error.strerror}; print to another place\n")
         return 2
     return 0

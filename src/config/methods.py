@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .checks import (
     FieldError,
+    check_blocks,
     check_multiples,
     check_not_negative,
     check_positive,
     check_rate,
+    check_sizes,
     legal_near,
     need,
     show_size,
@@ -84,6 +87,7 @@ class HOGConfig(TargetConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "bins", "cell")
+        check_sizes(self)
         need(
             self.gaussian_window >= 0,
             "gaussian_window",
@@ -125,6 +129,7 @@ class PixelsConfig(TargetConfig):
     channels_first: bool = False
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         need(self.window > 0 and self.window % 2 == 1, "window", f"{self.window} is not an odd number above 0")
 
     def values(self, stride: int, in_chans: int) -> int:
@@ -177,6 +182,10 @@ class DecoderConfig:
     def check_positions(self) -> None:
         """Check that the decoder can have a position embedding."""
 
+    def weight_shapes(self, encoder: EncoderConfig, values: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights that decide how large the decoder is, as `EncoderConfig.weight_shapes`."""
+        raise NotImplementedError
+
     def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
         """Return the multiply-adds of one image from the encoder's output to `values` numbers per token.
 
@@ -202,6 +211,8 @@ class TransformerDecoderConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "width", "mlp_ratio")
+        check_sizes(self)
+        check_blocks(self.depth, "depth")
         need(self.depth >= 0, "depth", f"{self.depth} is negative; write 0 for no blocks")
         need(self.num_heads >= 0, "num_heads", f"{self.num_heads} is negative; write 0 for width / 32")
         need(
@@ -239,6 +250,11 @@ class TransformerDecoderConfig(DecoderConfig):
             f"must equal the encoder's width {encoder.out_dim} when decoder.depth is 0",
         )
 
+    def weight_shapes(self, encoder: EncoderConfig, values: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "pred.weight", (values, self.width)
+        for number in range(self.depth):
+            yield f"blocks.{number}.mlp.fc1.weight", (int(self.width * self.mlp_ratio), self.width)
+
     def blocks(self, encoder: EncoderConfig) -> BlockGroup:
         """Return the blocks for cost estimates; they process prefix tokens too."""
         length = encoder.output_length
@@ -258,6 +274,9 @@ class LinearDecoderConfig(DecoderConfig):
     """One linear layer on the patch tokens (SimMIM's 1x1 convolution before its pixel shuffle)."""
 
     name: str = "linear"
+
+    def weight_shapes(self, encoder: EncoderConfig, values: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "pred.weight", (values, encoder.out_dim)
 
     def flops(self, encoder: EncoderConfig, values: int, embedded: int = 0) -> int:
         return encoder.num_tokens * encoder.out_dim * values
@@ -302,6 +321,10 @@ class MethodConfig:
     def check(self, recipe: Recipe) -> None:
         """Check that the Method fits the other parts of the recipe."""
 
+    def weight_shapes(self, encoder: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights beside the encoder, as `EncoderConfig.weight_shapes`."""
+        raise NotImplementedError
+
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
         """Return part of the network -> multiply-adds of one image, without a teacher."""
         raise NotImplementedError
@@ -342,6 +365,7 @@ class MaskedConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "mask_block")
+        check_sizes(self)
         check_not_negative(self, "encoder_blocks")
         need(0 < self.mask_ratio < 1, "mask_ratio", f"{self.mask_ratio} is not between 0 and 1")
 
@@ -398,6 +422,11 @@ class MaskedConfig(MethodConfig):
         blocks, per_side = math.prod(self.mask_grid(encoder.image_size)), self.mask_block // encoder.stride
         masked_tokens = hidden * per_side**2 if per_side else min(hidden, tokens)
         return {"blocks": blocks, "masked_blocks": hidden, "masked_tokens": masked_tokens}
+
+    def weight_shapes(self, encoder: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        values = self.target.values(encoder.stride, encoder.in_chans)
+        for name, shape in self.decoder.weight_shapes(encoder, values):
+            yield f"decoder.{name}", shape
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
         return {
@@ -484,6 +513,7 @@ class ClassifyConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check_positive(self, "num_classes", "head_std")
+        check_sizes(self)
         check_rate(self, "label_smoothing")
         check_not_negative(self, "mixup", "cutmix")
         for key in ("mixup_prob", "mixup_switch_prob"):
@@ -513,6 +543,9 @@ class ClassifyConfig(MethodConfig):
             "train.batch_size",
             f"{batch} is odd, but method.mixup and cutmix mix images in pairs; write {legal_near(batch, 2)}",
         )
+
+    def weight_shapes(self, encoder: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "head.weight", (self.num_classes, encoder.out_dim)
 
     def flops(self, encoder: EncoderConfig) -> dict[str, int]:
         width, prefix = encoder.out_dim, encoder.num_prefix_tokens

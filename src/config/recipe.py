@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         need(self.seed >= 0, "seed", f"{self.seed} is negative")
+        need(self.seed < 2**32, "seed", f"{self.seed} is too large; write at most {2**32 - 1}")
         channels = self.encoder.in_chans
         place = shlex.quote(str(self.data.training_place))
         need(
@@ -45,6 +47,7 @@ class Recipe:
     def _check_stages(self) -> None:
         if not self.stages:
             return
+        need(len(self.stages) <= 100, "stages", f"has {len(self.stages)} stages; write at most 100")
         total = sum(stage.epochs for stage in self.stages)
         need(
             total == self.train.epochs,
@@ -67,6 +70,11 @@ class Recipe:
     def trained_encoder(self) -> EncoderConfig:
         """The encoder that the run builds, cut to `method.encoder_blocks`."""
         return self.encoder.first_blocks(self.method.encoder_blocks)
+
+    def encoder_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the encoder's weights that decide how large it is, by the names of checkpoints."""
+        for name, shape in self.trained_encoder.weight_shapes():
+            yield f"encoder.{name}", shape
 
     def stage_ends(self) -> list[int]:
         """Return the last epoch of each stage; a recipe without stages counts as one stage."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from .checks import check_not_negative, check_positive, check_rate, legal_near, need, plural
+from .checks import LARGEST_SIZE, check_not_negative, check_positive, check_rate, check_sizes, legal_near, need, plural
 from .paths import PathText
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -197,6 +197,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "batch_size", "accumulate", "base_lr", "eps", "log_every", "save_every")
         check_positive(self, "layer_decay", "decay_epochs", "gamma")
+        for key in ("batch_size", "accumulate", "effective_batch", "epochs"):
+            value = getattr(self, key)
+            need(value <= LARGEST_SIZE, key, f"{value} is too large; write at most {LARGEST_SIZE}")
         check_not_negative(
             self, "effective_batch", "lr_batch", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_norm"
         )
@@ -259,4 +262,5 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "epochs")
+        check_sizes(self)
         check_not_negative(self, "window_size", "batch_size", "accumulate")

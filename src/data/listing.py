@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import one_line
 from .sources import Names, NameTable
 
 #: file names of images; the content decides the format
@@ -160,7 +161,7 @@ class _Listing:
         now = time.monotonic()
         if now - self.said >= SECONDS and os.environ.get("RANK_ID", "0") == "0":
             self.said = now
-            sys.stderr.write(f"listing {self.folder}: {len(self.names):,} images so far\n")
+            sys.stderr.write(f"listing {one_line(str(self.folder))}: {len(self.names):,} images so far\n")
             sys.stderr.flush()
 
 

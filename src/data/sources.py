@@ -28,6 +28,8 @@ CHUNK = 1 << 16  # texts that `Names.subset` copies at once, which bounds its me
 class DataError(UserError):
     """Unusable images; the text is one line for the user."""
 
+    longest = 10**7  # one lists every image that cannot be used
+
 
 class Source(Protocol):
     """The images of one split. Worker processes get a copy, so its large parts are NumPy arrays.

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from .. import __version__
+from ..config.checks import shown
 from ..errors import UserError
+from .ckpt_file import MOST_AXES, read_file
 
 STATE = "state/"
 UNUSED = "kept/"  # below `state/`: arrays of a converted file without a counterpart here, for converting it back
-CHECKSUM = b"crc_num"  # before the last 10 bytes of a file saved with crc_check
 DRAWS = ".draws"  # suffix of the draw counters of random cells: training state, not weights
 
 
@@ -85,7 +86,8 @@ def save(path: Path, weights: dict[str, Parameter], state: dict[str, Parameter],
         raise CheckpointError(f"{path}: cannot be written ({reason}){previous}") from None
     finally:
         for leftover in (temporary, temporary.with_suffix(".tmp")):  # .tmp: MindSpore's temporary file
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it does not exist, or its name is too long to exist
+                leftover.unlink()
 
 
 @contextlib.contextmanager
@@ -104,33 +106,58 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, damaged, truncated, or not a checkpoint of this project.
     """
-    if path.is_dir():
+    check_file(path)
+    try:
+        items, has_checksum = read_file(path)
+    except (OSError, ValueError, LookupError):
+        raise CheckpointError(f"{path}: damaged or not a MindSpore checkpoint; its content cannot be read") from None
+    except MemoryError:
+        raise CheckpointError(f"{path}: needs more memory than there is") from None
+    meta = read_meta(path, items.pop("meta", ""))
+    arrays = {name: value for name, value in items.items() if isinstance(value, np.ndarray)}
+    missing = set(meta["names"]) - set(arrays)
+    if missing:
+        raise CheckpointError(f"{path}: truncated, {len(missing)} of {len(meta['names'])} arrays are missing")
+    if not has_checksum:
+        raise CheckpointError(f"{path}: truncated, the checksum at its end is missing")
+    unused, state = take(arrays, STATE + UNUSED), take(arrays, STATE)
+    for name, value in arrays.items():
+        if value.dtype != np.float32:
+            raise CheckpointError(f"{path}: {name} has {value.dtype} numbers; weights are float32")
+    return Checkpoint(path, meta, arrays, state, unused)
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is that of a checkpoint file.
+
+    Raises:
+        CheckpointError: it does not exist, or is a folder, a device or another kind of file.
+    """
+    if os.path.isdir(path):  # noqa: PTH112 # never raises
         files = sorted(file.name for file in path.glob("*.ckpt"))
         raise CheckpointError(f"{path}: a folder" + (f"; name a file in it: {', '.join(files[:5])}" if files else ""))
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix != ".ckpt":
         raise CheckpointError(f"{path}: not a .ckpt file")
+
+
+def read_meta(path: Path, text: Any) -> dict[str, Any]:
+    """Return the facts that this project stores in a file.
+
+    Raises:
+        CheckpointError: the file has none, or one has another type than this project writes.
+    """
     try:
-        items = ms.load_checkpoint(str(path), crc_check=True)
-    except (ValueError, RuntimeError, TypeError, OSError):
-        raise CheckpointError(f"{path}: damaged or not a MindSpore checkpoint; its content cannot be read") from None
-    if "meta" not in items:
-        raise CheckpointError(f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it")
-    try:
-        meta = json.loads(str(items.pop("meta")))
-    except ValueError:
+        meta = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict) or not {"names", "recipe"} <= set(meta):
         raise CheckpointError(f"{path}: a MindSpore checkpoint, but without the recipe that this project stores in it")
-    missing = set(meta["names"]) - set(items)
-    if missing:
-        raise CheckpointError(f"{path}: truncated, {len(missing)} of {len(meta['names'])} arrays are missing")
-    if not has_checksum(path):
-        raise CheckpointError(f"{path}: truncated, the checksum at its end is missing")
-    arrays = {name: value.asnumpy() for name, value in items.items()}
-    unused, state = take(arrays, STATE + UNUSED), take(arrays, STATE)
-    return Checkpoint(path, meta, arrays, state, unused)
+    for key, (is_valid, meaning) in META.items():
+        if key in meta and not is_valid(meta[key]):
+            raise CheckpointError(f"{path}: damaged: {key} in its meta is {shown(meta[key])}, not {meaning}")
+    return {**DEFAULTS, **meta}
 
 
 def take(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -138,11 +165,59 @@ def take(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
-def has_checksum(path: Path) -> bool:
-    """Whether a file ends with MindSpore's checksum; without it ms.load_checkpoint only warns and checks nothing."""
-    with path.open("rb") as file:
-        file.seek(-min(path.stat().st_size, len(CHECKSUM) + 10), os.SEEK_END)
-        return file.read().startswith(CHECKSUM)
+#: what `meta` has if a file does not say it
+DEFAULTS: dict[str, Any] = {"method": "", "epoch": 0, "step": 0, "best": None, "metrics": {}, "classes": []}
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def is_number(value: Any) -> bool:
+    return value is None or isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
+
+
+def are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+def are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+def is_note(value: Any) -> bool:
+    """Whether a value describes the file that a checkpoint was converted from (weights/foreign.py)."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not all(is_text(value.get(key)) for key in ("key", "prefix")):
+        return False
+    entries = value.get("entries")
+    return isinstance(entries, list) and all(
+        isinstance(entry, list)
+        and len(entry) == 3
+        and is_text(entry[0])
+        and is_text(entry[1])
+        and isinstance(entry[2], list)
+        and len(entry[2]) <= MOST_AXES
+        and all(map(is_count, entry[2]))
+        for entry in entries
+    )
+
+
+#: key of `meta` -> whether a value is valid, and what it has to be
+META: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("recipe", "method", "teacher"), (is_text, "a text")),
+    **dict.fromkeys(("names", "classes", "origins"), (are_texts, "a list of texts")),
+    **dict.fromkeys(("epoch", "step", "ranks", "format"), (is_count, "a whole number of 0 or more")),
+    "best": (is_number, "a number or null"),
+    "metrics": (are_numbers, "numbers by name"),
+    "versions": (lambda value: isinstance(value, dict) and all(map(is_text, value.values())), "texts by name"),
+    "torch": (is_note, "a key, a prefix and entries of name, number type and shape"),
+}
 
 
 def assign(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], source: Path) -> None:
@@ -162,5 +237,8 @@ def assign(parameters: dict[str, Parameter], arrays: dict[str, np.ndarray], sour
             raise CheckpointError(
                 f"{source}: {name} has shape {list(arrays[name].shape)}, this recipe needs {list(parameter.shape)}"
             )
+        wanted = str(parameter.dtype).lower()
+        if str(arrays[name].dtype) != wanted:
+            raise CheckpointError(f"{source}: {name} has {arrays[name].dtype} numbers, this recipe needs {wanted}")
     for name, parameter in parameters.items():
         parameter.set_data(Tensor(arrays[name]))

@@ -43,6 +43,10 @@ def run_command(command: Callable[[], None]) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
+    except MemoryError as error:
+        reason = one_line(str(error)) or "out of memory"
+        sys.stderr.write(f"error: more memory is needed than there is ({reason}); write a smaller network or batch\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
@@ -193,8 +197,8 @@ def train_or_plan(args: argparse.Namespace) -> None:
 
 
 def whole_number(option: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise UserError(f"command line: {option}: {text!r} is not a whole number above 0; write for example 8")
+    if not re.fullmatch("[0-9]{1,9}", text) or not int(text):
+        raise UserError(f"command line: {option}: {text[:99]!r} is not a whole number above 0; write for example 8")
     return int(text)
 
 

@@ -17,14 +17,16 @@ from ..engine.evaluate import confusion_matrix, evaluate, features
 from ..methods import build_method
 from ..models.graph import AsGraph
 from .images import check_usable, left_out, loader
-from .networks import classifier_recipe, deployed, fill, stored_recipe
+from .networks import check_shapes, classifier_recipe, deployed, fill, stored_recipe
 
 
 def open_checkpoint(path: str, overrides: list[str]) -> tuple[Recipe, checkpoint.Checkpoint]:
     """Load a checkpoint and the recipe stored in it, with overrides."""
     loaded = checkpoint.load(Path(path))
     recipe = stored_recipe(loaded)
-    return (override(recipe, overrides, path) if overrides else recipe), loaded
+    recipe = override(recipe, overrides, path) if overrides else recipe
+    check_shapes(recipe, loaded)
+    return recipe, loaded
 
 
 def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[Recipe, checkpoint.Checkpoint]:
@@ -45,7 +47,9 @@ def open_classifier(path: str, overrides: list[str], config: str = "") -> tuple[
             f"{path}: its head has {trained.num_classes} classes, but method.num_classes is "
             f"{classifier.num_classes}; write {trained.num_classes}"
         )
-    return replace(recipe, method=classifier), loaded
+    recipe = replace(recipe, method=classifier)
+    check_shapes(recipe, loaded)
+    return recipe, loaded
 
 
 def evaluate_checkpoint(path: str, data: str, overrides: list[str], config: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..data.sources import DataError, Source, labelled_subset, with_classes, wit
 from ..engine import parallel
 from .dataset import far_off
 
+LARGE_BATCH = 256  # images
 AT_FIRST, TRIED = 3, 24  # images that `check_usable` decodes: as a rule, and if it finds none that can be used
 
 
@@ -74,13 +75,17 @@ def check_class_count(num_classes: int, source: Source) -> None:
 
 
 def loader(recipe: Recipe, source: Source, columns: tuple[str, ...], training: bool) -> Loader:
-    """Return the batches of a split, with augmentation (training) or evaluation transform of the recipe."""
+    """Return the batches of a split, with augmentation (training) or evaluation transform of the recipe.
+
+    A large batch of an evaluation is not larger than the split: a checkpoint's recipe can ask for any.
+    """
+    batch = recipe.train.batch_size
     return Loader(
         source,
         recipe.data,
         recipe.encoder.image_size,
         recipe.encoder.in_chans,
-        recipe.train.batch_size,
+        batch if training else min(batch, max(len(source), LARGE_BATCH)),
         columns,
         recipe.seed,
         training,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mindspore import Tensor, nn
 
-from ..config import ClassifyConfig, EncoderConfig, Recipe
+from ..config import ClassifyConfig, EncoderConfig, Recipe, plural
 from ..config.files import ConfigError, change, did_you_mean, load_recipe, parse_recipe
 from ..engine import checkpoint
 from ..models import BareEncoder, Encoder, PooledEncoder, build_classifier, build_encoder, build_network
@@ -47,7 +47,9 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> nn.Cell:
     if name.lower() in model_names():
         return create_model(name, **options)
     loaded = load_checkpoint(name)
-    encoder, classifier = with_options(classifier_recipe(loaded), options, name)
+    recipe = classifier_recipe(loaded)
+    encoder, classifier = with_options(recipe, options, name)
+    check_shapes(replace(recipe, encoder=encoder, method=classifier), loaded)
     return fill(build_classifier(without_drop_path(encoder), classifier), loaded)
 
 
@@ -98,7 +100,7 @@ def load_encoder(
     """
     name = os.fspath(source)
     loaded = None if name.lower() in model_names() else load_checkpoint(name)
-    recipe = model_recipe(name) if loaded is None else parse_recipe(loaded.meta["recipe"], name)
+    recipe = model_recipe(name) if loaded is None else recipe_in(loaded)
     trained = recipe.trained_encoder
     valid = sorted({f.name for f in fields(trained)} - {"name"})
     check_options(options, valid, name)
@@ -122,7 +124,7 @@ def origin_of(loaded: checkpoint.Checkpoint) -> Origin:
     """Return whose resizing rules a checkpoint follows; files of earlier versions have that in their recipe only."""
     from ..weights.load import RULES, Origin
 
-    recipe = parse_recipe(loaded.meta["recipe"], str(loaded.path))
+    recipe = recipe_in(loaded)
     origins = loaded.meta.get("origins", [])
     # earlier versions wrote the name of the preset here
     sources = tuple(dict.fromkeys(name if name in RULES else recipe.method.origin for name in origins))
@@ -201,9 +203,47 @@ def model_recipe(name: str) -> Recipe:
     return load_recipe(MODELS / f"{name.lower()}.yaml")
 
 
+def recipe_in(loaded: checkpoint.Checkpoint) -> Recipe:
+    """Return the recipe stored in a checkpoint, which fits its weights.
+
+    Raises:
+        ConfigError: it is no recipe.
+        CheckpointError: it describes another network than the weights are of.
+    """
+    recipe = parse_recipe(loaded.meta["recipe"], str(loaded.path))
+    check_shapes(recipe, loaded)
+    classifier, classes = recipe.method.classifier, loaded.meta["classes"]
+    if classifier is not None and classes and len(classes) != classifier.num_classes:
+        raise checkpoint.CheckpointError(
+            f"{loaded.path}: names {plural(len(classes), 'class', 'classes')}, but method.num_classes in its recipe is "
+            f"{classifier.num_classes}"
+        )
+    return recipe
+
+
+def check_shapes(recipe: Recipe, loaded: checkpoint.Checkpoint) -> None:
+    """Check that a checkpoint has the weights that decide how large the network of a recipe is, before it is built.
+
+    A file of a bare encoder has none for the decoder that its recipe names.
+
+    Raises:
+        CheckpointError: one is missing, or has another shape.
+    """
+    shapes = recipe.encoder_shapes()
+    if recipe.method.classifier is not None or any(name.startswith("decoder.") for name in loaded.weights):
+        shapes = itertools.chain(shapes, recipe.method.weight_shapes(recipe.trained_encoder))
+    for name, shape in shapes:
+        if name not in loaded.weights:
+            raise checkpoint.CheckpointError(f"{loaded.path}: does not fit this recipe: has no {name}")
+        if loaded.weights[name].shape != shape:
+            raise checkpoint.CheckpointError(
+                f"{loaded.path}: {name} has shape {list(loaded.weights[name].shape)}, this recipe needs {list(shape)}"
+            )
+
+
 def stored_recipe(loaded: checkpoint.Checkpoint) -> Recipe:
     """Return the recipe stored in a checkpoint, without the settings for the machine that it was trained on."""
-    return parse_recipe(loaded.meta["recipe"], str(loaded.path)).without_machine()
+    return recipe_in(loaded).without_machine()
 
 
 def classifier_recipe(loaded: checkpoint.Checkpoint) -> Recipe:

@@ -25,6 +25,7 @@ from ..engine.log import duration
 from ..engine.optim import build_optimizer
 from ..engine.schedule import effective_batch, peak_rate
 from ..engine.step import TrainStep
+from ..errors import one_line
 from ..methods import build_method
 from ..models import build_network
 from ..operations import kernels
@@ -258,7 +259,7 @@ def as_table(plan: dict[str, Any]) -> str:
         if measured["kernels"]:
             lines.append(("kernels", measured["kernels"]))
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
+    return "\n".join(f"{name:<{width}}{one_line(value)}" for name, value in lines)
 
 
 def show_count(number: int | None) -> str:

@@ -16,13 +16,13 @@ import numpy as np
 from mindspore import nn
 
 from ..config import Recipe, Teacher, plural, show_size
-from ..config.files import ConfigError, parse_recipe
+from ..config.files import ConfigError
 from ..data.loader import Loader
 from ..engine import checkpoint
 from ..methods import Method
 from ..models import build_network
 from ..models.graph import AsGraph
-from .networks import classifier_recipe, fill, without_drop_path
+from .networks import classifier_recipe, fill, recipe_in, without_drop_path
 
 #: fields of an encoder that do not affect its outputs
 TRAINING_ONLY = ("name", "drop_path", "init")
@@ -54,7 +54,7 @@ def load_teacher(recipe: Recipe, classes: list[str]) -> nn.Cell | None:
         )
     try:
         loaded = checkpoint.load(Path(teacher.file))
-        stored = classifier_recipe(loaded) if teacher.classifier else parse_recipe(loaded.meta["recipe"], teacher.file)
+        stored = classifier_recipe(loaded) if teacher.classifier else recipe_in(loaded)
     except checkpoint.CheckpointError as error:
         raise checkpoint.CheckpointError(f"{teacher.key}: {error}") from None
     check_teacher(recipe, teacher, stored)

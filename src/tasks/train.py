@@ -29,7 +29,7 @@ from ..visual.curves import draw_curves
 from ..visual.gallery import displayed, write_grid
 from ..weights.load import Origin, carry_over, load_encoder_weights
 from .images import check_usable, evaluation_batches, left_out, load_sources, loader
-from .networks import origin_of
+from .networks import check_shapes, origin_of
 from .teacher import digest_of, load_teacher, store_outputs, stored_outputs
 
 SAMPLE_IMAGES = 256  # training images that `Method.prepare` sees before the first step
@@ -58,6 +58,8 @@ def train(recipe: Recipe, resume: str = "", stop_after: int = 0) -> dict[str, fl
         # a checkpoint at the end of a stage has the shapes of that stage
         start = min(bisect.bisect_left(ends, loaded.meta["epoch"]), len(ends) - 1) if loaded else 0
         stage_recipe = at_stage(recipe, start)
+        if loaded is not None:
+            check_shapes(stage_recipe, loaded)
         parts = parallel.together(lambda: training_parts(stage_recipe, folder))
         training = Training(stage_recipe, *parts, folder, used)
         fit = parallel.together(lambda: training.prepare(loaded, bool(resume), ends[start]))

@@ -27,6 +27,7 @@ from ..config import (
     TransformerDecoderConfig,
     ViTConfig,
 )
+from ..config.checks import LARGEST_SIZE, shown
 from ..models.swin import WindowLayout
 from . import WeightsError
 
@@ -78,51 +79,123 @@ class Hints:
         return replace(other, **{name: value for name, value in values.items() if value not in (None, "")})
 
 
+class HintError(WeightsError):
+    """A value of a configuration that is not what its key says."""
+
+
+def value_of(config: Any, key: str, kinds: tuple[type, ...], meaning: str) -> Any:
+    """The value of a key of a configuration; None if it has none."""
+    value = config.get(key) if isinstance(config, Mapping) else None
+    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+        return value
+    text = shown(value) if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
+    raise HintError(f"{key} is {text}, not {meaning}")
+
+
+def mapping(config: Any, key: str) -> Mapping[str, Any]:
+    return value_of(config, key, (dict,), "a mapping") or {}
+
+
+def whole(config: Any, key: str) -> int | None:
+    number: int | None = value_of(config, key, (int,), "a whole number")
+    if number is not None and not 0 <= number <= LARGEST_SIZE:
+        raise HintError(f"{key} is {number}, not a size of a network")
+    return number
+
+
+def number(config: Any, key: str) -> float | None:
+    value = value_of(config, key, (int, float), "a number")
+    if value is not None and not abs(value) < 1e30:  # nor NaN
+        raise HintError(f"{key} is {shown(value)}, not a number of a network")
+    return value
+
+
+def numbers(config: Any, key: str) -> tuple[float, ...] | None:
+    values = value_of(config, key, (list, tuple), "a list of numbers")
+    if values is None:
+        return None
+    if len(values) > 1000:
+        raise HintError(f"{key} has {len(values)} numbers")
+    return tuple(number({key: value}, key) or 0.0 for value in values)
+
+
+def wholes(config: Any, key: str) -> tuple[int, ...] | None:
+    values = value_of(config, key, (list, tuple), "a list of whole numbers")
+    if values is None:
+        return None
+    if len(values) > 1000:
+        raise HintError(f"{key} has {len(values)} numbers")
+    return tuple(whole({key: value}, key) or 0 for value in values)
+
+
+def flag(config: Any, key: str) -> bool | None:
+    value = config.get(key) if isinstance(config, Mapping) else None
+    return bool(value) if isinstance(value, int) else None
+
+
+def word(config: Any, key: str) -> str:
+    value = config.get(key) if isinstance(config, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def side_or_pair(config: Any, key: str) -> tuple[int, int] | None:
+    """Height and width from one number or two; None if there are none."""
+    if isinstance(config, Mapping) and isinstance(config.get(key), list | tuple):
+        sizes = wholes(config, key) or ()
+        if len(sizes) == 2 and all(sizes):
+            return pair(sizes)
+        raise HintError(f"{key} is not one size or two")
+    side = whole(config, key)
+    return pair(side) if side else None
+
+
+def pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
 def hints_of_json(config: Mapping[str, Any]) -> Hints:
     """Hints from the config.json of Hugging Face or timm."""
     if "pretrained_cfg" in config:
-        images = config["pretrained_cfg"]
-        size, mean, std = (images.get(key) for key in ("input_size", "mean", "std"))
+        images = mapping(config, "pretrained_cfg")
+        size, mean, std = wholes(images, "input_size"), numbers(images, "mean"), numbers(images, "std")
         normalised = bool(mean and std)
         return Hints(
-            image_size=pair(size[1:]) if size else None,
-            mean=tuple(mean) if normalised else None,
-            std=tuple(std) if normalised else None,
-            eval_crop=images.get("crop_pct"),
-            pool=config.get("global_pool") or "",
+            image_size=side_or_pair({"input_size": size[1:]}, "input_size") if size else None,
+            mean=mean if normalised else None,
+            std=std if normalised else None,
+            eval_crop=number(images, "crop_pct"),
+            pool=word(config, "global_pool"),
         )
     if config.get("hidden_act", "gelu") != "gelu":
-        raise WeightsError(f"hidden_act is {config['hidden_act']}; only gelu is supported")
-    size = config.get("image_size")
+        raise WeightsError(f"hidden_act is {str(config['hidden_act'])[:99]}; only gelu is supported")
     heads = config.get("num_attention_heads")
-    windows = config.get("pretrained_window_sizes")
     return Hints(
-        num_heads=heads if isinstance(heads, int) else None,
-        image_size=pair(size) if size else None,
-        norm_eps=config.get("layer_norm_eps"),
-        window_size=config.get("window_size"),
-        pretrained_window_sizes=tuple(windows) if windows else None,
-        mask_ratio=config.get("mask_ratio"),
-        decoder_heads=config.get("decoder_num_attention_heads"),
-        normalize=config.get("norm_pix_loss"),
+        num_heads=whole(config, "num_attention_heads") if isinstance(heads, int) else None,
+        image_size=side_or_pair(config, "image_size"),
+        norm_eps=number(config, "layer_norm_eps"),
+        window_size=whole(config, "window_size"),
+        pretrained_window_sizes=wholes(config, "pretrained_window_sizes") or None,
+        mask_ratio=number(config, "mask_ratio"),
+        decoder_heads=whole(config, "decoder_num_attention_heads"),
+        normalize=flag(config, "norm_pix_loss"),
     )
 
 
 def hints_of_tree(config: Mapping[str, Any]) -> Hints:
     """Hints from the configuration tree that SimMIM and Swin-Transformer store in a checkpoint (config.py)."""
-    data, model = config.get("DATA", {}), config.get("MODEL", {})
-    network = model.get(str(model.get("TYPE", "")).upper(), {})
-    heads, windows = network.get("NUM_HEADS"), network.get("PRETRAINED_WINDOW_SIZES")
-    target = model.get("SIMMIM", {}).get("NORM_TARGET", {})
+    data, model = mapping(config, "DATA"), mapping(config, "MODEL")
+    network = mapping(model, word(model, "TYPE").upper())
+    target = mapping(mapping(model, "SIMMIM"), "NORM_TARGET")
     return Hints(
-        num_heads=heads if isinstance(heads, int) else None,
-        image_size=pair(data["IMG_SIZE"]) if data.get("IMG_SIZE") else None,
-        layer_scale=network.get("INIT_VALUES"),
-        window_size=network.get("WINDOW_SIZE"),
-        pretrained_window_sizes=tuple(windows) if windows else None,
-        mask_ratio=data.get("MASK_RATIO"),
-        mask_block=data.get("MASK_PATCH_SIZE"),
-        normalize=target.get("ENABLE"),
+        num_heads=whole(network, "NUM_HEADS") if isinstance(network.get("NUM_HEADS"), int) else None,
+        image_size=side_or_pair(data, "IMG_SIZE"),
+        layer_scale=number(network, "INIT_VALUES"),
+        window_size=whole(network, "WINDOW_SIZE"),
+        pretrained_window_sizes=wholes(network, "PRETRAINED_WINDOW_SIZES") or None,
+        mask_ratio=number(data, "MASK_RATIO"),
+        mask_block=whole(data, "MASK_PATCH_SIZE"),
+        normalize=flag(target, "ENABLE"),
     )
 
 
@@ -130,18 +203,13 @@ def hints_of_arguments(arguments: Mapping[str, Any]) -> Hints:
     """Hints from the command-line arguments that FastMIM, MAE and DeiT store in a checkpoint."""
     size = arguments.get("input_size")
     return Hints(
-        image_size=pair(size) if isinstance(size, int) else None,
-        mask_ratio=arguments.get("mask_ratio"),
-        mask_block=arguments.get("block_size"),
-        target=str(arguments.get("mim_loss", "")).lower(),
-        normalize=arguments.get("norm_pix_loss"),
-        factory=str(arguments.get("model", "")),
+        image_size=side_or_pair(arguments, "input_size") if isinstance(size, int) else None,
+        mask_ratio=number(arguments, "mask_ratio"),
+        mask_block=whole(arguments, "block_size"),
+        target=word(arguments, "mim_loss").lower(),
+        normalize=flag(arguments, "norm_pix_loss"),
+        factory=word(arguments, "model"),
     )
-
-
-def pair(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------
@@ -181,8 +249,11 @@ def check_preset(encoder: EncoderConfig, name: str) -> None:
 
 def count(shapes: Shapes, template: str) -> int:
     """Number of values that `#` takes in the names that fit a template."""
-    expression = re.compile(re.escape(template).replace(r"\#", r"(\d+)"))
-    return 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
+    expression = re.compile(re.escape(template).replace(r"\#", r"(\d{1,9})"))
+    total = 1 + max((int(m.group(1)) for name in shapes if (m := expression.match(name))), default=-1)
+    if total > len(shapes):
+        raise WeightsError(f"numbers {template} up to {total - 1}, but has {len(shapes)} tensors")
+    return total
 
 
 def ratio(*shapes: tuple[int, ...]) -> float:

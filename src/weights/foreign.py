@@ -6,6 +6,7 @@ use are stored too, so that the conversion back gives the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from ..config import ClassifyConfig, EncoderConfig, FieldError, MaskedConfig
+from ..config.checks import shown
+from ..config.reading import available_memory, read_text
 from ..models.layers import sincos_position
 from . import WeightsError
 from .derive import (
+    HintError,
     Hints,
     derive_encoder,
     derive_method,
@@ -27,6 +31,7 @@ from .derive import (
     hints_of_arguments,
     hints_of_json,
     hints_of_tree,
+    numbers,
 )
 from .names import Naming, naming_for, recognise
 from .safetensors_file import is_safetensors, read_safetensors, write_safetensors
@@ -35,11 +40,15 @@ from .torch_file import (
     InertObject,
     StoredTensor,
     damage_reported,
+    numpy_dtype,
     read_torch,
     stored_tensor,
     write_torch,
 )
 
+MOST_TENSORS = 20_000  # of a table; our networks have up to 1000
+LONGEST_NAME = 500  # characters of a tensor's name
+LONGEST_JSON = 10_000_000  # bytes of a configuration; the names of 20,000 classes take one million
 KEYS = ("model", "state_dict")  # usual keys of the network in a checkpoint
 PREFIXES = ("module.", "_orig_mod.")  # name prefixes of data parallel and compiled networks
 
@@ -80,7 +89,7 @@ def open_foreign(path: Path, key: str = "") -> Foreign:
         tree: Any = read_safetensors(path) if is_safetensors(path) else read_torch(path)
     tables = {"": tree} if table_of(tree) else {}
     if isinstance(tree, dict):
-        tables |= {str(name): value for name, value in tree.items() if table_of(value)}
+        tables |= {name: value for name, value in tree.items() if isinstance(name, str) and table_of(value)}
     if not tables:
         raise WeightsError(f"{path}: holds no table of named tensors")
     names = [key] if key else [name for name in (*KEYS, "") if name in tables] or list(tables)
@@ -88,13 +97,35 @@ def open_foreign(path: Path, key: str = "") -> Foreign:
         raise WeightsError(f"{path}: has no table {key!r} of named tensors; write --key {' or --key '.join(tables)}")
     if not key and names[0] not in (*KEYS, "") and len(names) > 1:
         raise WeightsError(f"{path}: has several tables of tensors; write --key {' or --key '.join(names)}")
-    table = {str(name): value for name, value in tables[names[0]].items() if isinstance(value, StoredTensor)}
+    table = {name: value for name, value in tables[names[0]].items() if isinstance(value, StoredTensor)}
+    check_table(path, table)
     prefix = ""
     while more := next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in table)), ""):
         prefix += more
     others = tuple(name for name in tables if name != names[0])
-    hints = hints_in(tree).over(hints_beside(path)) if isinstance(tree, dict) else Hints()
+    try:
+        hints = hints_in(tree).over(hints_beside(path)) if isinstance(tree, dict) else Hints()
+    except HintError as error:
+        raise WeightsError(f"{path}: its configuration: {error}") from None
     return Foreign(path, {n.removeprefix(prefix): v for n, v in table.items()}, prefix, names[0], hints, others)
+
+
+def check_table(path: Path, table: dict[str, StoredTensor]) -> None:
+    """Check that a table of tensors is one of a network, and that its tensors are not more than the file.
+
+    Raises:
+        WeightsError: it has other names, more tensors than any network, or many that share their numbers.
+    """
+    for name in table:
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            raise WeightsError(f"{path}: {shown(name)} is no name of a tensor")
+    if len(table) > MOST_TENSORS:
+        raise WeightsError(f"{path}: has {len(table)} tensors, more than any network")
+    size = sum(math.prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize for tensor in table.values())
+    if size > 2 * path.stat().st_size:
+        raise WeightsError(f"{path}: its tensors share their numbers: they take {size} bytes, more than the file")
+    if size > available_memory():
+        raise WeightsError(f"{path}: its tensors take {size / 1e9:.0f} GB, more memory than there is")
 
 
 def table_of(value: Any) -> bool:
@@ -120,17 +151,17 @@ def hints_beside(path: Path) -> Hints:
         file = path.with_name(name)
         if file.is_file():
             try:
-                hints = hints.over(read(json.loads(file.read_text(encoding="utf-8"))))
+                hints = hints.over(read(json.loads(read_text(file, LONGEST_JSON))))
             except WeightsError as error:
                 raise WeightsError(f"{file}: {error}") from None
-            except (ValueError, TypeError, AttributeError, KeyError):
+            except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
                 raise WeightsError(f"{file}: not a configuration of Hugging Face or timm") from None
     return hints
 
 
 def hints_of_images(config: dict[str, Any]) -> Hints:
-    mean, std = config.get("image_mean"), config.get("image_std")
-    return Hints(mean=tuple(mean), std=tuple(std)) if mean and std else Hints()
+    mean, std = numbers(config, "image_mean"), numbers(config, "image_std")
+    return Hints(mean=mean, std=std) if mean and std else Hints()
 
 
 # --- into ours --------------------------------------------------------------------------------------------------
@@ -178,8 +209,15 @@ def to_ours(foreign: Foreign, source: str = "", hints: Hints | None = None) -> C
     except WeightsError as error:
         text = str(error)
         raise WeightsError(text if text.startswith(str(foreign.path)) else f"{foreign.path}: {text}") from None
-    except (KeyError, ValueError, IndexError) as error:  # a tensor is missing, or has too few dimensions
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # missing, of other shapes
         raise WeightsError(f"{foreign.path}: its tensors form no known network ({error})") from None
+    except MemoryError:
+        raise WeightsError(f"{foreign.path}: needs more memory than there is") from None
 
 
 def convert_tensors(foreign: Foreign, source: str, hints: Hints) -> Converted:
@@ -313,8 +351,18 @@ def to_theirs(
     Raises:
         WeightsError: a parameter has no name there, or the checkpoint lacks one that the file had.
     """
-    if note is not None and not source:
-        return dict(noted_tensors(weights, unused, note)), str(note["key"])
+    try:
+        if note is not None and not source:
+            return dict(noted_tensors(weights, unused, note)), str(note["key"])
+        return named_tensors(weights, source)
+    except WeightsError:
+        raise
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # of shapes that do not fit
+        raise WeightsError(f"its arrays do not fit its names ({error})") from None
+
+
+def named_tensors(weights: dict[str, np.ndarray], source: str) -> tuple[dict[str, StoredTensor], str]:
+    """Tensors by the names of an implementation, and the key of the table in its files."""
     naming = naming_for(source, weights)
     tensors = {}
     for name, value in weights.items():
@@ -333,6 +381,8 @@ def noted_tensors(
     prefix = note["prefix"]
     naming = recognise([name.removeprefix(prefix) for name, _, _ in note["entries"]]).naming
     for name, dtype, shape in note["entries"]:
+        if dtype not in STORAGE_OF:
+            raise WeightsError(f"{shown(name)} had {shown(dtype)} numbers, which cannot be written")
         theirs = name.removeprefix(prefix)
         if theirs in unused:
             value = unused[theirs]
@@ -364,4 +414,5 @@ def write_foreign(path: Path, tensors: dict[str, StoredTensor], key: str) -> Non
     except OSError as reason:
         raise WeightsError(f"{path}: cannot be written ({reason.strerror or reason})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it does not exist, or its name is too long to exist
+            temporary.unlink()

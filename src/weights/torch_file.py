@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -37,9 +37,15 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+MOST = 2**60  # of what a file counts
+MOST_AXES = 32  # of a tensor
 STORAGE_OF = {dtype: storage for storage, dtype in STORAGES.items()}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
+LONGEST = 64_000_000  # bytes of a pickle without the numbers of its tensors; those of our networks have 200,000
+MOST_STEPS = 4_000_000  # operations of a pickle, each of which can make an object of 100 bytes
+MOST_CLASSES = 1000  # that a pickle names
+LONGEST_LIST = 4_000_000  # bytes of the list of the members of a zip archive
 #: modules that no ordinary checkpoint names
 HOSTILE = {"os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "pty", "importlib", "ctypes", "code"}
 HOSTILE |= {"commands", "webbrowser", "pickle", "_pickle", "marshal", "multiprocessing", "types", "operator", "asyncio"}
@@ -125,7 +131,9 @@ class InertObject(dict):
             raise WeightsError(f"calls {self.path} while loading, which no ordinary checkpoint does")
         self.args = args
         if self.path == "collections.OrderedDict" and args and isinstance(args[0], list):
-            self.update(args[0])
+            for key, value in args[0]:
+                check_key(key)
+                self[key] = value
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -184,10 +192,12 @@ def rebuild_tensor(storage: Storage, offset: int, size: Any, stride: Any, *rest:
     dtype = dtype or storage.dtype
     if not isinstance(storage, Storage) or dtype not in STORAGE_OF:
         raise WeightsError(f"holds a tensor of an unsupported number type ({dtype or 'unknown'})")
+    if not isinstance(size, tuple | list) or not isinstance(stride, tuple | list) or len(size) > MOST_AXES:
+        raise WeightsError("holds a tensor with an invalid shape")
     shape, steps = tuple(size), tuple(stride)
     kind = numpy_dtype(dtype)
     count = storage.count if storage.dtype else storage.count // kind.itemsize
-    if len(shape) != len(steps) or len(shape) > 32 or not all(isinstance(n, int) for n in (offset, *shape, *steps)):
+    if len(shape) != len(steps) or not all(isinstance(n, int) and abs(n) < MOST for n in (offset, *shape, *steps)):
         raise WeightsError("holds a tensor with an invalid shape")
     total = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) if total else offset
@@ -223,12 +233,72 @@ REBUILDS: dict[str, Callable[..., Any]] = {
 }
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Reads one pickle without importing or running anything; `storage(id)` returns the numbers of a persistent id."""
+def check_key(key: Any) -> None:
+    """Check that a key is soon hashed: tuples of tuples can stand for more values than there are atoms."""
+    if isinstance(key, tuple | frozenset) and any(isinstance(part, tuple | frozenset) for part in key):
+        raise WeightsError("has a key of tuples within tuples, which no ordinary checkpoint has")
+
+
+def after(check: Callable[[Any], None], operation: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An operation of an unpickler with a check before it."""
+
+    def both(unpickler: Any) -> None:
+        check(unpickler)
+        operation(unpickler)
+
+    return both
+
+
+class Portion:
+    """The next bytes of a file, at most `left`; an unpickler reads no further."""
+
+    def __init__(self, file: BinaryIO, left: int = LONGEST):
+        self.file, self.left = file, left
+
+    def read(self, count: int) -> bytes:
+        self.take(count)
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(self.left + 1)
+        self.take(len(line))
+        return line
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise WeightsError("holds a part that is longer than the file or than any checkpoint's")
+
+
+class SafeUnpickler(pickle._Unpickler):
+    """Reads one pickle without importing or running anything; `storage(id)` returns the numbers of a persistent id.
+
+    It is based on pickle's unpickler in Python: that in C takes memory for numbers in a file, such as the largest index
+    of a memo, before it reads what they belong to.
+    """
 
     def __init__(self, file: BinaryIO, storage: Callable[[Any], Storage] | None = None):
-        super().__init__(file, encoding="latin1")
+        super().__init__(Portion(file), encoding="latin1")
         self.storage = storage
+        self.classes: dict[str, type[InertObject]] = {}
+
+    def load(self) -> Any:
+        """As in pickle, with a limited number of steps."""
+        self._unframer = pickle._Unframer(self._file_read, self._file_readline)  # type: ignore[attr-defined]
+        self.read, self.readline = self._unframer.read, self._unframer.readline
+        self.metastack: list[Any] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
+        self.proto = 0
+        for _ in range(MOST_STEPS):
+            code = self.read(1)
+            if not code:
+                raise EOFError("it ends too early")
+            try:
+                self.dispatch[code[0]](self)
+            except pickle._Stop as stop:  # type: ignore[attr-defined]
+                return stop.value
+        raise WeightsError("has more parts than any checkpoint")
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}"
@@ -236,7 +306,11 @@ class SafeUnpickler(pickle.Unpickler):
             return RebuildFunction(REBUILDS[path])
         if module.split(".")[0] in HOSTILE:
             raise WeightsError(f"names {path}, which no ordinary checkpoint does")
-        return type("InertObject", (InertObject,), {"path": path})
+        if path not in self.classes:
+            if len(self.classes) == MOST_CLASSES:
+                raise WeightsError("names more classes than any checkpoint")
+            self.classes[path] = type("InertObject", (InertObject,), {"path": path})
+        return self.classes[path]
 
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":  # a class and its source text
@@ -244,6 +318,40 @@ class SafeUnpickler(pickle.Unpickler):
         if self.storage is None:
             raise WeightsError("refers to numbers in a part of the file that has none")
         return self.storage(pid)
+
+    def check_one(self) -> None:
+        check_key(self.stack[-2])
+
+    def check_pairs(self) -> None:
+        for key in self.stack[::2]:
+            check_key(key)
+
+    def check_all(self) -> None:
+        for key in self.stack:
+            check_key(key)
+
+    def check_built(self) -> None:
+        if not isinstance(self.stack[-2], InertObject):
+            raise WeightsError("sets the state of a function or tensor, which no ordinary checkpoint does")
+
+    def load_bytes(self) -> None:
+        """A byte array; pickle takes its memory before it reads."""
+        (count,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(count)))
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {**pickle._Unpickler.dispatch}
+
+
+SafeUnpickler.dispatch[pickle.BYTEARRAY8[0]] = SafeUnpickler.load_bytes
+for code, check in (
+    (pickle.SETITEM, SafeUnpickler.check_one),
+    (pickle.SETITEMS, SafeUnpickler.check_pairs),
+    (pickle.DICT, SafeUnpickler.check_pairs),
+    (pickle.ADDITEMS, SafeUnpickler.check_all),
+    (pickle.FROZENSET, SafeUnpickler.check_all),
+    (pickle.BUILD, SafeUnpickler.check_built),
+):
+    SafeUnpickler.dispatch[code[0]] = after(check, SafeUnpickler.dispatch[code[0]])
 
 
 def storage_id(pid: Any) -> tuple[str, str, int, Any]:
@@ -253,8 +361,8 @@ def storage_id(pid: Any) -> tuple[str, str, int, Any]:
     name = getattr(pid[1], "path", "").rpartition(".")[2]
     if name not in STORAGES and name != "UntypedStorage":
         raise WeightsError(f"holds numbers of an unsupported type ({name})")
-    if not isinstance(pid[4], int) or pid[4] < 0:
-        raise WeightsError("holds a run of numbers without a length")
+    if not isinstance(pid[2], str | int) or not isinstance(pid[4], int) or not 0 <= pid[4] < MOST:
+        raise WeightsError("holds a run of numbers without a name or length")
     return STORAGES.get(name, ""), str(pid[2]), pid[4], pid[5] if len(pid) > 5 else None
 
 
@@ -283,14 +391,21 @@ def read_torch(path: Path) -> Any:
 
 
 def read_zip(path: Path) -> Any:
+    with path.open("rb") as file:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined] # zipfile itself reads the whole list at once
+    if end is None or end[zipfile._ECD_SIZE] > LONGEST_LIST:  # type: ignore[attr-defined]
+        raise WeightsError("cut short, or with more members than any checkpoint")
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1 or any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise WeightsError("a zip archive, but not one that torch.save writes")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder").strip() != b"little":
+        order = members.get(f"{root}byteorder")
+        if order is not None and (order.file_size > 99 or archive.read(order).strip() != b"little"):
             raise WeightsError("written on a big-endian machine, which is not supported")
+        if members[pickles[0]].file_size > LONGEST:
+            raise WeightsError(f"its part {pickles[0]} is longer than any checkpoint's")
         content = archive.read(pickles[0])
 
     @functools.lru_cache(maxsize=1)  # consecutive tensors may share a storage
@@ -337,6 +452,8 @@ def read_legacy(path: Path) -> Any:
         keys = SafeUnpickler(file).load()
         end = path.stat().st_size
         for key in keys:
+            if not isinstance(key, str) or key not in item_sizes:
+                raise WeightsError("names numbers that no tensor has")
             (count,) = struct.unpack("<q", file.read(8))
             length = count * item_sizes[key]
             spans[key] = (file.tell(), length)
