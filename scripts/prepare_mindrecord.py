@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.config import DataConfig
 from src.errors import UserError
+from src.native import cores
 from src.tasks.command import run_command, whole_number
 
 LARGEST_PAGE = 256  # MiB
@@ -32,7 +34,9 @@ def main() -> int:
     parser.add_argument("--shorter-side", default="", metavar="PIXELS", help="resize larger images to it")
     parser.add_argument("--quality", default="95", metavar="Q", help="of resized JPEG images, 1 to 100 (default 95)")
     parser.add_argument("--channels", default="3", metavar="N", help="bands of the images, as encoder.in_chans")
-    parser.add_argument("--max-pixels", default="178956970", metavar="N", help="larger images are left out")
+    parser.add_argument(
+        "--max-pixels", default=str(DataConfig.max_pixels), metavar="N", help="larger images are left out"
+    )
     parser.add_argument("--page-size", default="32", metavar="MIB", help="largest image, 1 to 256 MiB (default 32)")
     parser.add_argument("--workers", default="", metavar="N", help="processes; all cores if left out")
     args = parser.parse_args()
@@ -64,12 +68,11 @@ def write(args: argparse.Namespace) -> None:
     shards = whole_number("--shards", args.shards) if args.shards else 0
     side = whole_number("--shorter-side", args.shorter_side) if args.shorter_side else 0
     channels, max_pixels = whole_number("--channels", args.channels), whole_number("--max-pixels", args.max_pixels)
-    processes = whole_number("--workers", args.workers) if args.workers else 0
-    from src.native import cores
+    processes = whole_number("--workers", args.workers) if args.workers else cores()
     from src.tasks.records import Options, prepare
 
     options = Options(shards, side, quality, channels, max_pixels, page << 20)
-    prepare(args.source, args.out, options, processes or cores())
+    prepare(args.source, args.out, options, processes)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.config import DataConfig
+from src.native import cores
 from src.tasks.command import run_command, whole_number
 
 
@@ -23,7 +25,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--out", default="", metavar="FILE", help="write the bad images as a training does")
     parser.add_argument("--channels", default="3", metavar="N", help="bands of the images, as encoder.in_chans")
-    parser.add_argument("--max-pixels", default="178956970", metavar="N", help="larger images are bad")
+    parser.add_argument("--max-pixels", default=str(DataConfig.max_pixels), metavar="N", help="larger images are bad")
     parser.add_argument("--workers", default="", metavar="N", help="processes; all cores if left out")
     args = parser.parse_args()
     good = True
@@ -32,12 +34,11 @@ def main() -> int:
         nonlocal good
         channels = whole_number("--channels", args.channels)
         pixels = whole_number("--max-pixels", args.max_pixels)
-        processes = whole_number("--workers", args.workers) if args.workers else 0
+        processes = whole_number("--workers", args.workers) if args.workers else cores()
         from src.data.decode import Decoder
-        from src.native import cores
         from src.tasks.dataset import verify
 
-        good = verify(args.paths, Decoder(channels, max_pixels=pixels), processes or cores(), args.out, args.json)
+        good = verify(args.paths, Decoder(channels, max_pixels=pixels), processes, args.out, args.json)
 
     return run_command(verify_all) or int(not good)
 

@@ -69,6 +69,14 @@ def run_entry() -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def library() -> str:
+    """Path of the compiled library of `src.data.resample` and `affine`."""
+    from src.data import resample
+
+    return resample.library() or pytest.skip(f"no library: {resample.set_up('')}")
+
+
 #: very small networks of each kind, with stochastic depth so that its draw counters are in the training state
 TINY = {
     "vit": "{name: vit, image_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, drop_path: 0.2}",

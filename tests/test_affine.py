@@ -20,12 +20,6 @@ FILL = (9, 128, 250)
 BICUBIC = Image.Resampling.BICUBIC
 
 
-@pytest.fixture(scope="session")
-def library() -> str:
-    """Path of the library."""
-    return resample.library() or pytest.skip(f"no library: {resample.set_up('')}")
-
-
 @pytest.fixture(params=["library", "Pillow"])
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """What transforms during a test."""

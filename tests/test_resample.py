@@ -21,12 +21,6 @@ from tests.helpers import ROOT, Run
 BOTH: list[Filter] = ["bicubic", "bilinear"]
 
 
-@pytest.fixture(scope="session")
-def library() -> str:
-    """Path of the library."""
-    return resample.library() or pytest.skip(f"no library: {resample.set_up('')}")
-
-
 @pytest.fixture(params=["library", "Pillow"])
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """What resizes during a test."""

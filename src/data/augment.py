@@ -75,12 +75,15 @@ def _blend(base: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(Image.blend(first, second, factor)).reshape(pixels.shape)
 
 
-def _luminance(pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).convert("L"))
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """Return the luminance (H, W, 1) of RGB (H, W, 3): Pillow's for uint8, of the same weights for floats."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[..., None]
 
 
 def _colour(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return _blend(cv2.cvtColor(_luminance(pixels), cv2.COLOR_GRAY2RGB), pixels, factor)
+    return _blend(cv2.cvtColor(luminance(pixels), cv2.COLOR_GRAY2RGB), pixels, factor)
 
 
 def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
@@ -102,7 +105,7 @@ def _enhanced(base: int, factor: float) -> np.ndarray:
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    grey = _luminance(pixels)
+    grey = luminance(pixels)
     return _enhanced(int(int(grey.sum()) / grey.size + 0.5), factor)
 
 

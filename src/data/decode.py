@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from ..config import DataConfig
 from . import bands
 from .jpeg import HUFFMAN, Header, JpegPicture, decode, read_header
 from .picture import Box, Picture, Undecodable, check_size, only_undecodable, turned
@@ -65,7 +66,12 @@ class Decoder:
     channels: int = 3
     fast: bool = False
     exif: bool = False
-    max_pixels: int = 178_956_970
+    max_pixels: int = DataConfig.max_pixels
+
+    @classmethod
+    def of(cls, config: DataConfig, channels: int, training: bool = False) -> Decoder:
+        """Return the decoder of a recipe's images; only those of a training are decoded fast."""
+        return cls(channels, training and config.decode == "fast", config.exif == "apply", config.max_pixels)
 
     def open(self, content: bytes) -> Picture:
         """Read the header of a file; its content decides the format, not its name.

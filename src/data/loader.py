@@ -6,7 +6,6 @@ image, copy): workers, ranks, prefetching and resuming change nothing.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +26,6 @@ class Faults:
     def __init__(self) -> None:
         self.known: dict[int, Fault] = {}
         self._new: list[Fault] = []
-        self._lock = threading.Lock()
 
     def add(self, faults: Sequence[Fault]) -> None:
         """Note faults; those of known images are ignored."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..config import DataConfig, parse_auto_augment
-from .augment import ColorJitter, RandAugment, RandomErasing
+from .augment import ColorJitter, RandAugment, RandomErasing, luminance
 from .decode import Box, Decoder, Picture, Undecodable
 from .resample import resized
 
@@ -70,9 +69,7 @@ class Transform:
 
     @functools.cached_property
     def _decoder(self) -> Decoder:
-        config = self.config
-        fast = self.training and config.decode == "fast"
-        return Decoder(self.channels, fast, config.exif == "apply", config.max_pixels)
+        return Decoder.of(self.config, self.channels, self.training)
 
     @functools.cached_property
     def _augmentations(self) -> list[tuple[int, RandAugment | ColorJitter]]:
@@ -135,13 +132,6 @@ def flipped(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] > MOST_OF_OPENCV:
         return pixels[:, ::-1]
     return cv2.flip(pixels, 1).reshape(pixels.shape)
-
-
-def luminance(pixels: np.ndarray) -> np.ndarray:
-    """Return the luminance (H, W, 1) of RGB (H, W, 3): Pillow's for uint8, of the same weights for floats."""
-    if pixels.dtype == np.uint8:
-        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[..., None]
 
 
 def generator(key: Key, number: int) -> np.random.Generator:

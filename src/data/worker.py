@@ -56,14 +56,13 @@ class Reply(NamedTuple):
     error: str
 
 
-def map_stream(file: str | int, size: int) -> mmap.mmap:
-    """Map the shared memory of a stream."""
-    handle = os.open(file, os.O_RDWR | os.O_CLOEXEC) if isinstance(file, str) else file
+def map_stream(parent: int, file: int, size: int) -> mmap.mmap:
+    """Map the shared memory of a stream, a file that the parent has open."""
+    handle = os.open(f"/proc/{parent}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
     try:
         return mmap.mmap(handle, size)
     finally:
-        if isinstance(file, str):
-            os.close(handle)
+        os.close(handle)
 
 
 def write_job(job: ImageJob) -> tuple[bytes, list[memoryview]]:
@@ -113,7 +112,7 @@ def main(tasks: int, replies: int, status: int, number: int) -> None:
         error = ""
         try:
             if task.stream not in streams:
-                memory = map_stream(f"/proc/{parent}/fd/{task.file}", task.size)
+                memory = map_stream(parent, task.file, task.size)
                 streams[task.stream] = read_job(memory, *task.job), slots_of(memory, task.slots)
                 if len(streams) > KEPT:
                     streams.popitem(last=False)

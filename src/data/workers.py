@@ -27,7 +27,7 @@ import numpy as np
 
 from .job import Fault, ImageJob
 from .sources import DataError
-from .worker import STATUS, Reply, Task, map_stream, slots_of, write_job
+from .worker import STATUS, Reply, Task, slots_of, write_job
 
 AHEAD = 4  # batches that are loaded or being loaded before they are asked for, less if they take more than LARGE
 LARGE = 2**30  # bytes of these batches
@@ -243,7 +243,7 @@ class Stream:
         self.size = start + int(np.prod(self.layout[1])) * 4
         self.file = os.memfd_create("images")
         os.ftruncate(self.file, self.size)
-        self.memory = map_stream(self.file, self.size)
+        self.memory = mmap.mmap(self.file, self.size)
         for part, (first, last) in zip(buffers, places, strict=True):
             self.memory[first:last] = part.tobytes()
         self.memory[data : data + len(whole)] = whole

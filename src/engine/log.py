@@ -74,8 +74,8 @@ class RunFolder:
         with write_errors(self.path), created_folder(self.path):
             file = logging.FileHandler(self.path / "train.log", encoding="utf-8")
             try:
-                self._replace("config.yaml", recipe)
-                self._replace("environment.json", environment)
+                replace_text(self.path / "config.yaml", recipe)
+                replace_text(self.path / "environment.json", environment)
             except OSError:
                 file.close()
                 raise
@@ -105,16 +105,7 @@ class RunFolder:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         past = [line for line in lines if _is_past(line, epoch, step)]
         with write_errors(path):
-            self._replace(path.name, "".join(past))
-
-    def _replace(self, name: str, text: str) -> None:
-        """Write a file of the folder completely or not at all."""
-        temporary = self.path / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+            replace_text(path, "".join(past))
 
     def close(self) -> None:
         for handler in list(self.log.handlers):
@@ -194,6 +185,23 @@ def check_writable(path: Path) -> None:
             probe.unlink(missing_ok=True)
     for folder in missing:
         folder.rmdir()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -101,17 +101,20 @@ def gather(values: Any) -> np.ndarray:
     return total(table)
 
 
-def gather_texts(texts: list[str]) -> list[str]:
-    """Collect texts from all ranks, those of rank 0 first; most calls have none, which costs one small sum."""
-    if size() == 1:
-        return texts
-    content = "\0".join(texts).encode() + b"\0" * bool(texts)
+def gather_bytes(content: bytes) -> list[bytes]:
+    """Collect bytes without trailing zeros from each rank; if no rank has any, that costs one small sum."""
     longest = largest(len(content))
-    if not longest:
-        return []
     row = np.zeros(longest)
     row[: len(content)] = list(content)
-    parts = [bytes(letters.astype(np.uint8)).rstrip(b"\0") for letters in gather(row)]
+    table = gather(row) if longest else np.zeros((size(), 0))
+    return [bytes(letters.astype(np.uint8)).rstrip(b"\0") for letters in table]
+
+
+def gather_texts(texts: list[str]) -> list[str]:
+    """Collect texts from all ranks, those of rank 0 first."""
+    if size() == 1:
+        return texts
+    parts = gather_bytes("\0".join(texts).encode())
     return [text for part in parts if part for text in part.decode().split("\0")]
 
 
@@ -147,10 +150,7 @@ def together(work: Callable[[], Result]) -> Result:
         result = work()
     except UserError as error:
         text = str(error) or type(error).__name__
-    letters = np.zeros(MAX_TEXT)
-    content = text.encode()[:MAX_TEXT]
-    letters[: len(content)] = list(content)
-    texts = [bytes(row[row > 0].astype(np.uint8)).decode(errors="ignore") for row in gather(letters)]
+    texts = [content.decode(errors="ignore") for content in gather_bytes(text.encode()[:MAX_TEXT])]
     failed = [number for number, text in enumerate(texts) if text]
     if failed:
         first = failed[0]

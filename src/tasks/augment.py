@@ -11,7 +11,7 @@ import numpy as np
 from ..config import DataConfig, Recipe, at_stage, plural
 from ..config.files import load_recipe
 from ..data.decode import Decoder, Undecodable
-from ..data.job import ImageJob
+from ..data.job import ImageJob, readable
 from ..data.opening import open_source
 from ..data.sources import Source, labelled_subset
 from ..data.transform import Transform
@@ -134,8 +134,9 @@ def row_of(recipe: Recipe, source: Source, columns: list[Column], index: int) ->
         if fault is not None:
             return fault.reason
     try:
-        first = original(recipe, source.read(index))
-    except (Undecodable, OSError, ValueError) as error:
+        with readable():
+            first = original(recipe, source.read(index))
+    except Undecodable as error:
         return str(error)
     return [first, *(eight_bits(displayed(recipe.data, one[None])[0]) for one in pixels)], far_off(recipe.data, pixels)
 
@@ -143,7 +144,7 @@ def row_of(recipe: Recipe, source: Source, columns: list[Column], index: int) ->
 def original(recipe: Recipe, content: bytes) -> np.ndarray:
     """Return a whole image, as large as it fits into the image size in its own shape, (H, W, 3) uint8."""
     (height, width), channels, data = recipe.encoder.image_size, recipe.encoder.in_chans, recipe.data
-    picture = Decoder(channels, exif=data.exif == "apply", max_pixels=data.max_pixels).open(content)
+    picture = Decoder.of(data, channels).open(content)
     share = min(height / picture.height, width / picture.width)
     rows, cols = (max(1, round(share * side)) for side in (picture.height, picture.width))
     plain = unchanged(replace(data, decode="exact"), picture.width / picture.height)

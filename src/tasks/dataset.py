@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import numpy as np
 from ..config import DataConfig, plural
 from ..config.files import load_recipe
 from ..config.paths import expanded
+from ..data.augment import luminance
 from ..data.decode import Decoder, Undecodable
 from ..data.folders import images_below
 from ..data.listing import EXTENSIONS
 from ..data.opening import open_source
 from ..data.sources import Source, plain_files
-from ..data.transform import MOST_OF_OPENCV, luminance
+from ..data.transform import MOST_OF_OPENCV
+from ..engine import log
 from ..errors import UserError
 from .command import line
 from .sweep import Bad, decoded, sweep
@@ -110,15 +112,9 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        log.replace_text(path, text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror or error}); name another file") from None
 
 
@@ -264,11 +260,9 @@ def training_images(path: str, overrides: list[str], channels: int, max_pixels: 
     """Return the training images of a recipe or at a path, and how to decode them."""
     if path.endswith((".yaml", ".yml")):
         recipe = load_recipe(path, overrides)
-        source = open_source(Path(recipe.data.root) / recipe.data.train, "data.train")
-        exif = recipe.data.exif == "apply"
-        return source, Decoder(
-            channels or recipe.encoder.in_chans, exif=exif, max_pixels=max_pixels or recipe.data.max_pixels
-        )
+        source = open_source(recipe.data.training_place, "data.train")
+        data = replace(recipe.data, max_pixels=max_pixels or recipe.data.max_pixels)
+        return source, Decoder.of(data, channels or recipe.encoder.in_chans)
     if overrides:
         raise UserError(f"command line: {overrides[0]!r} changes a recipe; name a recipe, or leave it out")
     place = Path(expanded(path, "command line"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -111,21 +111,20 @@ def number(config: Any, key: str) -> float | None:
 
 
 def numbers(config: Any, key: str) -> tuple[float, ...] | None:
-    values = value_of(config, key, (list, tuple), "a list of numbers")
-    if values is None:
-        return None
-    if len(values) > 1000:
-        raise HintError(f"{key} has {len(values)} numbers")
-    return tuple(number({key: value}, key) or 0.0 for value in values)
+    values = values_of(config, key, "a list of numbers")
+    return None if values is None else tuple(number({key: value}, key) or 0.0 for value in values)
 
 
 def wholes(config: Any, key: str) -> tuple[int, ...] | None:
-    values = value_of(config, key, (list, tuple), "a list of whole numbers")
-    if values is None:
-        return None
-    if len(values) > 1000:
+    values = values_of(config, key, "a list of whole numbers")
+    return None if values is None else tuple(whole({key: value}, key) or 0 for value in values)
+
+
+def values_of(config: Any, key: str, kind: str) -> Sequence[Any] | None:
+    values: Sequence[Any] | None = value_of(config, key, (list, tuple), kind)
+    if values is not None and len(values) > 1000:
         raise HintError(f"{key} has {len(values)} numbers")
-    return tuple(whole({key: value}, key) or 0 for value in values)
+    return values
 
 
 def flag(config: Any, key: str) -> bool | None:
