@@ -134,7 +134,7 @@ def decode(content: bytes, header: Header, factor: int = 1, fast: bool = False) 
         pixels, warning = (
             by_simplejpeg(content, header, factor, fast) if simplejpeg else by_opencv(content, header, factor)
         )
-        if pixels is not None and not warning:
+        if pixels is not None:
             if pixels.shape[:2] != size:
                 raise Undecodable(f"damaged JPEG: its size is {pixels.shape[1]} x {pixels.shape[0]} pixels")
             return pixels
